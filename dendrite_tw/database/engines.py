@@ -60,6 +60,11 @@ class Database(Protocol):
     ) -> Deferred[T]:
         """Run `function` in a transaction; fires with its result once that is on disk."""
 
+    def prepare(
+        self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run `function` in a transaction and wait for it: for the start, before the reactor runs."""
+
     async def read(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -174,6 +179,17 @@ class SQLiteDatabase:
         else:
             self._jobs.put(job)
         return job.answer
+
+    def prepare(
+        self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        job = _Job(function, args, kwargs, Deferred())
+        self._commit([job])
+        if job.failure is not None:
+            job.failure.raiseException()
+        for hook in job.hooks:
+            hook()
+        return job.result  # type: ignore[no-any-return]
 
     async def read(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs

@@ -130,6 +130,22 @@ class UserAPI(Protocol):
     async def receipts_since(self, room_ids: list[str], after: int, upto: int) -> list[Receipt]:
         """Receipts of these rooms that changed in (after, upto]; private ones too, for the caller to leave out."""
 
+    async def unread(self, user_id: str, room_ids: list[str], room_position: int) -> dict[str, Unread]:
+        """Unread counts in these rooms, with every event up to `room_position` taken into account.
+
+        ``notification_count`` and ``highlight_count`` are of the main timeline; the caller adds
+        ``threads`` to them where the client did not ask for threads apart.
+        """
+
+    async def ignored_users(self, user_id: str) -> frozenset[str]: ...
+
+
+class KeyAPI(Protocol):
+    """Everything that other components may ask of devices' keys and of messages between devices.
+
+    Served by the user component, from its database and with its positions.
+    """
+
     async def to_device_since(
         self, user_id: str, device_id: str, after: int, upto: int, limit: int
     ) -> list[ToDeviceMessage]:
@@ -142,12 +158,3 @@ class UserAPI(Protocol):
         """Users whose keys changed in (after, upto], local and remote."""
 
     async def key_counts(self, user_id: str, device_id: str) -> KeyCounts: ...
-
-    async def unread(self, user_id: str, room_ids: list[str], room_position: int) -> dict[str, Unread]:
-        """Unread counts in these rooms, with every event up to `room_position` taken into account.
-
-        ``notification_count`` and ``highlight_count`` are of the main timeline; the caller adds
-        ``threads`` to them where the client did not ask for threads apart.
-        """
-
-    async def ignored_users(self, user_id: str) -> frozenset[str]: ...

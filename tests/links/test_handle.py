@@ -13,7 +13,7 @@ from dendrite_tw.links.codec import InterfaceCodec
 from dendrite_tw.links.handle import Answerer, Direct, Encoded, handle
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.room_api.api import RoomAPI
-from dendrite_tw.user_api.api import UserAPI
+from dendrite_tw.user_api.api import KeyAPI, UserAPI
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -86,7 +86,7 @@ class EncodedTests(Contract, SynchronousTestCase):
 
 class CodecTests(SynchronousTestCase):
     def test_our_interfaces_can_cross_a_process_border(self) -> None:
-        for interface in (RoomAPI, UserAPI):
+        for interface in (RoomAPI, UserAPI, KeyAPI):
             self.assertTrue(InterfaceCodec(interface).methods)
 
     def test_a_type_that_cannot_is_refused(self) -> None:
