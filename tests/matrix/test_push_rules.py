@@ -581,7 +581,9 @@ def rule_sets(draw: st.DrawFn) -> RuleSet:
         body = {
             "actions": draw(ACTIONS),
             "conditions": draw(st.lists(CONDITIONS, max_size=2)),
-            "pattern": draw(st.sampled_from(["cake", "c*", "@room", "a?ice", "pan-cake", "the c*", "*he cake"])),
+            "pattern": draw(
+                st.sampled_from(["cake", "c*", "@room", "a?ice", "pan-cake", "the c*", "*he cake"])
+            ),
         }
         rules = rules.put(kind, rule_id, body).set_enabled(kind, rule_id, draw(st.booleans()))
     return rules
