@@ -60,6 +60,7 @@ class SelectionTests(SynchronousTestCase):
         for membership in ("leave", "ban", "other", 7, None):
             self.assertEqual(self.keys(ROOM_V11, membership=membership), base)
         self.assertEqual(self.keys(ROOM_V11, state_key=ALICE, membership="leave"), base - {MEMBER_BOB})
+        self.assertEqual(self.keys(ROOM_V11, state_key=None, membership="join"), base - {MEMBER_BOB})
 
     def test_third_party_invite(self):
         invite = {"signed": {"token": "abc"}}

@@ -1161,6 +1161,39 @@ class RuleTests(SynchronousTestCase):
                     )
         self.assertEqual(wrong, [])
 
+    def test_levels_of_the_caller_are_taken(self):
+        for version in ALL:
+            room = RoomBuilder(version)
+            joined(room, BOB)
+            check_auth(room.event("m.room.message", BOB, {}), room.state)
+            set_levels(room, events_default=1)
+            strict = power_levels(room.state)
+            del room.state["m.room.power_levels", ""]
+            event = room.event("m.room.message", BOB, {})
+            check_auth(event, room.state)
+            self.assertRaises(AuthError, check_auth, event, room.state, power_levels=strict)
+
+    def test_work_on_third_party_invites_is_bounded(self):
+        """The signature that counts may be the tenth by the tenth key, and no later."""
+        good = signing.encode_base64(IDENTITY_KEY.verify_key)
+        bad = signing.encode_base64(signing_key("ed25519:0", b"\4" * 32).verify_key)
+        for keys_before, signatures_before, allowed in ((9, 9, True), (10, 0, False), (0, 10, False)):
+            room = RoomBuilder(ROOM_VERSIONS["12"])
+            event = third_party(room)
+            content = {
+                "public_key": bad,
+                "public_keys": [{"public_key": bad}] * (keys_before - 1) + [{"public_key": good}],
+            }
+            room.put("m.room.third_party_invite", BOB, content, "token")
+            signed = event.content["third_party_invite"]["signed"]
+            ours = signed["signatures"]["id.example"][IDENTITY_KEY.key_id]
+            by_key = {f"ed25519:{n}": "AAAA" for n in range(signatures_before)} | {"ed25519:z": ours}
+            signed["signatures"] = {"ignored": {"rsa:1": "x"}, "id.example": by_key}
+            if allowed:
+                check_auth(event, room.state)
+            else:
+                self.assertRaises(AuthError, check_auth, event, room.state)
+
     def test_every_reason_is_in_the_table(self):
         """A rule without a row would go unnoticed: each refusal of the source occurs in the outcomes."""
         outcomes = {self.judge(row.scene, version) for row in ROWS for version in ALL}
