@@ -89,7 +89,7 @@ def _room_id(pdu: Mapping[str, Any], event_type: str, version: RoomVersion) -> s
 
 
 def check_hashes_and_signatures(pdu: Mapping[str, Any]) -> None:
-    """Raise `EventFormatError` unless ``hashes`` and ``signatures`` have the shape that later steps expect."""
+    """Raise `EventFormatError` unless ``hashes`` and ``signatures`` have the shape that later steps need."""
     if not isinstance(_object(pdu, "hashes").get("sha256"), str):
         raise EventFormatError("hashes has no sha256")
     for by_key in _object(pdu, "signatures").values():

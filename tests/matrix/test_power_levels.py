@@ -156,12 +156,12 @@ class PowerLevelsTests(SynchronousTestCase):
 class CreatorTests(SynchronousTestCase):
     def test_creators(self):
         for version in ALL:
-            room = RoomBuilder(version, creator=ALICE, additional_creators=[BOB, 7])
+            room = RoomBuilder(version, additional_creators=[BOB, 7])
             expected = {ALICE, BOB} if version.privileged_creators else {ALICE}
             self.assertEqual(room_creators(room.create), expected)
 
     def test_named_creator_of_older_versions(self):
-        self.assertEqual(room_creators(RoomBuilder(ROOM_V10, **{"creator": BOB}).create), {BOB})
+        self.assertEqual(room_creators(RoomBuilder(ROOM_V10, creator=BOB).create), {BOB})
 
     def test_malformed(self):
         room = RoomBuilder(ROOM_V10)
