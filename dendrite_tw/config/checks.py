@@ -186,7 +186,7 @@ def _databases(tree: Tree) -> Findings:
         yield _error(
             "global.database.connection_string",
             "No database is named, neither here nor in the sections of the components.",
-            "Set it to a PostgreSQL URI, or give each component its own `database` (file:name.db for SQLite).",
+            "Set it to a PostgreSQL URI, or give each component a `database` (file:name.db for SQLite).",
         )
         return
     for key in missing:

@@ -99,6 +99,11 @@ class ComponentDatabase(Database, frozen=True, kw_only=True):
     ] = 10
 
 
+def _database(name: str) -> Key:
+    example = ComponentDatabase(connection_string=f"file:dendrite_{name}.db")
+    return Key("Database of this component, if global.database is empty.", example=example)
+
+
 class InternalApi(Section, frozen=True, kw_only=True):
     """Where the components of a polylith deployment used to call each other."""
 
@@ -252,6 +257,9 @@ class Global(Section, frozen=True, kw_only=True):
                 connection_string="postgresql://username:password@hostname/dendrite?sslmode=disable",
                 max_idle_conns=5,
             ),
+            example=Database(
+                connection_string="postgresql://username:password@hostname/dendrite?sslmode=disable"
+            ),
         ),
     ] = Database()
     cache: Annotated[Cache, Key("Memory for what is read often.")] = Cache()
@@ -352,9 +360,9 @@ class ClientApi(Section, frozen=True, kw_only=True):
     external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = (
         ExternalApi()
     )
-    registration_disabled: Annotated[bool, Key("Nobody can register, but with the shared secret below.")] = (
-        True
-    )
+    registration_disabled: Annotated[
+        bool, Key("Nobody can register, except with the shared secret below.")
+    ] = True
     registration_requires_token: Annotated[
         bool,
         Key("Registration asks for a token that an administrator made.", commented=True),
@@ -432,7 +440,7 @@ class FederationApi(Section, frozen=True, kw_only=True):
     external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = (
         ExternalApi()
     )
-    database: Annotated[ComponentDatabase, Key("Database of this component.")] = ComponentDatabase()
+    database: Annotated[ComponentDatabase, _database("federationapi")] = ComponentDatabase()
     send_max_retries: Annotated[
         int,
         Key(
@@ -484,7 +492,7 @@ class KeyServer(Section, frozen=True, kw_only=True):
     """End-to-end encryption keys."""
 
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
-    database: Annotated[ComponentDatabase, Key("Database of this component.")] = ComponentDatabase()
+    database: Annotated[ComponentDatabase, _database("keyserver")] = ComponentDatabase()
 
 
 class ThumbnailSize(Section, frozen=True, kw_only=True):
@@ -504,7 +512,7 @@ class MediaApi(Section, frozen=True, kw_only=True):
     external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = (
         ExternalApi()
     )
-    database: Annotated[ComponentDatabase, Key("Database of this component.")] = ComponentDatabase()
+    database: Annotated[ComponentDatabase, _database("mediaapi")] = ComponentDatabase()
     base_path: Annotated[FilePath, Key("Directory for uploaded files.", sample="./media_store")] = ""
     max_file_size_bytes: Annotated[
         int,
@@ -534,7 +542,7 @@ class RoomServer(Section, frozen=True, kw_only=True):
     """Rooms: their events and their state."""
 
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
-    database: Annotated[ComponentDatabase, Key("Database of this component.")] = ComponentDatabase()
+    database: Annotated[ComponentDatabase, _database("roomserver")] = ComponentDatabase()
     default_room_version: Annotated[str, Key("Version of rooms that are created without asking for one.")] = (
         "10"
     )
@@ -556,7 +564,7 @@ class SyncApi(Section, frozen=True, kw_only=True):
     external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = (
         ExternalApi()
     )
-    database: Annotated[ComponentDatabase, Key("Database of this component.")] = ComponentDatabase()
+    database: Annotated[ComponentDatabase, _database("syncapi")] = ComponentDatabase()
     real_ip_header: Annotated[
         str,
         Key(
@@ -572,7 +580,7 @@ class UserApi(Section, frozen=True, kw_only=True):
     """Accounts and devices."""
 
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
-    account_database: Annotated[ComponentDatabase, Key("Database of this component.")] = ComponentDatabase()
+    account_database: Annotated[ComponentDatabase, _database("userapi")] = ComponentDatabase()
     bcrypt_cost: Annotated[
         int, Key("Work to check a password; one more doubles it.", at_least=4, at_most=31)
     ] = 10
@@ -602,7 +610,7 @@ class RelayApi(Section, frozen=True, kw_only=True):
     external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = (
         ExternalApi()
     )
-    database: Annotated[ComponentDatabase, Key("Database of this component.")] = ComponentDatabase()
+    database: Annotated[ComponentDatabase, _database("relayapi")] = ComponentDatabase()
 
 
 class Mscs(Section, frozen=True, kw_only=True):
@@ -612,7 +620,7 @@ class Mscs(Section, frozen=True, kw_only=True):
         tuple[str, ...],
         Key("Proposals to switch on: msc2444, msc2753, msc2836.", example=("msc2836",)),
     ] = ()
-    database: Annotated[ComponentDatabase, Key("Database of this component.")] = ComponentDatabase()
+    database: Annotated[ComponentDatabase, _database("mscs")] = ComponentDatabase()
 
 
 class Jaeger(Section, frozen=True, kw_only=True):
@@ -662,9 +670,14 @@ class Tree(Section, frozen=True, kw_only=True):
     room_server: Annotated[RoomServer, Key("Rooms: their events and their state.")] = RoomServer()
     sync_api: Annotated[SyncApi, Key("What clients are told.")] = SyncApi()
     user_api: Annotated[UserApi, Key("Accounts and devices.")] = UserApi()
-    relay_api: Annotated[RelayApi, Key("Store and forward for servers that are offline.", commented=True)] = (
-        RelayApi()
-    )
+    relay_api: Annotated[
+        RelayApi,
+        Key(
+            "Store and forward for servers that are offline.",
+            example=RelayApi(database=ComponentDatabase(connection_string="file:dendrite_relayapi.db")),
+            commented=True,
+        ),
+    ] = RelayApi()
     mscs: Annotated[Mscs, Key("Proposals that are not in the specification.")] = Mscs()
     tracing: Annotated[Tracing, Key("Traces of requests, for Jaeger.")] = Tracing()
     logging: Annotated[
