@@ -145,7 +145,7 @@ def generate_config(
         "global.server_name": server_name,
         "global.private_key": private_key,
         "global.database": Database(),
-        "global.jetstream.storage_path": directory,
+        "global.jetstream.storage_path": _join(directory, "jetstream"),
         "client_api.registration_shared_secret": registration_shared_secret,
         "media_api.base_path": _join(directory, "media"),
         "sync_api.search.index_path": _join(directory, "searchindex"),
