@@ -99,9 +99,7 @@ class ReceivedEvent(msgspec.Struct, frozen=True, eq=False):
 
 
 def _decode(data: bytes, version: RoomVersion) -> dict[str, Any]:
-    value = (
-        canonical_json.decode(data) if version.strict_canonical_json else canonical_json.decode_lenient(data)
-    )
+    value = canonical_json.decode(data) if version.strict_canonical_json else canonical_json.decode_lenient(data)
     if not isinstance(value, dict):
         raise CanonicalJSONError("not a JSON object")
     return value
@@ -260,9 +258,7 @@ def _bounded_unsigned(unsigned: object) -> dict[str, Any]:
     return unsigned if small else {}
 
 
-def _event(
-    pdu: dict[str, Any], version: RoomVersion, event_id: str, encoded: bytes, unsigned: dict[str, Any]
-) -> Event:
+def _event(pdu: dict[str, Any], version: RoomVersion, event_id: str, encoded: bytes, unsigned: dict[str, Any]) -> Event:
     """Make the event from a PDU whose format is known to be right."""
     event_type = pdu["type"]
     room_id = pdu.get("room_id")
@@ -304,9 +300,7 @@ def _check_fields(pdu: Mapping[str, Any], version: RoomVersion) -> None:
         raise EventFormatError("event_id is not an event id of this room version")
 
 
-def _checked_pdu(
-    pdu: Mapping[str, Any] | bytes, version: RoomVersion
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def _checked_pdu(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> tuple[dict[str, Any], dict[str, Any]]:
     """The PDU, format checked and without what it must not have; and its ``unsigned``."""
     if isinstance(pdu, bytes):
         if len(pdu) > MAX_PDU_BYTES + MAX_UNSIGNED_BYTES:
@@ -323,11 +317,7 @@ def _checked_pdu(
 
 
 def _encode_received(fields: Mapping[str, Any], version: RoomVersion) -> bytes:
-    encoded = (
-        canonical_json.encode(fields)
-        if version.strict_canonical_json
-        else canonical_json.encode_lenient(fields)
-    )
+    encoded = canonical_json.encode(fields) if version.strict_canonical_json else canonical_json.encode_lenient(fields)
     if len(encoded) > MAX_PDU_BYTES:
         raise EventTooLargeError("the event is larger than 65,536 bytes")
     return encoded
