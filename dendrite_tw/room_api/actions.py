@@ -82,6 +82,17 @@ class Actions:
         event = (await self.state(room, (MEMBER, user_id))).get((MEMBER, user_id))
         return event.membership if event else None
 
+    async def joined_users(self, room_id: str) -> list[str]:
+        """The joined users of a room that is known."""
+        room = await self._rooms.get(room_id)
+        return await self._database.read(room_table.joined_users, room.room_nid)
+
+    async def send_state(self, room: Room, sender: str, type: str, state_key: str, content: dict[str, Any]) -> str:
+        """Set state on behalf of a user; returns the event's ID."""
+        return await self.send(
+            NewEvent(room_id=room.room_id, sender=sender, type=type, content=content, state_key=state_key)
+        )
+
     # --- creating ---
 
     async def create_room(self, room: NewRoom) -> str:

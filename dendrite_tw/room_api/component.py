@@ -10,6 +10,7 @@ from ..matrix.keys import SigningKey
 from ..user_api.api import UserAPI
 from ..world import World
 from .actions import Actions
+from .directory import Directory
 from .input import RoomWriter
 from .queries import Queries
 from .room import Rooms
@@ -72,11 +73,27 @@ class RoomComponent:
             shown=shown,
             viewer=viewer,
         )
+        directory = Directory(
+            database=database,
+            rooms=self.rooms,
+            actions=actions,
+            viewer=viewer,
+            clock=world.clock,
+            server_name=server_name,
+        )
         self.create_room = actions.create_room
         self.send = actions.send
         self.change_membership = actions.change_membership
         self.forget = actions.forget
         self.update_profile = actions.update_profile
+        self.resolve_alias = directory.resolve_alias
+        self.aliases = directory.aliases
+        self.create_alias = directory.create_alias
+        self.delete_alias = directory.delete_alias
+        self.published = directory.published
+        self.set_published = directory.set_published
+        self.public_rooms = directory.public_rooms
+        self.room_summary = directory.room_summary
         self.memberships = queries.memberships
         self.membership = queries.membership
         self.joined_users = queries.joined_users
