@@ -544,7 +544,7 @@ class RoomServer(Section, frozen=True, kw_only=True):
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
     database: Annotated[ComponentDatabase, _database("roomserver")] = ComponentDatabase()
     default_room_version: Annotated[str, Key("Version of rooms that are created without asking for one.")] = (
-        "10"
+        "12"
     )
 
 
