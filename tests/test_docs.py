@@ -6,7 +6,6 @@ import contextlib
 import importlib
 import io
 import re
-import shlex
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -40,18 +39,17 @@ def flags_of(tool: str) -> set[str]:
 def commands_in(text: str) -> list[list[str]]:
     """Command lines of our tools in a document, in words, beginning with the tool's name."""
     text = re.sub(r"\\\n[#\s]*", " ", text)
+    pieces = re.findall(r"[\"`]([^\"`\n]*)[\"`]", text)
+    for line in text.splitlines():
+        pieces += re.sub(r"^[# ]*(Exec\w+=)?", "", line).split(" && ")
     found = []
-    for match in re.finditer(
-        r"(?:^[ #]*|[\"`/=]|bin/)((?:dendrite|generate-|create-account|check-config)[^\"`\n]*)", text, re.MULTILINE
-    ):
-        try:
-            words = shlex.split(re.split(r" > | && | \| ", match[1])[0], comments=True)
-        except ValueError:
-            continue
-        if words and words[0] == "dendrite":
-            words = words[1:] if words[1:] and words[1] in TOOLS else words
-        if words and (words[0] in TOOLS or words[0] == "dendrite"):
-            found.append(words)
+    for piece in pieces:
+        match = re.match(rf"(?:\S*/bin/)?((?:{'|'.join(TOOLS)}|dendrite)(?: .*)?)$", piece)
+        words = re.split(r" +(?:[>|#] .*)?", match[1].strip()) if match else []
+        if words[:1] == ["dendrite"] and words[1:2] and words[1] in TOOLS:
+            words = words[1:]
+        if words:
+            found.append([word for word in words if word])
     return found
 
 
@@ -81,7 +79,7 @@ class Commands(SynchronousTestCase):
                 for word in words[1:]:
                     if word.startswith("-"):
                         flag = word.lstrip("-").partition("=")[0]
-                        self.assertIn(flag, known, f"{path}: {shlex.join(words)}")
+                        self.assertIn(flag, known, f"{path}: {words}")
                         tried.add((words[0], flag))
         self.assertGreater(len(tried), 8)
         self.assertEqual({tool for tool, _ in tried}, {*TOOLS, "dendrite"})
