@@ -175,7 +175,7 @@ class Reading(SynchronousTestCase):
         self.assertTrue(config.client_api.registration_disabled)
         self.assertFalse(config.client_api.guests_disabled)
         self.assertEqual(config.client_api.rate_limiting.threshold, 5)
-        self.assertEqual(config.room_server.default_room_version, "10")
+        self.assertEqual(config.room_server.default_room_version, "12")
         self.assertEqual(config.user_api.worker_count, 8)
         self.assertIn("::/0", config.federation_api.allow_networks)
 
