@@ -63,6 +63,10 @@ _ROOM = "SELECT room_nid, room_id, version, depth, extremities, snapshot_nid FRO
 def room_by_id(txn: Transaction, room_id: str) -> None: ...
 
 
+@maybe(RoomRow, f"{_ROOM} WHERE room_nid = :room_nid")
+def room_by_nid(txn: Transaction, room_nid: int) -> None: ...
+
+
 @none(
     "UPDATE rooms SET depth = :depth, extremities = :extremities, snapshot_nid = :snapshot_nid "
     "WHERE room_nid = :room_nid"
@@ -95,6 +99,20 @@ def memberships_of(txn: Transaction, user_nid: int) -> None: ...
 
 @maybe(MembershipRow, f"{_MEMBERSHIP} WHERE m.user_nid = :user_nid AND m.room_nid = :room_nid")
 def membership_in(txn: Transaction, user_nid: int, room_nid: int) -> None: ...
+
+
+class MemberEventRow(msgspec.Struct, frozen=True):
+    position: int
+    pdu: bytes
+
+
+@many(
+    MemberEventRow,
+    "SELECT position, pdu FROM events WHERE room_nid = :room_nid AND slot_nid = :slot_nid AND status = 0 "
+    "ORDER BY position DESC LIMIT 50",
+)
+def member_events_of(txn: Transaction, room_nid: int, slot_nid: int) -> None:
+    """The newest values of a state slot in a room."""
 
 
 @many(
