@@ -74,9 +74,7 @@ class Filtering(SyncCase):
     def test_event_fields(self) -> None:
         self.rooms.message(ROOM, B, "hi")
         answer = self.sync("alice", self.since, filter={"event_fields": ["content.body", "type"]})
-        self.assertEqual(
-            joined(answer)["timeline"]["events"], [{"type": "m.room.message", "content": {"body": "hi"}}]
-        )
+        self.assertEqual(joined(answer)["timeline"]["events"], [{"type": "m.room.message", "content": {"body": "hi"}}])
 
     def test_federation_format(self) -> None:
         self.rooms.message(ROOM, B, "hi")

@@ -198,6 +198,4 @@ class Leaving(SyncCase):
     def test_others_leaving_changes_the_summary(self) -> None:
         self.rooms.leave(ROOM, B)
         room = joined(self.sync("alice", self.since))
-        self.assertEqual(
-            room["summary"], {"m.joined_member_count": 1, "m.invited_member_count": 0, "m.heroes": [B]}
-        )
+        self.assertEqual(room["summary"], {"m.joined_member_count": 1, "m.invited_member_count": 0, "m.heroes": [B]})
