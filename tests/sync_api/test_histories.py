@@ -37,11 +37,14 @@ class Client:
             "filter": {"room": {"timeline": timeline, "state": {"lazy_load_members": lazy}}},
             "use_state_after": state_after,
         }
+        self.starts: list[tuple[str, dict[Slot, str]]] = []
+        """For each timeline of the last answer its first event, and the state that the client has before it."""
         self.timelines: dict[str, list[str]] = {}
         self.states: dict[str, dict[Slot, str]] = {}
 
     def take(self, answer: Any) -> None:
         self.token = answer["next_batch"]
+        self.starts.clear()
         rooms = answer.get("rooms", {})
         for room_id, room in rooms.get("join", {}).items():
             self._joined(room_id, room)
@@ -57,14 +60,16 @@ class Client:
         known += events
         assert len(set(known)) == len(known), f"an event came twice: {known}"
         state = self.states.setdefault(room_id, {})
-        if self.state_after:
-            assert "state" not in room
-            told = room["state_after"]["events"]
-        else:
-            assert "state_after" not in room
-            told = room["state"]["events"] + [e for e in room["timeline"]["events"] if "state_key" in e]
-        for event in told:
+        assert ("state_after" in room) is self.state_after
+        assert ("state" in room) is not self.state_after
+        for event in room["state_after" if self.state_after else "state"]["events"]:
             state[event["type"], event["state_key"]] = event["event_id"]
+        if not self.state_after:
+            if events:
+                self.starts.append((events[0], dict(state)))
+            for event in room["timeline"]["events"]:
+                if "state_key" in event:
+                    state[event["type"], event["state_key"]] = event["event_id"]
         if self.lazy:
             for event in room["timeline"]["events"]:
                 assert (MEMBER, event["sender"]) in state or event["type"] == "m.room.create", event
@@ -98,6 +103,7 @@ def history(chance: Random, length: int, without: str = "") -> list[Play]:
 class Histories(SyncCase):
     def play(self, plays: list[Play], cache_bytes: int, resolutions: bool) -> None:
         self.cache_bytes = cache_bytes
+        self.resolved = False
         self.setUp()
         self.clients = [
             Client(False, False, 3),
@@ -121,6 +127,14 @@ class Histories(SyncCase):
 
     def follow(self, client: Client) -> None:
         client.take(self.sync("alice", client.token, **client.query))
+        for event_id, state in client.starts:
+            room = self.rooms.rooms[self.rooms.by_id[event_id].room_id]
+            before = {slot: event.event_id for slot, event in room.before[event_id].items()}
+            if client.lazy:
+                members = {slot for slot in (*before, *state) if slot[0] == MEMBER}
+                before, state = ({s: e for s, e in m.items() if s not in members} for m in (before, state))
+            if not self.resolved:
+                self.assertEqual(state, before, f"before {event_id}")
 
     def act(self, action: str, room_id: str, user: str, number: int, resolutions: bool) -> None:
         membership = self.membership(room_id, user)
@@ -156,6 +170,7 @@ class Histories(SyncCase):
         current = room.state.get((type_, ""))
         earlier = [e for e in room.events if (e.type, e.state_key) == (type_, "") and e is not current]
         if earlier:
+            self.resolved = True
             self.rooms.message(room_id, B, also_replaced=[earlier[0]])
 
     def membership(self, room_id: str, user: str) -> str | None:
