@@ -11,6 +11,9 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from twisted.internet.task import deferLater
+
+from tests.harness import Answer
 from tests.sync_api.fakes import MEMBER
 from tests.sync_api.scene import A, B, C, SyncCase
 
@@ -100,11 +103,40 @@ def history(chance: Random, length: int, without: str = "") -> list[Play]:
     return [(name, chance.randrange(2), chance.randrange(3), chance.randrange(4)) for name in names if name != without]
 
 
+class Slow:
+    """An interface whose answers take their time: they are made before or after a wait of random length."""
+
+    def __init__(self, target: Any, time: Any, chance: Random) -> None:
+        self._target = target
+        self._time = time
+        self._chance = chance
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._target, name)
+
+        async def ask(*args: Any) -> Any:
+            early = self._chance.random() < 0.5
+            result = await method(*args) if early else None
+            if self._chance.random() < 0.7:
+                await deferLater(self._time, self._chance.random() / 10, lambda: None)
+            return result if early else await method(*args)
+
+        return ask
+
+
 class Histories(SyncCase):
     def play(self, plays: list[Play], cache_bytes: int, resolutions: bool) -> None:
         self.cache_bytes = cache_bytes
         self.resolved = False
         self.setUp()
+        self.begin()
+        for action, room, user, number in plays:
+            self.act(action, ROOMS[room], USERS[user], number, resolutions)
+        for client in self.clients:
+            self.follow(client)
+        self.check_all(resolutions)
+
+    def begin(self) -> None:
         self.clients = [
             Client(False, False, 3),
             Client(True, False, 3),
@@ -115,10 +147,8 @@ class Histories(SyncCase):
             self.rooms.create(room_id, B, visibility=visibility)
             self.rooms.join(room_id, C)
         self.rooms.join(ROOMS[0], A)
-        for action, room, user, number in plays:
-            self.act(action, ROOMS[room], USERS[user], number, resolutions)
-        for client in self.clients:
-            self.follow(client)
+
+    def check_all(self, resolutions: bool = False) -> None:
         for number, client in enumerate(self.clients):
             if resolutions and not client.state_after:
                 continue
@@ -204,3 +234,49 @@ class Histories(SyncCase):
         for seed in range(SEEDS):
             with self.subTest(seed=seed):
                 self.play(history(Random(seed), 80, without="restart"), 64 << 20, resolutions=True)
+
+    def test_clients_follow_while_answers_take_time(self) -> None:
+        for seed in range(SEEDS):
+            with self.subTest(seed=seed):
+                self.play_slowly(Random(seed))
+
+    def play_slowly(self, chance: Random) -> None:
+        """Events go on happening while syncs are being answered; what is heard comes late."""
+        self.cache_bytes = chance.choice([1, 20_000, 64 << 20])
+        self.resolved = False
+        self.setUp()
+        self.begin()
+        rooms = self.rooms
+        self.rooms = Slow(rooms, self.clock, chance)
+        self.restart_slow()
+        self.rooms = rooms
+        pending: dict[int, Answer] = {}
+        for action, room, user, number in history(chance, 80, without="resolve"):
+            if action in ("sync", "lose", "restart"):
+                client = self.clients[number]
+                if number not in pending:
+                    pending[number] = self.ask("alice", client.token, timeout=chance.choice([0, 1000]), **client.query)
+            else:
+                self.act(action, ROOMS[room], USERS[user], number, False)
+            self.clock.advance(chance.random() / 10)
+            self.collect(pending)
+        self.clock.pump([0.05] * 400)
+        self.collect(pending)
+        self.assertEqual(pending, {})
+        for number, client in enumerate(self.clients):
+            pending[number] = self.ask("alice", client.token, **client.query)
+        self.clock.pump([0.05] * 400)
+        self.collect(pending)
+        self.check_all()
+
+    def restart_slow(self) -> None:
+        """A process over slow interfaces, which takes a while to start."""
+        self.restart(wait=False)
+        self.clock.pump([0.05] * 20)
+
+    def collect(self, pending: dict[int, Answer]) -> None:
+        for number, answer in list(pending.items()):
+            if answer.done:
+                del pending[number]
+                self.assertEqual(answer.status, 200, answer.body)
+                self.clients[number].take(answer.json)

@@ -138,9 +138,7 @@ class Relations(ReadingCase):
         super().setUp()
         self.parent = self.sent[0]
         relation = {"rel_type": "m.annotation", "event_id": self.parent.event_id, "key": "+"}
-        self.children = [
-            self.rooms.send(ROOM, A, "m.reaction", {"m.relates_to": relation}).event_id for _ in range(3)
-        ]
+        self.children = [self.rooms.send(ROOM, A, "m.reaction", {"m.relates_to": relation}).event_id for _ in range(3)]
 
     def test_three_forms(self) -> None:
         path = f"relations/{self.parent.event_id}"
