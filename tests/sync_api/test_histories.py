@@ -40,8 +40,9 @@ class Client:
             "filter": {"room": {"timeline": timeline, "state": {"lazy_load_members": lazy}}},
             "use_state_after": state_after,
         }
-        self.starts: list[tuple[str, dict[Slot, str]]] = []
-        """For each timeline of the last answer its first event, and the state that the client has before it."""
+        self.starts: list[tuple[str, dict[Slot, str], set[Slot]]] = []
+        """For each timeline of the last answer its first event, and the state that the client has before it
+        at the slots that the timeline shows."""
         self.timelines: dict[str, list[str]] = {}
         self.states: dict[str, dict[Slot, str]] = {}
 
@@ -69,7 +70,8 @@ class Client:
             state[event["type"], event["state_key"]] = event["event_id"]
         if not self.state_after:
             if events:
-                self.starts.append((events[0], dict(state)))
+                shown = {(e["type"], e["state_key"]) for e in room["timeline"]["events"] if "state_key" in e}
+                self.starts.append((events[0], {slot: e for slot, e in state.items() if slot in shown}, shown))
             for event in room["timeline"]["events"]:
                 if "state_key" in event:
                     state[event["type"], event["state_key"]] = event["event_id"]
@@ -157,14 +159,13 @@ class Histories(SyncCase):
 
     def follow(self, client: Client) -> None:
         client.take(self.sync("alice", client.token, **client.query))
-        for event_id, state in client.starts:
+        for event_id, state, slots in client.starts:
             room = self.rooms.rooms[self.rooms.by_id[event_id].room_id]
-            before = {slot: event.event_id for slot, event in room.before[event_id].items()}
+            before = {slot: e.event_id for slot, e in room.before[event_id].items() if slot in slots}
             if client.lazy:
-                members = {slot for slot in (*before, *state) if slot[0] == MEMBER}
-                before, state = ({s: e for s, e in m.items() if s not in members} for m in (before, state))
+                before, state = ({s: e for s, e in m.items() if s[0] != MEMBER} for m in (before, state))
             if not self.resolved:
-                self.assertEqual(state, before, f"before {event_id}")
+                self.assertEqual({slot: state.get(slot) for slot in before}, before, f"before {event_id}")
 
     def act(self, action: str, room_id: str, user: str, number: int, resolutions: bool) -> None:
         membership = self.membership(room_id, user)
