@@ -36,6 +36,7 @@ from .tables.media import (
     pending_of,
     touch_media,
 )
+from .tables.thumbnails import forget_thumbnails
 from .thumbnailer import Original, Thumbnailer
 from .work import Arrivals, Shared
 
@@ -156,7 +157,8 @@ class MediaComponent:
         """Forget uploads that did not come, and remove files that no row names."""
         now = self._world.clock.now_ms()
         await self._database.write(delete_expired, now)
-        await self._store.sweep(now, self._in_use)
+        for hash in await self._store.sweep(now, self._in_use):
+            await self._database.write(forget_thumbnails, hash)
 
     async def _in_use(self, hash: str) -> bool:
         return await self._database.read(hash_in_use, hash) is not None

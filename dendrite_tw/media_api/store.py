@@ -217,21 +217,22 @@ class MediaStore:
     def _claimed(self, hash: str) -> bool:
         return next(self._tmp.glob(f"claim.{hash}.*"), None) is not None
 
-    async def sweep(self, now_ms: int, in_use: Callable[[str], Awaitable[bool]]) -> int:
-        """Remove what crashed processes left behind; returns how many leftovers there were."""
-        leftovers = await in_thread(self._threads, self._leftovers, now_ms - CLAIM_AGE_MS)
-        for path in leftovers:
+    async def sweep(self, now_ms: int, in_use: Callable[[str], Awaitable[bool]]) -> list[str]:
+        """Remove what crashed processes left behind; returns the hashes of files that went with it."""
+        removed = []
+        for path in await in_thread(self._threads, self._leftovers, now_ms - CLAIM_AGE_MS):
             kind, _, rest = path.name.partition(".")
             hash = rest.partition(".")[0]
-            if kind == "claim":
-                await in_thread(self._threads, path.unlink, missing_ok=True)
-                if not await in_thread(self._threads, self._claimed, hash):
-                    await self.remove(hash, in_use)
-            elif kind == "aside":
-                await self._decide(path, hash, in_use)
+            gone = False
+            if kind == "aside":
+                gone = await self._decide(path, hash, in_use)
             else:
                 await in_thread(self._threads, path.unlink, missing_ok=True)
-        return len(leftovers)
+            if kind == "claim" and not await in_thread(self._threads, self._claimed, hash):
+                gone = await self.remove(hash, in_use)
+            if gone:
+                removed.append(hash)
+        return removed
 
     def _leftovers(self, before_ms: int) -> list[Path]:
         """What in ``tmp`` is ours and was last touched before `before_ms`."""

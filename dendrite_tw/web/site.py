@@ -9,13 +9,14 @@ rather than finding the connection reset.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import RESPONSES
+from twisted.web.http import RESPONSES, HTTPChannel
 from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
@@ -41,9 +42,13 @@ class BoundedRequest(Request):
 
     def gotLength(self, length: int | None) -> None:
         """The head is complete: refuse now, or say where the body goes."""
+        if not isinstance(self.channel, HTTPChannel):
+            # Over HTTP/2 the head may not be complete here; the resource bounds the body once it is there.
+            self._limit = sys.maxsize
+            super().gotLength(length)
+            return
         self.site = self.channel.site  # type: ignore[attr-defined]
-        self.method = getattr(self.channel, "_command", b"")
-        self.uri = getattr(self.channel, "_path", b"")
+        self.method, self.uri = self.channel._command, self.channel._path
         api, endpoint = self.site.endpoint_of(self.method, self.uri)
         self._limit = endpoint.route.body_limit if endpoint is not None else DEFAULT_BODY_LIMIT
         opener = endpoint.route.body_file if endpoint is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.links.codec import InterfaceCodec
+from dendrite_tw.links.handle import Direct, handle
 from dendrite_tw.matrix.errors import MatrixError, not_found
 from dendrite_tw.media_api import component as component_module
 from dendrite_tw.media_api import thumbnailer, thumbnails
@@ -25,6 +27,7 @@ from dendrite_tw.media_api.component import (
     MediaComponent,
 )
 from dendrite_tw.media_api.tables.media import media_row, uploads_of
+from dendrite_tw.media_api.tables.thumbnails import insert_thumbnails, thumbnails_of
 from dendrite_tw.web.routes import client_paths
 from dendrite_tw.world import World
 from tests.harness import Answer, Memory, Web, serve
@@ -217,11 +220,18 @@ class UploadTests(MediaCase):
         return body
 
     def test_a_database_that_fails_leaves_a_file_that_is_swept(self) -> None:
+        write = self.database.write
         self.patch(self.database, "write", lambda *_: fail(Unavailable("no")))
         self.check_refused(self.web.request("POST", UPLOAD, b"abc", "alice"), 503, "M_UNKNOWN")
         self.assertEqual(len(self.files()), 2)
-        self.run_(self.media._store.sweep(1 << 50, self.media._in_use))
+        hash = next(self.base.glob("tmp/claim.*")).name.split(".")[1]
+        for path in (self.base / "tmp").iterdir():
+            os.utime(path, (1000, 1000))
+        self.patch(self.database, "write", write)
+        self.run_(self.database.write(insert_thumbnails, [(hash, "old", 1, "image/png", 0)]))
+        self.run_(self.media.sweep())
         self.assertEqual(self.files(), [])
+        self.assertEqual(self.run_(self.database.read(thumbnails_of, hash)), [])
 
     def test_a_disk_that_fails(self) -> None:
         self.patch(self.media._store, "_keep", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
@@ -685,6 +695,10 @@ class InterfaceTests(MediaCase):
         self.assertEqual(opened(Path(small.path).read_bytes()).size, (32, 32))
         self.assertNotEqual(small.etag, file.etag)
 
-    def test_it_serves_its_interface(self) -> None:
-        media: MediaAPI = self.media
-        self.assertEqual(media, self.media)
+    def test_it_is_called_through_a_handle(self) -> None:
+        direct = Direct()
+        media = handle(MediaAPI, direct)  # type: ignore[type-abstract]
+        direct.connect(self.media)
+        uri = self.run_(media.upload("@alice:test", "text/plain", None, b"abc"))
+        file = self.run_(media.media(MediaQuestion(server_name="test", media_id=uri.rpartition("/")[2])))
+        self.assertEqual(Path(file.path).read_bytes(), b"abc")

@@ -143,8 +143,9 @@ class StoreTests(SynchronousTestCase):
         kept, orphan = self.keep(b"kept"), self.keep(b"orphan")
         self.rows.add(kept.hash)
         young = self.later() - CLAIM_AGE_MS - 60_000
-        self.assertEqual(self.run_(self.store.sweep(young, self.in_use)), 0)
-        self.assertEqual(self.run_(self.store.sweep(self.later(), self.in_use)), 2)
+        self.assertEqual(self.run_(self.store.sweep(young, self.in_use)), [])
+        self.assertEqual(self.leftovers(), ["claim", "claim"])
+        self.assertEqual(self.run_(self.store.sweep(self.later(), self.in_use)), [orphan.hash])
         self.assertTrue(self.store.path(kept.hash).exists())
         self.assertFalse(self.store.path(orphan.hash).exists())
         self.assertEqual(self.leftovers(), [])

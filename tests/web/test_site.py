@@ -8,12 +8,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.test.requesthelper import DummyChannel
 
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.user_api.api import Caller
 from dendrite_tw.web.resource import ApiResource, Exchange
-from dendrite_tw.web.routes import Access, Route
-from dendrite_tw.web.site import LINGER_SECONDS
+from dendrite_tw.web.routes import DEFAULT_BODY_LIMIT, Access, Route
+from dendrite_tw.web.site import LINGER_SECONDS, BoundedRequest
 from tests.harness import ALICE, Answer, NoLimits, Root, Web, serve
 
 PATH = "/_matrix/media/v3/upload"
@@ -201,6 +202,14 @@ class SiteTests(SynchronousTestCase):
         self.web.site = Site(self.web.site.resource, reactor=self.clock)
         self.assertEqual(self.web.request("POST", PATH, b"x" * 1000, "alice").json["bytes"], 1000)
         self.check_refused(self.web.request("POST", PATH, b"x" * 1001, "alice"), 413, "M_TOO_LARGE")
+
+    def test_a_channel_that_is_not_http_1_is_left_to_the_resource(self) -> None:
+        request = BoundedRequest(DummyChannel(), False)
+        request.gotLength(DEFAULT_BODY_LIMIT + 1)
+        for _ in range(2):
+            request.handleContentChunk(b"x" * DEFAULT_BODY_LIMIT)
+        self.assertEqual(request.content.tell(), 2 * DEFAULT_BODY_LIMIT)
+        request.content.close()
 
     def test_a_file_needs_a_handler_that_takes_it(self) -> None:
         with self.assertRaises(TypeError):
