@@ -208,6 +208,7 @@ class SiteTests(SynchronousTestCase):
         request.gotLength(DEFAULT_BODY_LIMIT + 1)
         for _ in range(2):
             request.handleContentChunk(b"x" * DEFAULT_BODY_LIMIT)
+        assert request.content is not None
         self.assertEqual(request.content.tell(), 2 * DEFAULT_BODY_LIMIT)
         request.content.close()
 
