@@ -38,6 +38,7 @@ class ServerUnderTest(ABC):
     """A homeserver in a folder of its own, on a port of 127.0.0.1."""
 
     name: ClassVar[str]
+    repeats_to_device: ClassVar[bool] = False  # forgets to-device transaction ids when it is restarted
 
     def __init__(self, folder: Path, *, on_cores: set[int] | None = None) -> None:
         self.folder = folder
@@ -258,6 +259,7 @@ class Synapse(ServerUnderTest):
     """Synapse from PyPI in a virtual environment of its own."""
 
     name = "synapse"
+    repeats_to_device = True
     environment_folder: ClassVar[Path] = Path(os.environ.get("SYNAPSE_VENV", CACHE / "synapse-venv"))
 
     @classmethod
