@@ -99,18 +99,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--server", choices=["ours", "synapse", "both"], default="both")
-    parser.add_argument(
-        "--scenario", action="append", metavar="NAME", help="name or pattern; may be repeated"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer and shorter, a room of 200 for one of 2,000"
-    )
+    parser.add_argument("--scenario", action="append", metavar="NAME", help="name or pattern; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter, a room of 200 for one of 2,000")
     parser.add_argument("--seconds", type=float, help="longest run of one scenario")
     parser.add_argument("--members", type=int, help="members of the big room")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there as JSON")
-    parser.add_argument(
-        "--folder", type=Path, help="keep the servers' folders there (default: a temporary one)"
-    )
+    parser.add_argument("--folder", type=Path, help="keep the servers' folders there (default: a temporary one)")
     parser.add_argument("--no-pin", action="store_true", help="do not give server and generator a core each")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     return parser.parse_args(arguments)

@@ -21,9 +21,7 @@ from bench.servers import SERVER_NAME, ServerUnderTest
 CLIENT = "/_matrix/client/v3"
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MESSAGE = (
-    "The quick brown fox jumps over the lazy dog, and then tells the whole room about it at some length."
-)
+MESSAGE = "The quick brown fox jumps over the lazy dog, and then tells the whole room about it at some length."
 
 
 class RefusedError(Exception):

@@ -75,9 +75,7 @@ def table(servers: Mapping[str, ServerFigures], operations: Mapping[str, str]) -
         for name in names:
             row += cells(servers[name].scenarios.get(scenario))
         if both:
-            row.append(
-                ratio(servers["ours"].scenarios.get(scenario), servers["synapse"].scenarios.get(scenario))
-            )
+            row.append(ratio(servers["ours"].scenarios.get(scenario), servers["synapse"].scenarios.get(scenario)))
         lines.append(row)
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return body + "\n\n" + "\n".join(summary(server) for server in servers.values())

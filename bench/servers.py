@@ -201,7 +201,7 @@ class Ours(ServerUnderTest):
     def command(self) -> list[str]:
         twistd = str(Path(sys.executable).with_name("twistd"))
         return [
-            *(twistd, "-n", "--pidfile=", "dendrite"),
+            *(twistd, "--nodaemon", "--pidfile=", "--logger=dendrite_tw.logs.standard_output", "dendrite"),
             *("--config", str(self.folder / "dendrite.yaml")),
             *("--http-bind-address", f"{self.host}:{self.port}"),
         ]

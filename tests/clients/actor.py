@@ -99,9 +99,7 @@ class Actor(ABC):
 
     async def sees_invite(self, room: str) -> None:
         """Being invited to the room."""
-        await self.witness.until(
-            f"{self.user_id} invited to {room}", lambda: self._is(room, self.user_id, "invite")
-        )
+        await self.witness.until(f"{self.user_id} invited to {room}", lambda: self._is(room, self.user_id, "invite"))
 
     async def sees_member(self, room: str, user_id: str) -> None:
         """Somebody's join."""
@@ -130,9 +128,7 @@ class Actor(ABC):
     async def sees_typing(self, room: str, user_id: str, typing: bool) -> None:
         """Somebody who types, or has stopped."""
         expected = (room, user_id)
-        await self.witness.until(
-            f"{user_id} typing: {typing}", lambda: (expected in self.witness.typing) is typing
-        )
+        await self.witness.until(f"{user_id} typing: {typing}", lambda: (expected in self.witness.typing) is typing)
 
     def _is(self, room: str, user_id: str, membership: str) -> bool:
         return self.witness.memberships.get((room, user_id)) == membership

@@ -120,9 +120,7 @@ class JsActor(Actor):
 
     async def _spawn(self) -> None:
         if not (SCRIPT.parent / "node_modules").is_dir():
-            raise ActorFailedError(
-                f"matrix-js-sdk is missing: run `npm ci --ignore-scripts` in {SCRIPT.parent}"
-            )
+            raise ActorFailedError(f"matrix-js-sdk is missing: run `npm ci --ignore-scripts` in {SCRIPT.parent}")
         self._log = self.folder / f"{self.localpart}.log"
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count()

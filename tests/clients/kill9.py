@@ -108,9 +108,7 @@ class Courier:
         """The account data is what was written last."""
         path = f"/user/{quote(self.account.user_id)}/account_data/org.example.last"
         kept = (await self.account.call("GET", path)).json()["text"]
-        expect(
-            kept == self.answered[-1], f"account data says {kept}, the last answered was {self.answered[-1]}"
-        )
+        expect(kept == self.answered[-1], f"account data says {kept}, the last answered was {self.answered[-1]}")
 
 
 @dataclass(slots=True)
@@ -273,8 +271,7 @@ async def story(server: ServerUnderTest, seed: int) -> str:
             await kill_and_restart(server, moments)
             load.going = False
         ending.last = {
-            sender.room: await sender.account.send(sender.room, "the end", "end")
-            for sender in senders[:ROOMS]
+            sender.room: await sender.account.send(sender.room, "the end", "end") for sender in senders[:ROOMS]
         }
     for room in watchers[0].rooms:
         events = await history(reader, room)

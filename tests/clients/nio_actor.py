@@ -42,9 +42,7 @@ class NioActor(Actor):
         self.user_id, self.device_id = answer.user_id, answer.device_id
         self._client.add_response_callback(self._note_sync, nio.SyncResponse)
         synced = asyncio.create_task(self._client.synced.wait())
-        self._syncing = asyncio.create_task(
-            self._client.sync_forever(timeout=POLL_MILLISECONDS, full_state=True)
-        )
+        self._syncing = asyncio.create_task(self._client.sync_forever(timeout=POLL_MILLISECONDS, full_state=True))
         self._syncing.add_done_callback(lambda task: asyncio.ensure_future(self._ended(task)))
         await asyncio.wait({synced, self._syncing}, return_when=asyncio.FIRST_COMPLETED)
         if self._syncing.done():

@@ -15,16 +15,9 @@ def picture() -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = b"".join(
-        b"\0" + bytes((4 * x, 4 * y, 128)[c] for x in range(64) for c in range(3)) for y in range(64)
-    )
+    rows = b"".join(b"\0" + bytes((4 * x, 4 * y, 128)[c] for x in range(64) for c in range(3)) for y in range(64))
     header = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def assert_message(event: Seen, sender: Actor, text: str) -> None:
