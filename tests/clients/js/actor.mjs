@@ -4,11 +4,13 @@
 //   out:  {"id": 1, "result": …}  or  {"id": 1, "error": "…"}
 //   out:  {"seen": "event" | "receipt" | "typing" | "membership" | "replaced", …}   as it happens
 //
-// Node 20 has neither Promise.withResolvers nor IndexedDB: the first is given here, and keys stay in memory.
+// The SDK expects a newer Node than Debian's 18 and the common 20: what they lack is given here. Keys stay in memory.
 
+import { webcrypto } from "node:crypto";
 import { createInterface } from "node:readline";
 import encryption from "matrix-encrypt-attachment";
 
+globalThis.crypto ??= webcrypto;
 Promise.withResolvers ??= function () {
     let resolve, reject;
     const promise = new this((yes, no) => { resolve = yes; reject = no; });
