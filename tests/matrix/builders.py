@@ -69,9 +69,7 @@ class RoomBuilder:
             **more,
         )
 
-    def put(
-        self, type: str, sender: str, content: Mapping[str, Any], state_key: str = "", **more: Any
-    ) -> Event:
+    def put(self, type: str, sender: str, content: Mapping[str, Any], state_key: str = "", **more: Any) -> Event:
         """Make a state event and let it be the state, unchecked."""
         event = self.event(type, sender, content, state_key, **more)
         self.state[type, state_key] = event

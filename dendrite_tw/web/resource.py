@@ -1,0 +1,283 @@
+"""Twisted request in, typed arguments to a handler, JSON out, errors too.
+
+`ApiResource` is the Resource of one API: a leaf of the site's tree that finds
+the endpoint in its table, asks who the caller is, applies the limit, decodes
+body and query, calls the handler and writes what it returns.  Every error
+becomes the specification's JSON here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+import msgspec
+import orjson
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.protocols.basic import FileSender
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
+
+from ..matrix.errors import MatrixError, invalid_param, too_large
+from ..user_api.api import Caller
+from .routes import Access, Endpoint, Response, Route, RouteTree
+
+log = Logger()
+
+CORS_HEADERS = (
+    (b"Access-Control-Allow-Origin", b"*"),
+    (b"Access-Control-Allow-Methods", b"GET, POST, PUT, DELETE, OPTIONS"),
+    (b"Access-Control-Allow-Headers", b"X-Requested-With, Content-Type, Authorization"),
+)
+
+QUERY_FIELD_LIMIT = 200
+"""How many fields a query string may have."""
+
+
+class Authenticator(Protocol):
+    """Says who is behind a request."""
+
+    async def caller(self, access: Access, exchange: Exchange) -> Caller | None:
+        """The caller that `access` allows; `MatrixError` where it allows none."""
+
+
+class Limiter(Protocol):
+    """Says whether a caller may call again already."""
+
+    def check(self, endpoint: Endpoint, caller: Caller | None, ip: str) -> None:
+        """Raise ``M_LIMIT_EXCEEDED`` where not."""
+
+
+class Exchange:
+    """One request, as handlers and authentication see it."""
+
+    __slots__ = ("_pairs", "_real_ip_header", "caller", "endpoint", "request")
+
+    def __init__(self, request: Request, endpoint: Endpoint, real_ip_header: bytes = b"") -> None:
+        self.request = request
+        self.endpoint = endpoint
+        self.caller: Caller | None = None
+        self._real_ip_header = real_ip_header
+        self._pairs: list[tuple[str, str]] | None = None
+
+    @property
+    def method(self) -> str:
+        return self.request.method.decode("ascii", "replace")
+
+    @property
+    def uri(self) -> bytes:
+        """Path and query string as they were sent."""
+        return self.request.uri
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """The decoded fields of the query string, in order."""
+        if self._pairs is None:
+            _, _, raw = self.request.uri.partition(b"?")
+            try:
+                self._pairs = (
+                    parse_qsl(
+                        raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELD_LIMIT
+                    )
+                    if raw
+                    else []
+                )
+            except ValueError:
+                raise invalid_param("The query string cannot be read.") from None
+        return self._pairs
+
+    def field(self, name: str) -> str | None:
+        """The first value of a field of the query string."""
+        return next((value for key, value in self.pairs if key == name), None)
+
+    def header(self, name: bytes) -> str | None:
+        """The last value of a header, or `None`."""
+        values = self.request.requestHeaders.getRawHeaders(name)
+        return values[-1].decode("utf-8", "replace") if values else None
+
+    @property
+    def body(self) -> bytes:
+        content = self.request.content
+        return content.read() if content is not None else b""
+
+    @property
+    def ip(self) -> str:
+        """The address of the peer; behind a proxy, what it says in the configured header."""
+        if self._real_ip_header:
+            told = self.header(self._real_ip_header)
+            if told:
+                return told.split(",")[0].strip()[:64]
+        return getattr(self.request.getClientAddress(), "host", "") or ""
+
+    @property
+    def user_agent(self) -> str:
+        return (self.header(b"user-agent") or "")[:512]
+
+
+Observer = Callable[[Endpoint | None, int], None]
+"""Is told of every answer: the endpoint, `None` where none was found, and the status."""
+
+
+def encode(value: Any) -> bytes:
+    """JSON bytes of what a handler returned."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, msgspec.Struct):
+        return msgspec.json.encode(value)
+    return orjson.dumps({} if value is None else value, default=msgspec.to_builtins)
+
+
+class ApiResource(Resource):
+    """The Resource of one API, made from its table of routes.
+
+    ``observe(endpoint, status)`` is told of every answer, for the metrics.
+    """
+
+    isLeaf = True
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        authenticator: Authenticator,
+        limiter: Limiter,
+        observe: Observer = lambda endpoint, status: None,
+        real_ip_header: str = "",
+    ) -> None:
+        super().__init__()
+        self.tree = RouteTree(routes)
+        self._authenticator = authenticator
+        self._limiter = limiter
+        self._observe = observe
+        self._real_ip_header = real_ip_header.lower().encode()
+
+    def render(self, request: Request) -> int:
+        path = request.uri.partition(b"?")[0]
+        try:
+            if request.method == b"OPTIONS":
+                if not self.tree.knows(path):
+                    self.tree.find("OPTIONS", path)
+                write(request, Response(200, b"{}"), cors=True)
+                self._observe(None, 200)
+                return NOT_DONE_YET
+            endpoint, values = self.tree.find(request.method.decode("ascii", "replace"), path)
+        except MatrixError as error:
+            write(request, error_response(error), cors=True)
+            self._observe(None, error.status)
+            return NOT_DONE_YET
+        answer = Deferred.fromCoroutine(self._answer(Exchange(request, endpoint, self._real_ip_header), values))
+        if not answer.called:
+            request.notifyFinish().addErrback(lambda _: answer.cancel())
+        answer.addCallback(self._reply, request, endpoint)
+        answer.addErrback(self._lost, request)
+        return NOT_DONE_YET
+
+    async def _answer(self, exchange: Exchange, values: list[str]) -> Response:
+        endpoint = exchange.endpoint
+        try:
+            result = await self._call(exchange, endpoint, values)
+        except MatrixError as error:
+            return error_response(error)
+        except CancelledError:
+            raise
+        except Exception:
+            log.failure("{method} {path} failed", method=exchange.method, path=endpoint.route.path)
+            return error_response(MatrixError(500, "M_UNKNOWN", "Something went wrong in this server; it is logged."))
+        return result if isinstance(result, Response) else Response(200, encode(result))
+
+    async def _call(self, exchange: Exchange, endpoint: Endpoint, values: list[str]) -> Any:
+        route = endpoint.route
+        caller = None
+        if route.access is not Access.PUBLIC:
+            caller = exchange.caller = await self._authenticator.caller(route.access, exchange)
+        self._limiter.check(endpoint, caller, exchange.ip)
+        arguments: dict[str, Any] = dict(zip(endpoint.parameters, values, strict=True))
+        if endpoint.wants_caller:
+            arguments["caller"] = caller
+        if endpoint.wants_request:
+            arguments["request"] = exchange
+        if endpoint.query is not None:
+            arguments["query"] = endpoint.query(exchange.pairs)
+        if endpoint.body is not None:
+            body = exchange.body
+            if len(body) > route.body_limit:
+                raise too_large(f"The request body may have {route.body_limit} bytes at most.")
+            arguments["body"] = endpoint.body(body)
+        return await route.handler(**arguments)
+
+    def _reply(self, response: Response, request: Request, endpoint: Endpoint) -> None:
+        self._observe(endpoint, response.status)
+        write(request, response, endpoint.route.cors)
+
+    def _lost(self, failure: Failure, request: Request) -> None:
+        """The client went away, or the answer could not be written."""
+        if failure.check(CancelledError) is None:
+            log.failure("an answer could not be written", failure=failure)
+        if not request._disconnected and not request.finished:
+            request.setResponseCode(500)
+            request.finish()
+
+
+def write(request: Request, response: Response, cors: bool) -> None:
+    """Send `response` and finish the request, unless the client is gone."""
+    if request._disconnected:
+        return
+    headers = request.responseHeaders
+    request.setResponseCode(response.status)
+    headers.addRawHeader(b"Content-Type", response.content_type)
+    headers.addRawHeader(b"Content-Length", b"%d" % (len(response.body) + response.file_length))
+    if cors:
+        for name, value in CORS_HEADERS:
+            headers.addRawHeader(name, value)
+    for name, value in response.headers:
+        headers.addRawHeader(name, value)
+    if request.method != b"HEAD":
+        request.write(response.body)
+        if response.file is not None:
+            _send_file(request, response)
+            return
+    request.finish()
+
+
+class _Part:
+    """The bytes of a file from here on, `length` of them."""
+
+    def __init__(self, path: str, offset: int, length: int) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115, PTH123
+        self._file.seek(offset)
+        self._left = length
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(min(size, self._left))
+        self._left -= len(data)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _send_file(request: Request, response: Response) -> None:
+    assert response.file is not None
+    part = _Part(response.file, response.file_offset, response.file_length)
+
+    def done(_: Any) -> None:
+        part.close()
+        if not request._disconnected:
+            with contextlib.suppress(RuntimeError):
+                request.finish()
+
+    sender = FileSender()
+    request.notifyFinish().addErrback(lambda _: part.close())
+    sender.beginFileTransfer(part, request).addBoth(done)
+
+
+def error_response(error: MatrixError) -> Response:
+    """The specification's answer for `error`; a wait is told in the header as well."""
+    headers: list[tuple[bytes, bytes]] = []
+    wait = error.extra.get("retry_after_ms")
+    if isinstance(wait, int):
+        headers.append((b"Retry-After", b"%d" % -(-wait // 1000)))
+    return Response(error.status, orjson.dumps(error.body()), headers=headers)
