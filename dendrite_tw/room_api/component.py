@@ -132,6 +132,12 @@ class RoomComponent:
         self.database.prepare(migrate, "room_api", steps_of("dendrite_tw.room_api"))
         self.database.prepare(self.outbox.create)
 
+    async def start(self) -> None:
+        """Nothing is consumed here; rooms are loaded when they are asked for."""
+
+    async def stop(self) -> None:
+        """Nothing is kept in memory that is not on disk."""
+
     async def position(self) -> int:
         """The newest position that is on disk."""
         return self.outbox.position

@@ -128,8 +128,6 @@ class UserComponent:
 
     async def start(self) -> None:
         """Take up what an earlier run left, and begin to consume."""
-        highest = [await self.database.read(floor) for floor in self.floors]
-        await self.outbox.load(max(highest))
         await self.rules.load()
         await self.accounts.resume()
 
