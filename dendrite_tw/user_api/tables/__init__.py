@@ -1,0 +1,1 @@
+"""The tables of the user component: each module holds one group of statements and its pruning rule."""
