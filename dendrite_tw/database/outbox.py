@@ -20,7 +20,7 @@ from .statements import Transaction, many, none, one
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS {name}_outbox (
-    id SERIAL_KEY,
+    id BIGINT PRIMARY KEY,
     stream TEXT NOT NULL,
     subject_suffix TEXT NOT NULL,
     headers BYTES NOT NULL,
@@ -50,15 +50,17 @@ class Outbox:
         self.name = name
         self._database = database
         self.position = 0
+        self._given = 0
         self.on_commit: Callable[[list[OutboxRow]], None] = lambda rows: None
         table = f"{name}_outbox"
 
-        @one(
-            int,
-            f"INSERT INTO {table} (stream, subject_suffix, headers, payload) "
-            "VALUES (:stream, :subject_suffix, :headers, :payload) RETURNING id",
+        @none(
+            f"INSERT INTO {table} (id, stream, subject_suffix, headers, payload) "
+            "VALUES (:id, :stream, :subject_suffix, :headers, :payload)"
         )
-        def insert(txn: Transaction, stream: str, subject_suffix: str, headers: bytes, payload: bytes) -> None: ...
+        def insert(
+            txn: Transaction, id: int, stream: str, subject_suffix: str, headers: bytes, payload: bytes
+        ) -> None: ...
 
         @many(
             OutboxRow,
@@ -67,7 +69,7 @@ class Outbox:
         )
         def rows_after(txn: Transaction, after: int, count: int) -> None: ...
 
-        @none(f"DELETE FROM {table} WHERE id <= :upto")
+        @none(f"DELETE FROM {table} WHERE id <= :upto AND id < (SELECT MAX(id) FROM {table})")
         def delete(txn: Transaction, upto: int) -> None: ...
 
         @one(int, f"SELECT COALESCE(MAX(id), 0) FROM {table}")
@@ -76,25 +78,29 @@ class Outbox:
         self._insert, self._rows_after, self._delete, self._highest = insert, rows_after, delete, highest
 
     async def create(self, txn: Transaction) -> None:
-        """Make the table where there is none."""
+        """Make the table where there is none, and take up the positions where an earlier run left them."""
         await txn.execute(txn.dialect.translate(SCHEMA.format(name=self.name))[0], ())
-
-    async def load(self, floor: int) -> None:
-        """Take up `position` where an earlier run left it; `floor` is the highest one that other tables know."""
-        self.position = max(floor, await self._database.read(self._highest))
+        self.position = self._given = await self._highest(txn)
 
     async def append(
         self,
         txn: Transaction,
         stream: str,
-        payload: bytes,
+        payload: bytes | Callable[[int], bytes],
         subject_suffix: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> int:
-        """Store a message for `stream` with this transaction; returns its position."""
+        """Store a message for `stream` with this transaction; returns its position.
+
+        A payload that has to hold its own position is given as a function of it.  Positions
+        are given in the order of the commits, for one writer runs all transactions; one that
+        is taken back leaves a gap.
+        """
+        self._given = position = self._given + 1
         packed = orjson.dumps(headers) if headers else b"{}"
-        position = await self._insert(txn, stream, subject_suffix, packed, payload)
-        row = OutboxRow(position, stream, subject_suffix, packed, payload)
+        data = payload if isinstance(payload, bytes) else payload(position)
+        await self._insert(txn, position, stream, subject_suffix, packed, data)
+        row = OutboxRow(position, stream, subject_suffix, packed, data)
         txn.after_commit(lambda: self._committed(row))
         return position
 
@@ -107,5 +113,5 @@ class Outbox:
         return await self._database.read(self._rows_after, after, count)
 
     async def delete_upto(self, upto: int) -> None:
-        """Forget the rows up to and including `upto`."""
+        """Forget the rows up to and including `upto`, but for the newest, which remembers the position."""
         await self._database.write(self._delete, upto)

@@ -24,9 +24,7 @@ MAX_VALIDITY_MS = 7 * DAY_MS
 """No published ``valid_until_ts`` counts for longer than this from now."""
 
 _KEY_ID = re.compile(r"ed25519:[a-zA-Z0-9_]+\Z")
-_PEM = re.compile(
-    r"-----BEGIN MATRIX PRIVATE KEY-----\r?\n(?P<inside>.*?)-----END MATRIX PRIVATE KEY-----", re.DOTALL
-)
+_PEM = re.compile(r"-----BEGIN MATRIX PRIVATE KEY-----\r?\n(?P<inside>.*?)-----END MATRIX PRIVATE KEY-----", re.DOTALL)
 
 
 class KeyFormatError(ValueError):
@@ -115,11 +113,7 @@ def read_pem(text: str, *, check_id: bool = True) -> SigningKey:
 def write_pem(key: SigningKey) -> str:
     """The key file that Dendrite would write for ``key``."""
     body = base64.b64encode(key.seed).decode("ascii")
-    return (
-        "-----BEGIN MATRIX PRIVATE KEY-----\n"
-        f"Key-ID: {key.key_id}\n\n{body}\n"
-        "-----END MATRIX PRIVATE KEY-----\n"
-    )
+    return f"-----BEGIN MATRIX PRIVATE KEY-----\nKey-ID: {key.key_id}\n\n{body}\n-----END MATRIX PRIVATE KEY-----\n"
 
 
 def read_signedjson(text: str, *, check_id: bool = True) -> list[SigningKey]:

@@ -83,7 +83,5 @@ def redact(pdu: Mapping[str, Any], version: RoomVersion) -> dict[str, Any]:
     allowed = _TOP_LEVEL_KEYS[version]
     kept = {key: value for key, value in pdu.items() if key in allowed}
     content = pdu.get("content")
-    kept["content"] = (
-        redact_content(pdu.get("type", ""), content, version) if isinstance(content, dict) else {}
-    )
+    kept["content"] = redact_content(pdu.get("type", ""), content, version) if isinstance(content, dict) else {}
     return kept

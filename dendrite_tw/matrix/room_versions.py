@@ -83,9 +83,7 @@ class RoomVersion:
 
 ROOM_V1 = RoomVersion("1")
 ROOM_V2 = replace(ROOM_V1, identifier="2", state_resolution="v2")
-ROOM_V3 = replace(
-    ROOM_V2, identifier="3", event_format="ids", event_id_format="hash", redaction_in_auth_rules=False
-)
+ROOM_V3 = replace(ROOM_V2, identifier="3", event_format="ids", event_id_format="hash", redaction_in_auth_rules=False)
 ROOM_V4 = replace(ROOM_V3, identifier="4", event_id_format="urlsafe_hash")
 ROOM_V5 = replace(ROOM_V4, identifier="5", enforce_key_validity=True)
 ROOM_V6 = replace(

@@ -108,9 +108,7 @@ def signed_payload(obj: Mapping[str, Any], *, lenient: bool = False) -> bytes:
     return canonical_json.encode_lenient(covered) if lenient else canonical_json.encode(covered)
 
 
-def sign_json(
-    obj: Mapping[str, Any], server_name: str, key_id: str, signing_key: SigningSecret
-) -> dict[str, Any]:
+def sign_json(obj: Mapping[str, Any], server_name: str, key_id: str, signing_key: SigningSecret) -> dict[str, Any]:
     """A copy of ``obj`` with a signature by ``server_name`` added to those it has."""
     signature = sign_bytes(signed_payload(obj), signing_key)
     signatures = {server: dict(by_key) for server, by_key in obj.get("signatures", {}).items()}

@@ -9,7 +9,7 @@ becomes the specification's JSON here and nowhere else.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -55,12 +55,13 @@ class Limiter(Protocol):
 class Exchange:
     """One request, as handlers and authentication see it."""
 
-    __slots__ = ("_pairs", "caller", "endpoint", "request")
+    __slots__ = ("_pairs", "_real_ip_header", "caller", "endpoint", "request")
 
-    def __init__(self, request: Request, endpoint: Endpoint) -> None:
+    def __init__(self, request: Request, endpoint: Endpoint, real_ip_header: bytes = b"") -> None:
         self.request = request
         self.endpoint = endpoint
         self.caller: Caller | None = None
+        self._real_ip_header = real_ip_header
         self._pairs: list[tuple[str, str]] | None = None
 
     @property
@@ -105,12 +106,20 @@ class Exchange:
 
     @property
     def ip(self) -> str:
-        """The address of the peer; behind a proxy, what `real_ip` found."""
-        return getattr(self.request, "real_ip", None) or getattr(self.request.getClientAddress(), "host", "") or ""
+        """The address of the peer; behind a proxy, what it says in the configured header."""
+        if self._real_ip_header:
+            told = self.header(self._real_ip_header)
+            if told:
+                return told.split(",")[0].strip()[:64]
+        return getattr(self.request.getClientAddress(), "host", "") or ""
 
     @property
     def user_agent(self) -> str:
         return (self.header(b"user-agent") or "")[:512]
+
+
+Observer = Callable[[Endpoint | None, int], None]
+"""Is told of every answer: the endpoint, `None` where none was found, and the status."""
 
 
 def encode(value: Any) -> bytes:
@@ -135,13 +144,15 @@ class ApiResource(Resource):
         routes: Sequence[Route],
         authenticator: Authenticator,
         limiter: Limiter,
-        observe: Callable[[Endpoint | None, int], None] = lambda endpoint, status: None,
+        observe: Observer = lambda endpoint, status: None,
+        real_ip_header: str = "",
     ) -> None:
         super().__init__()
         self.tree = RouteTree(routes)
         self._authenticator = authenticator
         self._limiter = limiter
         self._observe = observe
+        self._real_ip_header = real_ip_header.lower().encode()
 
     def render(self, request: Request) -> int:
         path = request.uri.partition(b"?")[0]
@@ -149,15 +160,15 @@ class ApiResource(Resource):
             if request.method == b"OPTIONS":
                 if not self.tree.knows(path):
                     self.tree.find("OPTIONS", path)
-                self._write(request, Response(200, b"{}"), cors=True)
+                write(request, Response(200, b"{}"), cors=True)
                 self._observe(None, 200)
                 return NOT_DONE_YET
             endpoint, values = self.tree.find(request.method.decode("ascii", "replace"), path)
         except MatrixError as error:
-            self._write(request, error_response(error), cors=True)
+            write(request, error_response(error), cors=True)
             self._observe(None, error.status)
             return NOT_DONE_YET
-        answer = Deferred.fromCoroutine(self._answer(Exchange(request, endpoint), values))
+        answer = Deferred.fromCoroutine(self._answer(Exchange(request, endpoint, self._real_ip_header), values))
         if not answer.called:
             request.notifyFinish().addErrback(lambda _: answer.cancel())
         answer.addCallback(self._reply, request, endpoint)
@@ -199,26 +210,7 @@ class ApiResource(Resource):
 
     def _reply(self, response: Response, request: Request, endpoint: Endpoint) -> None:
         self._observe(endpoint, response.status)
-        self._write(request, response, endpoint.route.cors)
-
-    def _write(self, request: Request, response: Response, cors: bool) -> None:
-        if request._disconnected:
-            return
-        headers = request.responseHeaders
-        request.setResponseCode(response.status)
-        headers.addRawHeader(b"Content-Type", response.content_type)
-        headers.addRawHeader(b"Content-Length", b"%d" % (len(response.body) + response.file_length))
-        if cors:
-            for name, value in CORS_HEADERS:
-                headers.addRawHeader(name, value)
-        for name, value in response.headers:
-            headers.addRawHeader(name, value)
-        if request.method != b"HEAD":
-            request.write(response.body)
-            if response.file is not None:
-                _send_file(request, response)
-                return
-        request.finish()
+        write(request, response, endpoint.route.cors)
 
     def _lost(self, failure: Failure, request: Request) -> None:
         """The client went away, or the answer could not be written."""
@@ -227,6 +219,27 @@ class ApiResource(Resource):
         if not request._disconnected and not request.finished:
             request.setResponseCode(500)
             request.finish()
+
+
+def write(request: Request, response: Response, cors: bool) -> None:
+    """Send `response` and finish the request, unless the client is gone."""
+    if request._disconnected:
+        return
+    headers = request.responseHeaders
+    request.setResponseCode(response.status)
+    headers.addRawHeader(b"Content-Type", response.content_type)
+    headers.addRawHeader(b"Content-Length", b"%d" % (len(response.body) + response.file_length))
+    if cors:
+        for name, value in CORS_HEADERS:
+            headers.addRawHeader(name, value)
+    for name, value in response.headers:
+        headers.addRawHeader(name, value)
+    if request.method != b"HEAD":
+        request.write(response.body)
+        if response.file is not None:
+            _send_file(request, response)
+            return
+    request.finish()
 
 
 class _Part:
@@ -268,6 +281,3 @@ def error_response(error: MatrixError) -> Response:
     if isinstance(wait, int):
         headers.append((b"Retry-After", b"%d" % -(-wait // 1000)))
     return Response(error.status, orjson.dumps(error.body()), headers=headers)
-
-
-Task = Callable[[], Awaitable[None]]

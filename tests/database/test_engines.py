@@ -188,4 +188,16 @@ class OutboxTests(SynchronousTestCase):
         self.successResultOf(database.write(outbox.create))
         first = self.successResultOf(database.write(outbox.append, "S", b"1"))
         self.successResultOf(Deferred.fromCoroutine(outbox.delete_upto(first)))
-        self.assertGreater(self.successResultOf(database.write(outbox.append, "S", b"2")), first)
+        again = Outbox("room_api", database)
+        self.successResultOf(database.write(again.create))
+        self.assertEqual(again.position, first)
+        self.assertGreater(self.successResultOf(database.write(again.append, "S", b"2")), first)
+
+    def test_a_payload_may_hold_its_position(self) -> None:
+        database = SQLiteDatabase(":memory:", None)
+        self.addCleanup(database.close)
+        outbox = Outbox("room_api", database)
+        database.prepare(outbox.create)
+        position = self.successResultOf(database.write(outbox.append, "S", lambda position: b"%d" % position))
+        rows = self.successResultOf(Deferred.fromCoroutine(outbox.read_after(0, 10)))
+        self.assertEqual([row.payload for row in rows], [b"%d" % position])

@@ -22,15 +22,15 @@ DAVE = "@dave:a.example"
 class RoomBuilder:
     """Makes events of one room.  ``state`` is what the room's state is: set it with `put`."""
 
-    def __init__(self, version: RoomVersion, creator: str = ALICE, **create: Any) -> None:
+    def __init__(self, version: RoomVersion, sender: str = ALICE, /, **create: Any) -> None:
         self.version = version
         self.count = 0
         self.state: dict[tuple[str, str], Event] = {}
         self.room_id: str | None = None if version.room_ids_as_hashes else "!room:a.example"
         content = {"room_version": version.identifier} | create
         if not version.implicit_room_creator:
-            content.setdefault("creator", creator)
-        self.create = self.put("m.room.create", creator, content, prev_events=[], auth_events=[])
+            content.setdefault("creator", sender)
+        self.create = self.put("m.room.create", sender, content, prev_events=[], auth_events=[])
         self.room_id = self.create.room_id
 
     def event(
@@ -69,9 +69,7 @@ class RoomBuilder:
             **more,
         )
 
-    def put(
-        self, type: str, sender: str, content: Mapping[str, Any], state_key: str = "", **more: Any
-    ) -> Event:
+    def put(self, type: str, sender: str, content: Mapping[str, Any], state_key: str = "", **more: Any) -> Event:
         """Make a state event and let it be the state, unchecked."""
         event = self.event(type, sender, content, state_key, **more)
         self.state[type, state_key] = event

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.matrix import canonical_json, events, identifiers, signing
+from dendrite_tw.matrix.event_format import MAX_UNSIGNED_BYTES
 from dendrite_tw.matrix.events import EventFormatError, EventTooLargeError, parse_event
+from dendrite_tw.matrix.redaction import redact
 from dendrite_tw.matrix.room_versions import (
     ROOM_V1,
     ROOM_V2,
@@ -59,7 +61,7 @@ class VectorTests(SynchronousTestCase):
     def hash_and_sign(self, event):
         digest = events.content_hash(event, ROOM_V1)
         event = event | {"hashes": {"sha256": signing.encode_base64(digest)}}
-        redacted = events.redact(event, ROOM_V1)
+        redacted = redact(event, ROOM_V1)
         signed = signing.sign_json(redacted, "domain", "ed25519:1", SEED)
         self.assertEqual(
             signing.encode_base64(events.reference_hash(event, ROOM_V1)),
@@ -87,9 +89,7 @@ class VectorTests(SynchronousTestCase):
             "KxwGjPSDEtvnFgU00fwFz+l6d2pJM6XBIaMEn81SXPTRl16AqLAYqfIReFGZlHi5KLjAWbOoMszkwsQma+lYAg",
         )
         self.assertEqual(self.hash_and_sign(event), expected)
-        built = events.finish_event(
-            event, ROOM_V3, server_name="domain", key_id="ed25519:1", signing_key=SEED
-        )
+        built = events.finish_event(event, ROOM_V3, server_name="domain", key_id="ed25519:1", signing_key=SEED)
         pdu = built.pdu_dict()
         self.assertEqual((pdu["hashes"]["sha256"], pdu["signatures"]["domain"]["ed25519:1"]), expected)
 
@@ -203,9 +203,7 @@ class FormatTests(SynchronousTestCase):
                 room = 255 - len(prefix + suffix)
                 self.accepted(version, **{key: prefix + "a" * room + suffix})
                 self.refused(version, key, EventTooLargeError, **{key: prefix + "a" * (room + 1) + suffix})
-                self.refused(
-                    version, key, EventTooLargeError, **{key: prefix + "ä" * (room // 2 + 1) + suffix}
-                )
+                self.refused(version, key, EventTooLargeError, **{key: prefix + "ä" * (room // 2 + 1) + suffix})
         self.accepted(ROOM_V11, room_id="!" + "a" * 247 + ":domain")
         self.refused(ROOM_V11, "room_id", EventTooLargeError, room_id="!" + "a" * 248 + ":domain")
         self.accepted(ROOM_V2, event_id="$" + "a" * 247 + ":domain")
@@ -223,7 +221,7 @@ class FormatTests(SynchronousTestCase):
         deep: Any = []
         for _ in range(500):
             deep = [deep]
-        for unsigned in ({"x": "a" * events.MAX_UNSIGNED_BYTES}, {"x": deep}):
+        for unsigned in ({"x": "a" * MAX_UNSIGNED_BYTES}, {"x": deep}):
             self.assertEqual(parse_event(valid_pdu(ROOM_V12, unsigned=unsigned), ROOM_V12).unsigned, {})
 
     def test_deep_content(self):
@@ -280,9 +278,7 @@ class FormatTests(SynchronousTestCase):
         self.assertNotEqual(plain.event_id, more.event_id)  # ``origin`` survives redaction there
 
     def test_event_id_is_not_part_of_newer_pdus(self):
-        self.assertEqual(
-            self.accepted(ROOM_V12, event_id="$wrong").event_id, self.accepted(ROOM_V12).event_id
-        )
+        self.assertEqual(self.accepted(ROOM_V12, event_id="$wrong").event_id, self.accepted(ROOM_V12).event_id)
 
     def test_redacts(self):
         redaction = {"type": "m.room.redaction", "redacts": "$target", "content": {"redacts": "$inside"}}
@@ -302,9 +298,7 @@ class FormatTests(SynchronousTestCase):
         key = data.draw(st.sampled_from([*pdu, "state_key", "unsigned", "redacts", "event_id"]))
         noise = st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-            lambda inner: (
-                st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-            ),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
             max_leaves=5,
         )
         pdu[key] = data.draw(noise)
@@ -324,9 +318,7 @@ class IdentityTests(SynchronousTestCase):
                 self.assertEqual(event.event_id, "$event2:a.example")
             else:
                 self.assertEqual(len(event.event_id), 44)
-                digest = signing.decode_base64(
-                    event.event_id[1:], urlsafe=version.event_id_format == "urlsafe_hash"
-                )
+                digest = signing.decode_base64(event.event_id[1:], urlsafe=version.event_id_format == "urlsafe_hash")
                 self.assertEqual(digest, events.reference_hash(event.pdu_dict(), version))
             self.assertEqual(events.compute_event_id(event.pdu_dict(), version), event.event_id)
 
@@ -340,9 +332,7 @@ class IdentityTests(SynchronousTestCase):
         self.assertTrue({"-", "_"} <= set(joined[4]) and not {"+", "/"} & set(joined[4]))
 
     @bounded
-    @given(
-        st.sampled_from(ALL), json_objects, json_objects, st.sampled_from(["m.room.message", "m.room.create"])
-    )
+    @given(st.sampled_from(ALL), json_objects, json_objects, st.sampled_from(["m.room.message", "m.room.create"]))
     def test_what_the_id_depends_on(self, version, content, unsigned, event_type):
         fields: dict[str, Any] = {"type": event_type, "content": content}
         if event_type == "m.room.create" and version.room_ids_as_hashes:
@@ -388,7 +378,7 @@ class BuildTests(SynchronousTestCase):
         self.assertEqual(received.signatures, events.signatures(event))
         signature = received.signatures[SERVER][KEY.key_id]
         signing.verify_bytes(received.signed_bytes, signature, KEY.verify_key)
-        signing.verify_json(events.redact(event.pdu_dict(), version), SERVER, KEY.key_id, KEY.verify_key)
+        signing.verify_json(redact(event.pdu_dict(), version), SERVER, KEY.key_id, KEY.verify_key)
         for field in event.__struct_fields__:
             self.assertEqual(getattr(received.event, field), getattr(event, field), field)
         self.assertEqual(event.pdu, canonical_json.encode(event.pdu_dict()))
@@ -481,9 +471,7 @@ class ReceiveTests(SynchronousTestCase):
             self.assertTrue(received.redacted)
             self.assertEqual(received.event.content, {})
             self.assertEqual(received.event.event_id, event.event_id)
-            signing.verify_bytes(
-                received.signed_bytes, received.signatures[SERVER][KEY.key_id], KEY.verify_key
-            )
+            signing.verify_bytes(received.signed_bytes, received.signatures[SERVER][KEY.key_id], KEY.verify_key)
 
     def test_altered_essentials_break_the_signature(self):
         event = RoomBuilder(ROOM_V12).event("m.room.message", ALICE, {"body": "x"})
@@ -528,9 +516,7 @@ class ReceiveTests(SynchronousTestCase):
 class SignatureTests(SynchronousTestCase):
     def test_second_signature(self):
         for version in ALL:
-            event = RoomBuilder(version).event(
-                "m.room.member", ALICE, {"membership": "invite"}, "@b:b.example"
-            )
+            event = RoomBuilder(version).event("m.room.member", ALICE, {"membership": "invite"}, "@b:b.example")
             other = nacl.signing.SigningKey(b"\1" * 32)
             both = events.sign_event(event, "b.example", "ed25519:b", other)
             self.assertEqual(both.event_id, event.event_id)

@@ -67,9 +67,7 @@ class SignedjsonTests(SynchronousTestCase):
     def test_round_trip_with_the_library(self):
         pair = [keys.signing_key("ed25519:a_1", SEED), keys.signing_key("ed25519:b", b"\1" * 32)]
         text = keys.write_signedjson(pair)
-        self.assertEqual(
-            [bytes(k) for k in signedjson.key.read_signing_keys(io.StringIO(text))], [SEED, b"\1" * 32]
-        )
+        self.assertEqual([bytes(k) for k in signedjson.key.read_signing_keys(io.StringIO(text))], [SEED, b"\1" * 32])
         self.assertEqual(keys.read_signedjson(text), pair)
         self.assertEqual(keys.read_key_file(text), pair)
         self.assertEqual(keys.read_key_file(PEM), [keys.read_pem(PEM)])

@@ -83,9 +83,7 @@ class RedactionTests(SynchronousTestCase):
             "membership": "invite",
             "third_party_invite": {"signed": {"mxid": "@a:b"}, "display_name": "A"},
         }
-        self.assertEqual(
-            redact(everything("m.room.member", content), ROOM_V10)["content"], {"membership": "invite"}
-        )
+        self.assertEqual(redact(everything("m.room.member", content), ROOM_V10)["content"], {"membership": "invite"})
         for version in (ROOM_V11, ROOM_V12):
             self.assertEqual(
                 redact(everything("m.room.member", content), version)["content"],

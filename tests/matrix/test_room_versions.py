@@ -42,9 +42,7 @@ TRAITS = [
 class RoomVersionTests(SynchronousTestCase):
     def test_traits(self):
         for trait, value, first, last in TRAITS:
-            having = [
-                int(name) for name, version in ROOM_VERSIONS.items() if getattr(version, trait) == value
-            ]
+            having = [int(name) for name, version in ROOM_VERSIONS.items() if getattr(version, trait) == value]
             self.assertEqual(having, list(range(first, last + 1)), trait)
 
     def test_names(self):
