@@ -63,9 +63,7 @@ class Device:
 
     def one_time(self, *names: str, text: str = "", **more: Any) -> dict[str, Any]:
         """Signed one-time keys with these IDs."""
-        return {
-            f"signed_curve25519:{name}": self.sign({"key": Key(text + name).public, **more}) for name in names
-        }
+        return {f"signed_curve25519:{name}": self.sign({"key": Key(text + name).public, **more}) for name in names}
 
 
 class Identity:

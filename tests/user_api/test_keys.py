@@ -25,9 +25,7 @@ class DeviceKeysTests(KeysCase):
     def test_keys_are_shown_as_they_were_uploaded(self) -> None:
         keys = self.phone.keys(extra={"of": ["any", "shape"]})
         self.get(self.upload(self.phone, device_keys={**keys, "unsigned": {"device_display_name": "forged"}}))
-        self.assertEqual(
-            self.query(), {"ALICEDEV": {**keys, "unsigned": {"device_display_name": "Alice's phone"}}}
-        )
+        self.assertEqual(self.query(), {"ALICEDEV": {**keys, "unsigned": {"device_display_name": "Alice's phone"}}})
 
     def test_a_device_without_a_name_has_nothing_unsigned(self) -> None:
         tablet = Device(ALICE, "ALICE2")
@@ -110,9 +108,7 @@ class DeviceKeysTests(KeysCase):
             bad = {**good, "signatures": signatures}
             self.check_refused(self.upload(self.phone, device_keys=bad), 400, errcode)
         self.check_refused(self.upload(self.phone, device_keys={**good, "number": 1.5}), 400, "M_BAD_JSON")
-        self.check_refused(
-            self.upload(self.phone, device_keys=self.phone.keys(big="x" * 20_000)), 413, "M_TOO_LARGE"
-        )
+        self.check_refused(self.upload(self.phone, device_keys=self.phone.keys(big="x" * 20_000)), 413, "M_TOO_LARGE")
         self.assertEqual((self.query(), self.changed()), ({}, []))
 
     def test_signatures_of_others_are_not_kept(self) -> None:

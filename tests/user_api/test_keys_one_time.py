@@ -267,9 +267,7 @@ class TogetherTests(KeysCase):
         uploads = [
             Deferred.fromCoroutine(self.upload(phone, one_time=phone.one_time(*names))) for names in ("abcde", "defgh")
         ]
-        claims = [
-            Deferred.fromCoroutine(self.keys.claim_keys({ALICE: {"ALICEDEV": SIGNED}}, 0)) for _ in range(10)
-        ]
+        claims = [Deferred.fromCoroutine(self.keys.claim_keys({ALICE: {"ALICEDEV": SIGNED}}, 0)) for _ in range(10)]
         gate.set()
         self.database.close()
         for function, args in self.threads.delivered:
