@@ -14,10 +14,11 @@ import orjson
 
 from ..matrix.errors import bad_json, invalid_param, missing_param
 from ..user_api.api import BackupInfo, BackupKey, BackupState, Caller, KeyAPI
-from ..web.routes import Route, shape_error
+from ..web.routes import Limit, Route, shape_error
 from .keys import optional_object
 
 BODY_LIMIT = 16 << 20
+ROOM_KEYS = Limit("room_keys")
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
@@ -56,20 +57,20 @@ class RoomKeysRoutes:
         base = "/_matrix/client/v3/room_keys"
         every, room, session = f"{base}/keys", f"{base}/keys/{{room_id}}", f"{base}/keys/{{room_id}}/{{session_id}}"
         return [
-            Route("POST", f"{base}/version", self.create),
-            Route("GET", f"{base}/version", self.current),
-            Route("GET", f"{base}/version/{{version}}", self.info),
-            Route("PUT", f"{base}/version/{{version}}", self.update),
-            Route("DELETE", f"{base}/version/{{version}}", self.delete),
-            Route("PUT", every, self.put_all, body_limit=BODY_LIMIT),
-            Route("GET", every, self.get_all),
-            Route("DELETE", every, self.delete_all),
-            Route("PUT", room, self.put_room, body_limit=BODY_LIMIT),
-            Route("GET", room, self.get_room),
-            Route("DELETE", room, self.delete_room),
-            Route("PUT", session, self.put_session),
-            Route("GET", session, self.get_session),
-            Route("DELETE", session, self.delete_session),
+            Route("POST", f"{base}/version", self.create, limit=ROOM_KEYS),
+            Route("GET", f"{base}/version", self.current, limit=ROOM_KEYS),
+            Route("GET", f"{base}/version/{{version}}", self.info, limit=ROOM_KEYS),
+            Route("PUT", f"{base}/version/{{version}}", self.update, limit=ROOM_KEYS),
+            Route("DELETE", f"{base}/version/{{version}}", self.delete, limit=ROOM_KEYS),
+            Route("PUT", every, self.put_all, limit=ROOM_KEYS, body_limit=BODY_LIMIT),
+            Route("GET", every, self.get_all, limit=ROOM_KEYS),
+            Route("DELETE", every, self.delete_all, limit=ROOM_KEYS),
+            Route("PUT", room, self.put_room, limit=ROOM_KEYS, body_limit=BODY_LIMIT),
+            Route("GET", room, self.get_room, limit=ROOM_KEYS),
+            Route("DELETE", room, self.delete_room, limit=ROOM_KEYS),
+            Route("PUT", session, self.put_session, limit=ROOM_KEYS),
+            Route("GET", session, self.get_session, limit=ROOM_KEYS),
+            Route("DELETE", session, self.delete_session, limit=ROOM_KEYS),
         ]
 
     # --- versions ---

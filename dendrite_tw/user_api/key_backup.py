@@ -131,7 +131,7 @@ class KeyBackup:
 
     async def _writable(self, txn: Transaction, user_id: str, version: str) -> table.BackupRow:
         """The backup if it is the current one; ``M_WRONG_ROOM_KEYS_VERSION`` for an older one."""
-        backup = await live_version(txn, user_id, version)
+        backup = await live_version(txn, user_id, version, lock=True)
         current = await table.current(txn, user_id)
         if current is None or current.id != backup.id:
             raise MatrixError(
@@ -182,7 +182,7 @@ class KeyBackup:
     async def _delete_some(
         self, txn: Transaction, user_id: str, version: str, room_id: str, session_id: str | None
     ) -> BackupState:
-        backup = await live_version(txn, user_id, version)
+        backup = await live_version(txn, user_id, version, lock=True)
         if session_id is None:
             gone = await table.delete_room(txn, backup.id, room_id)
         else:
@@ -197,7 +197,7 @@ class KeyBackup:
 
     async def _clear(self, user_id: str, version: str) -> BackupState:
         async def transaction(txn: Transaction) -> tuple[BackupState, int]:
-            backup = await live_version(txn, user_id, version)
+            backup = await live_version(txn, user_id, version, lock=True)
             gone = await table.delete_some(txn, backup.id, CHUNK)
             return await self._count_off(txn, backup, gone), gone
 
@@ -218,19 +218,21 @@ class KeyBackup:
             await self._delete_keys(backup_id)
 
 
-async def any_version(txn: Transaction, user_id: str, version: str) -> table.BackupRow:
+async def any_version(txn: Transaction, user_id: str, version: str, lock: bool = False) -> table.BackupRow:
     """A backup, deleted or not; ``M_NOT_FOUND`` where there never was one."""
     row = None
     if version.isascii() and version.isdigit() and len(version) < 19 and str(int(version)) == version:
+        if lock:
+            await table.lock(txn, user_id, int(version))
         row = await table.version(txn, user_id, int(version))
     if row is None:
         raise not_found("There is no such backup.")
     return row
 
 
-async def live_version(txn: Transaction, user_id: str, version: str) -> table.BackupRow:
-    """A backup that is not deleted; ``M_NOT_FOUND`` otherwise."""
-    row = await any_version(txn, user_id, version)
+async def live_version(txn: Transaction, user_id: str, version: str, lock: bool = False) -> table.BackupRow:
+    """A backup that is not deleted; ``M_NOT_FOUND`` otherwise.  `lock` it where its counts will change."""
+    row = await any_version(txn, user_id, version, lock)
     if row.deleted:
         raise not_found("The backup was deleted.")
     return row

@@ -34,6 +34,9 @@ MESSAGE_LIMIT = 64 << 10
 TARGET_LIMIT = 5_000
 """Messages in one request; as many again may come of the wildcard."""
 
+TOTAL_LIMIT = 64 << 20
+"""Bytes that one request may put into inboxes: a wildcard multiplies what was sent."""
+
 INBOXES_REMEMBERED = 100_000
 """Devices whose newest waiting position is kept in memory: about 300 bytes each."""
 
@@ -86,7 +89,7 @@ class ToDevice:
         remote: list[Outgoing] = []
         if server_name_of(sender) == self._server_name:
             remote = [one for one in outgoing if server_name_of(one.user_id) != self._server_name]
-        headers = {"sender": sender, "type": event_type, "message_id": self._random.token(24)}
+        headers = {"sender": sender, "type": event_type, "message_id": self._random.token(24) if remote else ""}
         transaction = sender, device_id, event_type, txn_id
         await self._database.write(self._send, transaction, local, remote, headers)
         await self._drop_oldest()
@@ -222,6 +225,6 @@ def addressed(
         device_ids = known if message.device_id == EVERY_DEVICE else {message.device_id} & known.keys()
         for device_id in device_ids:
             found[message.user_id, device_id] = message.event
-    if len(found) > 2 * TARGET_LIMIT:
-        raise too_large(f"One request may reach {2 * TARGET_LIMIT} devices at most.")
+    if len(found) > 2 * TARGET_LIMIT or sum(map(len, found.values())) > TOTAL_LIMIT:
+        raise too_large(f"One request may reach {2 * TARGET_LIMIT} devices with {TOTAL_LIMIT} bytes at most.")
     return found

@@ -15,6 +15,7 @@ from dendrite_tw.database.outbox import Outbox, OutboxRow
 from dendrite_tw.database.statements import Transaction
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.signing import encode_base64, sign_json
+from dendrite_tw.user_api.api import KeyCounts
 from dendrite_tw.user_api.keys_component import KeyComponent, RemoteKeys
 from tests.harness import Memory
 
@@ -141,7 +142,7 @@ class KeysCase(SynchronousTestCase):
         del self.devices[user_id][device_id]
         self.successResultOf(self.database.write(self.keys.device_deleted, user_id, device_id))
 
-    def upload(self, device: Device, **parts: Any) -> Any:
+    def upload(self, device: Device, **parts: Any) -> Coroutine[Any, Any, KeyCounts]:
         """Upload keys of a device; without parts its identity keys."""
         device_keys = parts.get("device_keys", None if parts else device.keys())
         return self.keys.upload_keys(

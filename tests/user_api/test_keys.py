@@ -83,7 +83,7 @@ class DeviceKeysTests(KeysCase):
         for bad in lacking:
             self.check_refused(self.upload(self.phone, device_keys=bad), 400, "M_BAD_JSON")
         ed25519, curve = "ed25519:ALICEDEV", "curve25519:ALICEDEV"
-        for changes, errcode in [
+        wrong: list[tuple[dict[str, Any], str]] = [
             ({"user_id": BOB}, "M_INVALID_PARAM"),
             ({"device_id": "ALICE2"}, "M_INVALID_PARAM"),
             ({"algorithms": "m.olm"}, "M_BAD_JSON"),
@@ -95,7 +95,8 @@ class DeviceKeysTests(KeysCase):
             ({"keys": {ed25519: "short"}}, "M_INVALID_PARAM"),
             ({"keys": {ed25519: self.phone.key.public, curve: "short"}}, "M_INVALID_PARAM"),
             ({"keys": {ed25519: other.key.public}}, "M_INVALID_SIGNATURE"),
-        ]:
+        ]
+        for changes, errcode in wrong:
             self.check_refused(self.upload(self.phone, device_keys=self.phone.keys(**changes)), 400, errcode)
         for signatures, errcode in [
             ([], "M_BAD_JSON"),

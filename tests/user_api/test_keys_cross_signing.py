@@ -90,7 +90,7 @@ class CrossSigningKeysTests(SigningCase):
         key = self.alice.master
         self.check_upload({"self_signing": self.alice.public("self_signing")}, 400, "M_MISSING_PARAM")
         self.check_upload({}, 400, "M_MISSING_PARAM")
-        for changes in [
+        wrong: list[dict[str, Any]] = [
             {"user_id": BOB},
             {"usage": ["self_signing"]},
             {"usage": "master"},
@@ -102,7 +102,8 @@ class CrossSigningKeysTests(SigningCase):
             {"keys": {"ed25519:abc": "abc"}},
             {"keys": {key.id: 7}},
             {"keys": {key.id + "=": key.public + "="}},
-        ]:
+        ]
+        for changes in wrong:
             self.check_upload({"master": {**good, **changes}}, 400, "M_INVALID_PARAM")
         self.check_upload({"master": {**good, "signatures": 7}}, 400, "M_BAD_JSON")
         self.check_upload({"master": {**good, "half": 0.5}}, 400, "M_BAD_JSON")
@@ -285,6 +286,7 @@ class RemoteSignaturesTests(SigningCase):
     def test_a_strange_answer_harms_nobody(self) -> None:
         signed = self.alice.user_signing.sign(self.carol.public("master"), ALICE)
         self.sign(ALICE, CAROL, self.carol.master.public, signed)
-        for strange in ({}, {"keys": []}, {"keys": {}}, {**self.carol.public("master"), "signatures": 7}):
+        answers: list[Any] = [{}, {"keys": []}, {"keys": {}}, {**self.carol.public("master"), "signatures": 7}]
+        for strange in answers:
             self.remote.master = orjson.dumps(strange)  # type: ignore[union-attr]
             self.assertIn(CAROL, self.seen_by(ALICE, CAROL).master_keys)

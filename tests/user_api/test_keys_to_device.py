@@ -158,6 +158,14 @@ class ToDeviceTests(KeysCase):
         del self.devices[ALICE]["0"]
         self.send({ALICE: {"*": {}}})
 
+    def test_what_a_wildcard_multiplies_is_bounded(self) -> None:
+        self.patch(to_device, "TOTAL_LIMIT", 3_000)
+        messages: dict[str, dict[str, Any]] = {ALICE: {"*": {"x": "x" * 2_000}}}
+        self.check_refused(self.keys.send_to_device(BOB, "BOBDEV", "m.test", "1", messages), 413, "M_TOO_LARGE")
+        del self.devices[ALICE]["ALICE2"]
+        self.send(messages)
+        self.assertEqual(len(self.told), 1)
+
     def test_an_inbox_keeps_the_newest(self) -> None:
         self.patch(table, "INBOX_LIMIT", 20)
         self.patch(to_device, "CHECK_EVERY", 10)

@@ -78,6 +78,11 @@ def current(txn: Transaction, user_id: str) -> None: ...
 def version(txn: Transaction, user_id: str, id: int) -> None: ...
 
 
+@none("UPDATE backup_versions SET etag = etag WHERE id = :id AND user_id = :user_id")
+def lock(txn: Transaction, user_id: str, id: int) -> None:
+    """Make transactions that change the same backup follow each other, so that its counts stay exact."""
+
+
 @one(int, "SELECT COUNT(*) FROM backup_versions WHERE user_id = :user_id AND deleted = 0")
 def count_versions(txn: Transaction, user_id: str) -> None: ...
 

@@ -77,6 +77,7 @@ def claimed_named(txn: Transaction, user_id: str, device_id: str, key_ids: Seque
     """
     INSERT INTO one_time_keys (user_id, device_id, algorithm, key_id, digest, content)
     VALUES (:user_id, :device_id, :algorithm, :key_id, :digest, :content)
+    ON CONFLICT (user_id, device_id, algorithm, key_id) DO NOTHING
     """,
     row="user_id device_id algorithm key_id digest content",
 )
