@@ -234,7 +234,7 @@ class Queries:
         if room is None:
             raise forbidden("You are not in this room.")
         membership = await self._viewer.require_member(room.room_nid, user_id)
-        start = await self._start(room.room_nid, direction, from_token)
+        start = await self.start(room.room_nid, direction, from_token)
         if membership is not None and membership.membership != "join" and direction == "b":
             left = await self._place_of(room.room_nid, membership.position)
             start = min(start, left)
@@ -244,7 +244,7 @@ class Queries:
         end = following and timeline_token(*following)
         return Page(events=events, start=timeline_token(*start), end=end, state=state)
 
-    async def _start(self, room_nid: int, direction: str, token: str | None) -> Place:
+    async def start(self, room_nid: int, direction: str, token: str | None) -> Place:
         """Where a page begins: after a token, or at the newest or the first event."""
         if token is None:
             return Place(2**62, 2**62) if direction == "b" else Place(0, -(2**62))
@@ -270,7 +270,7 @@ class Queries:
     ) -> tuple[list[EventRow], Place | None]:
         """Visible, chosen events from `start` on, and the place to go on from; `None` at the end."""
         limit = max(1, min(limit, PAGE_LIMIT))
-        stop = await self._start(room_nid, direction, to_token) if to_token is not None else None
+        stop = await self.start(room_nid, direction, to_token) if to_token is not None else None
         read = event_table.history_back if direction == "b" else event_table.history_on
         kept: list[EventRow] = []
         place = start
@@ -279,7 +279,7 @@ class Queries:
             more = len(batch) > limit
             batch = batch[:limit]
             if stop is not None:
-                within = [row for row in batch if _before_stop(row, stop, direction)]
+                within = [row for row in batch if before_stop(row, stop, direction)]
                 more, batch = more and len(within) == len(batch), within
             visible = await self._viewer.visible_rows(user_id, batch)
             wanted = [row for row in visible if filter is None or await self._is_chosen(row, filter)]
@@ -373,6 +373,6 @@ def _after(row: EventRow, direction: str) -> Place:
     return Place(row.depth, row.position - 1) if direction == "b" else Place(row.depth, row.position)
 
 
-def _before_stop(row: EventRow, stop: Place, direction: str) -> bool:
+def before_stop(row: EventRow, stop: Place, direction: str) -> bool:
     place = Place(row.depth, row.position)
     return place > stop if direction == "b" else place <= stop

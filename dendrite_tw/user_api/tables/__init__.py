@@ -1,1 +1,1 @@
-"""The tables of the user component: each module holds one group of statements and its pruning rule."""
+"""The tables of the user component, a module for each group."""
