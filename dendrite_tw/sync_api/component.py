@@ -15,13 +15,16 @@ from ..world import World
 from .feed import Feed, Queue
 from .filters import Filters
 from .joined import JoinedReader
+from .key_changes import KeyChanges
 from .lazy import SentMembers
 from .model import SyncModel
 from .notifier import Notifier
 from .online import OnlineMarker
 from .positions import Heard
 from .presence import PresenceBoard
+from .reading import EventReader
 from .receipts import ReceiptLog
+from .room_state import StateReader
 from .rooms import RoomCache
 from .splice import Renderer
 from .syncing import SyncHandler
@@ -57,9 +60,7 @@ class SyncComponent:
         self.receipts = ReceiptLog(users)
         self.typing = TypingBoard(world.time, world.clock, self.notifier.typing)
         self.presence = PresenceBoard()
-        self.feed = Feed(
-            rooms, users, self.heard, self.cache, self.notifier, self.receipts, self.typing, self.presence
-        )
+        self.feed = Feed(rooms, users, self.heard, self.cache, self.notifier, self.receipts, self.typing, self.presence)
         self.filters = Filters(database, world.clock)
         self.renderer = Renderer()
         self.model = SyncModel(
@@ -78,6 +79,9 @@ class SyncComponent:
         self.handler = SyncHandler(
             keys, self.heard, self.notifier, self.filters, self.model, self.view, self.online, world.time, world.clock
         )
+        self.events = EventReader(rooms, users, self.notifier, self.renderer, world.clock)
+        self.state = StateReader(rooms, self.renderer, world.clock)
+        self.key_changes = KeyChanges(self.model, self.notifier, self.heard, world.clock)
 
     async def _pause(self) -> None:
         """Let others have their turn in the middle of a long answer."""
@@ -102,4 +106,7 @@ class SyncComponent:
         return [
             Route("GET", "/_matrix/client/v3/sync", self.handler.sync, Access.GUEST),
             *self.filters.routes(),
+            *self.events.routes(),
+            *self.state.routes(),
+            *self.key_changes.routes(),
         ]

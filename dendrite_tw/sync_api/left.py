@@ -70,9 +70,7 @@ class LeftReader:
             event = found[0]
         return event
 
-    async def _newest(
-        self, request: SyncRequest, room_id: str, after: int, upto: int
-    ) -> tuple[list[RoomEvent], bool]:
+    async def _newest(self, request: SyncRequest, room_id: str, after: int, upto: int) -> tuple[list[RoomEvent], bool]:
         """The newest visible events up to leaving; the event of leaving is seen in any case."""
         events, more = await self._rooms.timeline(room_id, after, upto, request.timeline_limit, None)
         seen = await self._rooms.visible(request.user_id, events)

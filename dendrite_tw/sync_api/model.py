@@ -112,6 +112,15 @@ class SyncModel:
         await self._read_presence(request, since, changes)
         return changes
 
+    async def device_lists(self, request: SyncRequest, since: SyncToken, upto: SyncToken) -> DeviceLists:
+        """The device lists of (since, upto] alone."""
+        changes = SyncChanges(upto=upto)
+        joined, others = self._rooms_concerned(request, since)
+        await self._read_joined(request, since, changes, joined)
+        await self._read_others(request, since, changes, [m for m in others if m.membership in ("leave", "ban")])
+        await self._read_device_lists(request, since, changes)
+        return changes.device_lists
+
     # --- rooms ---
 
     def _rooms_concerned(

@@ -57,9 +57,7 @@ class Heard:
         waiter.callback(False)
 
 
-async def with_timeout(
-    time: IReactorTime, waiter: Deferred[bool], seconds: float, give_up: Callable[[], None]
-) -> bool:
+async def with_timeout(time: IReactorTime, waiter: Deferred[bool], seconds: float, give_up: Callable[[], None]) -> bool:
     """Wait for `waiter`; after `seconds` call `give_up`, which has to fire it."""
     timer = time.callLater(seconds, give_up)
     try:

@@ -58,15 +58,14 @@ class SyncRequest:
 
 
 def database_filter(wanted: RoomEventFilter) -> EventFilter | None:
-    """The part of a filter that the room component applies; globs are left to the caller."""
-    types = wanted.types if wanted.types is None or not any("*" in name for name in wanted.types) else None
+    """The part of a filter that the room component applies."""
     made = EventFilter(
-        types=types,
-        not_types=[name for name in wanted.not_types or () if "*" not in name],
+        types=wanted.types,
+        not_types=wanted.not_types or [],
         senders=wanted.senders,
         not_senders=wanted.not_senders or [],
         contains_url=wanted.contains_url,
-        rel_types=wanted.related_by_rel_types,
+        rel_types=wanted.rel_types,
         related_by_senders=wanted.related_by_senders,
     )
     return None if made == EventFilter() else made

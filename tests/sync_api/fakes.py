@@ -525,9 +525,7 @@ class FakeUsers:
 
     def set_unread(self, user_id: str, room_id: str, count: int, threads: dict[str, tuple[int, int]]) -> None:
         self.counts[user_id, room_id] = Unread(room_id=room_id, notification_count=count, threads=threads)
-        self._queue.tell(
-            OUTPUT_NOTIFICATION_DATA, UnreadChange(user_id=user_id, room_id=room_id, position=self.next())
-        )
+        self._queue.tell(OUTPUT_NOTIFICATION_DATA, UnreadChange(user_id=user_id, room_id=room_id, position=self.next()))
 
     # --- questions ---
 
