@@ -16,11 +16,14 @@ from twisted.logger import Logger
 from twisted.web.resource import IResource, Resource
 
 from .cache import CacheBudget
+from .client_api.keys import KeysRoutes, RequireUIA
 from .client_api.login import LoginSection
 from .client_api.register import RegisterSection
+from .client_api.room_keys import RoomKeysRoutes
 from .client_api.rooms import RoomRoutes
 from .client_api.settings import CaptchaSettings, ClientSettings, Turn
-from .client_api.uia import InteractiveAuth
+from .client_api.to_device import ToDeviceRoutes
+from .client_api.uia import PASSWORD, InteractiveAuth
 from .config import Component as DatabaseOwner
 from .config import Config
 from .config.key_files import signing_key
@@ -34,11 +37,15 @@ from .metrics import Metrics, MetricsResource
 from .monitor import MonitorRoutes
 from .room_api.api import RoomAPI
 from .room_api.component import RoomComponent
-from .user_api.api import UserAPI
+from .sync_api.component import SyncComponent
+from .user_api.api import Caller, KeyAPI, UserAPI
 from .user_api.component import UserComponent
+from .user_api.device_names import devices_of
+from .user_api.keys_component import KeyComponent
 from .user_api.settings import UserSettings
 from .web.auth import TokenAuthenticator
 from .web.limits import SlotLimiter
+from .web.resource import Exchange
 from .web.routes import client_paths
 from .web.site import make_root
 from .world import World
@@ -56,7 +63,8 @@ class Component(Protocol):
 
     async def start(self) -> None: ...
 
-    async def stop(self) -> None: ...
+    def stop(self) -> Any:
+        """May take its time: a coroutine or a `Deferred`."""
 
 
 class Databases:
@@ -124,8 +132,8 @@ class Parts:
         )
         client = self.queue.client
 
-        to_rooms, to_users = Direct(), Direct()
-        rooms, users = handle(RoomAPI, to_rooms), handle(UserAPI, to_users)
+        to_rooms, to_users, to_keys = Direct(), Direct(), Direct()
+        rooms, users, keys = handle(RoomAPI, to_rooms), handle(UserAPI, to_users), handle(KeyAPI, to_keys)
 
         user_database = self.databases.of("user_api")
         self.users = UserComponent(
@@ -140,9 +148,16 @@ class Parts:
             key=signing_key(config),
             default_room_version=config.room_server.default_room_version,
         )
+        self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, devices_of)
+        self.users.on_device_deleted.append(self.keys.device_deleted)
+        self.users.on_account_deactivated.append(self.keys.account_deactivated)
+        self.sync = SyncComponent(
+            rooms, users, keys, client, self.databases.of("sync_api"), world, budget, server_name, presence_enabled=True
+        )
         to_rooms.connect(self.rooms)
         to_users.connect(self.users)
-        self.components: list[Component] = [self.users, self.rooms]
+        to_keys.connect(self.keys)
+        self.components: list[Component] = [self.users, self.rooms, self.sync]
         self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
         for component in self.components:
             component.prepare()
@@ -153,6 +168,10 @@ class Parts:
             LoginSection(users, settings, auth),
             RegisterSection(users, settings, auth, world),
             RoomRoutes(rooms, users, world.clock, server_name),
+            KeysRoutes(keys, password_again(auth)),
+            RoomKeysRoutes(keys),
+            ToDeviceRoutes(keys),
+            self.sync,
             MonitorRoutes([lambda: self.queue.degraded]),
         ]
         metrics = Metrics(budget)
@@ -178,9 +197,15 @@ class Parts:
         for relay in self.relays:
             relay.stop()
         for component in reversed(self.components):
-            await component.stop()
+            await _ended(component.stop())
         await self.queue.stop()
         self.databases.close()
+
+
+async def _ended(stopping: Any) -> None:
+    """Wait for what `Component.stop` returned."""
+    if isinstance(stopping, Deferred) or hasattr(stopping, "__await__"):
+        await stopping
 
 
 def monolith(config: Config, world: World) -> Server:
@@ -222,6 +247,16 @@ def runner(world: World) -> Callable[..., Deferred[Any]]:
         return answer
 
     return run
+
+
+def password_again(auth: InteractiveAuth) -> RequireUIA:
+    """Asks a user for the password before their cross-signing keys are replaced."""
+
+    async def require(caller: Caller, request: Exchange, body: dict[str, Any]) -> object:
+        purpose = "POST /keys/device_signing/upload"
+        return await auth.require(request, purpose, caller.user_id, body.get("auth"), [[PASSWORD]])
+
+    return require
 
 
 # --- configuration, cut to what each part needs ---
