@@ -101,19 +101,19 @@ class Server(MultiService):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__()
-        self._parts = parts
+        self.parts = parts
         self.site = parts.root
         self.started: Deferred[None] = Deferred()
         """Fires when everything has started."""
 
     def startService(self) -> None:
         super().startService()
-        Deferred.fromCoroutine(self._parts.start()).chainDeferred(self.started)
+        Deferred.fromCoroutine(self.parts.start()).chainDeferred(self.started)
         self.started.addErrback(lambda failure: log.failure("The server did not start", failure))
 
     def stopService(self) -> Deferred[Any]:
         stopped = maybeDeferred(super().stopService)
-        return stopped.addCallback(lambda _: Deferred.fromCoroutine(self._parts.stop()))
+        return stopped.addCallback(lambda _: Deferred.fromCoroutine(self.parts.stop()))
 
 
 class Parts:

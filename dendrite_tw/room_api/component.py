@@ -110,6 +110,9 @@ class RoomComponent:
         self.joined_users = queries.joined_users
         self.shares_room = queries.shares_room
         self.room_view = queries.room_view
+        self.newest_positions = queries.newest_positions
+        self.stripped_state = queries.stripped_state
+        self.pdus = queries.pdus
         self.timeline = queries.timeline
         self.state_at = queries.state_at
         self.state_before = queries.state_before
