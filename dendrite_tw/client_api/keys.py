@@ -23,9 +23,6 @@ DEFAULT_TIMEOUT_MS = 10_000
 RequireUIA = Callable[[Caller, Exchange, dict[str, Any]], Awaitable[object]]
 """User-interactive authentication: returns once the caller has proven who they are, raises the 401 before."""
 
-ChangedKeys = Callable[[Caller, str, str], Awaitable[tuple[list[str], list[str]]]]
-"""Who changed keys between two sync tokens, and who left, as the caller may know; raises for a bad token."""
-
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
@@ -39,18 +36,12 @@ class ClaimBody(msgspec.Struct):
     timeout: Milliseconds | None = None
 
 
-class ChangesQuery(msgspec.Struct):
-    from_: str = msgspec.field(name="from")
-    to: str
-
-
 class KeysRoutes:
-    """``/keys/…``; `require_uia` and `changed_keys` belong to accounts and to sync."""
+    """``/keys/…``, except for ``/keys/changes``, which is the sync's."""
 
-    def __init__(self, keys: KeyAPI, require_uia: RequireUIA, changed_keys: ChangedKeys) -> None:
+    def __init__(self, keys: KeyAPI, require_uia: RequireUIA) -> None:
         self._keys = keys
         self._require_uia = require_uia
-        self._changed_keys = changed_keys
 
     def routes(self) -> list[Route]:
         """The rows of this section."""
@@ -59,7 +50,6 @@ class KeysRoutes:
             Route("POST", f"{base}/upload", self.upload, Access.GUEST, body_limit=UPLOAD_BODY_LIMIT),
             Route("POST", f"{base}/query", self.query, Access.GUEST),
             Route("POST", f"{base}/claim", self.claim, Access.GUEST),
-            Route("GET", f"{base}/changes", self.changes),
             Route("POST", f"{base}/device_signing/upload", self.upload_cross_signing_keys),
             Route("POST", f"{base}/signatures/upload", self.upload_signatures, body_limit=SIGNATURES_BODY_LIMIT),
         ]
@@ -98,11 +88,6 @@ class KeysRoutes:
                 for user_id, devices in claimed.one_time_keys.items()
             },
         }
-
-    async def changes(self, caller: Caller, query: ChangesQuery) -> dict[str, Any]:
-        """``GET /keys/changes``: whose keys changed between two tokens."""
-        changed, left = await self._changed_keys(caller, query.from_, query.to)
-        return {"changed": changed, "left": left}
 
     async def upload_cross_signing_keys(self, caller: Caller, request: Exchange, body: dict[str, Any]) -> None:
         """``POST /keys/device_signing/upload``; keys that exist are replaced after authentication only."""

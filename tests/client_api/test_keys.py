@@ -7,7 +7,7 @@ from typing import Any
 from dendrite_tw.client_api.keys import KeysRoutes
 from dendrite_tw.client_api.room_keys import RoomKeysRoutes
 from dendrite_tw.client_api.to_device import ToDeviceRoutes
-from dendrite_tw.matrix.errors import MatrixError, invalid_param
+from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.user_api.api import Caller
 from dendrite_tw.web.resource import Exchange
 from dendrite_tw.web.routes import client_paths
@@ -23,22 +23,15 @@ class ClientCase(KeysCase):
         super().setUp()
         self.phone = Device(ALICE, "ALICEDEV")
         routes = [
-            *KeysRoutes(self.keys, self.require_uia, self.changed_keys).routes(),
+            *KeysRoutes(self.keys, self.require_uia).routes(),
             *ToDeviceRoutes(self.keys).routes(),
             *RoomKeysRoutes(self.keys).routes(),
         ]
         self.web = serve(client_paths(routes), self.memory.clock, {**CALLERS, "bridge": BRIDGE})
-        self.asked: list[str] = []
 
     async def require_uia(self, caller: Caller, request: Exchange, body: dict[str, Any]) -> None:
         if body.get("auth") != {"type": "m.login.dummy"}:
             raise MatrixError(401, "M_FORBIDDEN", "Prove who you are.", flows=[])
-
-    async def changed_keys(self, caller: Caller, start: str, end: str) -> tuple[list[str], list[str]]:
-        if not start.startswith("s"):
-            raise invalid_param("This is no token.")
-        self.asked += [caller.user_id, start, end]
-        return [BOB], [CAROL]
 
     def check(self, answer: Answer, status: int, errcode: str | None = None) -> Any:
         self.assertEqual(answer.status, status, answer)
@@ -109,15 +102,6 @@ class KeysTests(ClientCase):
             for timeout in ("x", -1, 1.5, 10**30):
                 self.check(self.post(path, {name: {}, "timeout": timeout}), 400, "M_BAD_JSON")
             self.check(self.post(path, {name: {}, "timeout": None}), 200)
-
-    def test_changes_are_asked_of_the_sync(self) -> None:
-        answer = self.web.get(f"{V3}/keys/changes?from=s1&to=s2", "alice")
-        self.assertEqual(self.check(answer, 200), {"changed": [BOB], "left": [CAROL]})
-        self.assertEqual(self.asked, [ALICE, "s1", "s2"])
-        self.check(self.web.get(f"{V3}/keys/changes?from=s1", "alice"), 400, "M_MISSING_PARAM")
-        self.check(self.web.get(f"{V3}/keys/changes?to=s1", "alice"), 400, "M_MISSING_PARAM")
-        self.check(self.web.get(f"{V3}/keys/changes?from=x&to=s1", "alice"), 400, "M_INVALID_PARAM")
-        self.check(self.web.get(f"{V3}/keys/changes?from=s1&to=s2", "guest"), 403, "M_GUEST_ACCESS_FORBIDDEN")
 
     def test_cross_signing_keys_are_replaced_after_authentication(self) -> None:
         path, first, second = "/keys/device_signing/upload", Identity(ALICE).body(), Identity(ALICE, "new").body()
