@@ -40,7 +40,6 @@ from .room_api.component import RoomComponent
 from .sync_api.component import SyncComponent
 from .user_api.api import Caller, KeyAPI, UserAPI
 from .user_api.component import UserComponent
-from .user_api.device_names import devices_of
 from .user_api.keys_component import KeyComponent
 from .user_api.settings import UserSettings
 from .web.auth import TokenAuthenticator
@@ -148,7 +147,7 @@ class Parts:
             key=signing_key(config),
             default_room_version=config.room_server.default_room_version,
         )
-        self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, devices_of)
+        self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, budget)
         self.users.on_device_deleted.append(self.keys.device_deleted)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
         self.sync = SyncComponent(
@@ -175,8 +174,9 @@ class Parts:
             MonitorRoutes([lambda: self.queue.degraded]),
         ]
         metrics = Metrics(budget)
+        self.routes = client_paths(row for section in sections for row in section.routes())
         self.root = make_root(
-            client_paths(row for section in sections for row in section.routes()),
+            self.routes,
             TokenAuthenticator(users),
             limiter(config, world),
             metrics.observe,

@@ -37,7 +37,7 @@ class ClaimBody(msgspec.Struct):
 
 
 class KeysRoutes:
-    """``/keys/…``, but for changes, which sync tells; `require_uia` belongs to accounts."""
+    """``/keys/…``, except for ``/keys/changes``, which is the sync's."""
 
     def __init__(self, keys: KeyAPI, require_uia: RequireUIA) -> None:
         self._keys = keys

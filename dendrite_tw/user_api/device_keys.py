@@ -33,6 +33,14 @@ DevicesOf = Callable[[Transaction, Sequence[str]], Awaitable[dict[str, dict[str,
 """Users to their devices, each with its display name; a user without devices is left out."""
 
 
+async def stored_devices(txn: Transaction, user_ids: Sequence[str]) -> dict[str, dict[str, str | None]]:
+    """`DevicesOf` in the user component's own database."""
+    devices: dict[str, dict[str, str | None]] = {}
+    for row in await table.names_of_users(txn, user_ids):
+        devices.setdefault(row.user_id, {})[row.device_id] = row.display_name
+    return devices
+
+
 class DeviceKeys:
     """The identity keys of local devices."""
 

@@ -37,16 +37,22 @@ class KeyChanges:
     async def record(self, txn: Transaction, user_id: str, device_id: str = "", deleted: bool = False) -> int:
         """The keys of `user_id` (of that device, if one is named) change with this transaction."""
         previous = await table.position_of(txn, user_id) or 0
-        change = KeyChange(user_id=user_id, device_id=device_id, deleted=deleted, previous=previous)
-        position = await self._outbox.append(txn, OUTPUT_KEY_CHANGE_EVENT, msgspec.msgpack.encode(change))
+        position = await self._tell(
+            txn, KeyChange(user_id=user_id, device_id=device_id, deleted=deleted, previous=previous)
+        )
         await table.store(txn, user_id, position)
         txn.after_commit(lambda: self._committed(position))
         return position
 
     async def tell_signer(self, txn: Transaction, signer: str, target: str) -> int:
         """`signer` signed the master key of `target`, which nobody else may see; returns the position."""
-        change = KeyChange(user_id=target, only_for=signer)
-        return await self._outbox.append(txn, OUTPUT_KEY_CHANGE_EVENT, msgspec.msgpack.encode(change))
+        return await self._tell(txn, KeyChange(user_id=target, only_for=signer))
+
+    async def _tell(self, txn: Transaction, change: KeyChange) -> int:
+        def payload(position: int) -> bytes:
+            return msgspec.msgpack.encode(msgspec.structs.replace(change, position=position))
+
+        return await self._outbox.append(txn, OUTPUT_KEY_CHANGE_EVENT, payload)
 
     async def record_remote(self, user_ids: Sequence[str]) -> None:
         """The keys of users of other servers changed."""
@@ -70,10 +76,6 @@ class KeyChanges:
     async def signed_since(self, signer: str, after: int, upto: int) -> list[str]:
         """Users whose master key `signer` signed in (after, upto]."""
         return await self._database.read(signature_table.signed_between, signer, after, upto)
-
-    async def position_of(self, user_id: str) -> int:
-        """When the keys of a user changed last; 0 for never."""
-        return await self._database.read(table.position_of, user_id) or 0
 
     def _committed(self, position: int) -> None:
         self._newest = max(self._newest, position)

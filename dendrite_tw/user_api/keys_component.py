@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.outbox import Outbox
 from ..database.statements import Transaction
@@ -29,13 +30,11 @@ from .api import (
     ToDeviceMessage,
 )
 from .cross_signing import CrossSigning
-from .device_keys import DeviceKeys, DevicesOf, check_query
+from .device_keys import DeviceKeys, DevicesOf, check_query, stored_devices
 from .key_backup import KeyBackup
 from .key_changes import KeyChanges
 from .one_time_keys import OneTimeKeys, flatten
 from .tables import cross_signing as signing_table
-from .tables import key_changes as change_table
-from .tables import to_device as to_device_table
 from .to_device import ToDevice
 
 REMOTE_TIMEOUT_MS = 10_000
@@ -60,7 +59,8 @@ class RemoteKeys(Protocol):
 class KeyComponent:
     """Answers `KeyAPI`.
 
-    `devices_of` reads devices in the transaction that it is given.  `exclusive`
+    `devices_of` reads devices in the transaction that it is given, by default from the user
+    component's table.  `exclusive`
     says that this process alone writes the database, so that counts and
     positions may be remembered.
     """
@@ -72,7 +72,8 @@ class KeyComponent:
         clock: Clock,
         random: Random,
         server_name: str,
-        devices_of: DevicesOf,
+        budget: CacheBudget,
+        devices_of: DevicesOf = stored_devices,
         remote: RemoteKeys | None = None,
         exclusive: bool = True,
     ) -> None:
@@ -81,9 +82,9 @@ class KeyComponent:
         self._remote = remote
         self._changes = KeyChanges(database, outbox, exclusive)
         self._devices = DeviceKeys(database, self._changes, devices_of)
-        self._one_time = OneTimeKeys(database, clock, exclusive)
+        self._one_time = OneTimeKeys(database, clock, budget, exclusive)
         self._signing = CrossSigning(database, self._changes, devices_of, server_name)
-        self._to_device = ToDevice(database, outbox, clock, random, devices_of, server_name, exclusive)
+        self._to_device = ToDevice(database, outbox, clock, random, devices_of, server_name, budget, exclusive)
         self._backup = KeyBackup(database)
 
     # --- for the user component ---
@@ -109,10 +110,6 @@ class KeyComponent:
     async def is_key_of(self, txn: Transaction, user_id: str, device_id: str) -> bool:
         """Whether a new device may not have this ID, because a cross-signing key of its user has it."""
         return any(key.public_key == device_id for key in await signing_table.of_user(txn, user_id))
-
-    async def highest_position(self, txn: Transaction) -> int:
-        """The highest outbox position that the tables of keys and messages know."""
-        return max(await change_table.newest(txn), await to_device_table.newest(txn))
 
     async def prune(self) -> None:
         """Delete what the tables keep for a while only; to be called every hour or so."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, invalid_param, too_large
@@ -19,8 +20,8 @@ from .key_checks import UPLOAD_LIMIT, NewKey, identifier
 from .recent import Recent
 from .tables import one_time_keys as table
 
-COUNTS_REMEMBERED = 50_000
-"""Devices whose counts are kept in memory: about 500 bytes each."""
+COUNTS_BYTES = 700
+"""What the remembered counts of a device take, about."""
 
 CLAIM_LIMIT = 5_000
 """Keys that one request may claim."""
@@ -32,11 +33,11 @@ Claimed = dict[str, dict[str, dict[str, bytes]]]
 class OneTimeKeys:
     """The one-time and fallback keys of local devices."""
 
-    def __init__(self, database: Database, clock: Clock, exclusive: bool) -> None:
+    def __init__(self, database: Database, clock: Clock, budget: CacheBudget, exclusive: bool) -> None:
         self._database = database
         self._clock = clock
         self._exclusive = exclusive
-        self._counts: Recent[tuple[str, str], KeyCounts] = Recent(COUNTS_REMEMBERED)
+        self._counts: Recent[tuple[str, str], KeyCounts] = Recent("one_time_key_counts", budget, COUNTS_BYTES)
 
     async def store(self, txn: Transaction, user_id: str, device_id: str, keys: Sequence[NewKey]) -> None:
         """Put up one-time keys.

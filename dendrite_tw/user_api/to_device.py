@@ -10,12 +10,13 @@ travel in one EDU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import orjson
 
+from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.outbox import Outbox
 from ..database.statements import Transaction
@@ -37,11 +38,14 @@ TARGET_LIMIT = 5_000
 TOTAL_LIMIT = 64 << 20
 """Bytes that one request may put into inboxes: a wildcard multiplies what was sent."""
 
-INBOXES_REMEMBERED = 100_000
-"""Devices whose newest waiting position is kept in memory: about 300 bytes each."""
+INBOX_BYTES = 400
+"""What the remembered newest position of an inbox takes, about."""
 
 CHECK_EVERY = 500
 """After so many messages for a device its inbox is held against `INBOX_LIMIT`."""
+
+COUNTED_INBOXES = 10_000
+"""Devices whose arriving messages are counted for that."""
 
 EVERY_DEVICE = "*"
 
@@ -65,6 +69,7 @@ class ToDevice:
         random: Random,
         devices_of: DevicesOf,
         server_name: str,
+        budget: CacheBudget,
         exclusive: bool,
     ) -> None:
         self._database = database
@@ -74,7 +79,7 @@ class ToDevice:
         self._devices_of = devices_of
         self._server_name = server_name
         self._exclusive = exclusive
-        self._highest: Recent[tuple[str, str], int] = Recent(INBOXES_REMEMBERED)
+        self._highest: Recent[tuple[str, str], int] = Recent("to_device_inboxes", budget, INBOX_BYTES)
         self._arrived: dict[tuple[str, str], int] = {}
         self._to_check: set[tuple[str, str]] = set()
 
@@ -107,18 +112,15 @@ class ToDevice:
         devices = await self._devices_of(txn, sorted({one.user_id for one in local})) if local else {}
         rows = []
         for (user_id, device_id), event in addressed(local, devices).items():
-            message = msgspec.msgpack.encode(ToDeviceMessage(user_id=user_id, device_id=device_id, event=event))
+            message = encoder(Outgoing(user_id, device_id, event))
             position = await self._outbox.append(txn, OUTPUT_SEND_TO_DEVICE_EVENT, message)
             rows.append((position, user_id, device_id, event))
         await table.add(txn, rows)
         if rows:
             txn.after_commit(lambda: self._stored(rows))
         for one in remote:
-            message = msgspec.msgpack.encode(
-                ToDeviceMessage(user_id=one.user_id, device_id=one.device_id, event=one.event)
-            )
             destination = {"destination": server_name_of(one.user_id), **headers}
-            await self._outbox.append(txn, OUTPUT_SEND_TO_DEVICE_EVENT, message, headers=destination)
+            await self._outbox.append(txn, OUTPUT_SEND_TO_DEVICE_EVENT, encoder(one), headers=destination)
 
     def _stored(self, rows: Sequence[tuple[int, str, str, bytes]]) -> None:
         """On the reactor thread: what is remembered of inboxes grows with what was stored."""
@@ -130,7 +132,7 @@ class ToDevice:
                 self._to_check.add(inbox)
             else:
                 self._arrived[inbox] = count
-        while len(self._arrived) > INBOXES_REMEMBERED:
+        while len(self._arrived) > COUNTED_INBOXES:
             del self._arrived[next(iter(self._arrived))]
 
     def _raise_highest(self, inbox: tuple[str, str], position: int) -> None:
@@ -192,6 +194,13 @@ class ToDevice:
         """Forget transactions that no client repeats any more."""
         before = self._clock.now_ms() - table.TRANSACTION_RETENTION_MS
         await self._database.write(table.prune_transactions, before)
+
+
+def encoder(message: Outgoing) -> Callable[[int], bytes]:
+    """Makes the payload of a message, given its position."""
+    return lambda position: msgspec.msgpack.encode(
+        ToDeviceMessage(user_id=message.user_id, device_id=message.device_id, event=message.event, position=position)
+    )
 
 
 def prepare(sender: str, event_type: str, messages: Mapping[str, Mapping[str, Any]]) -> list[Outgoing]:

@@ -9,6 +9,7 @@ from nacl.bindings import crypto_sign_seed_keypair
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from dendrite_tw.cache import CacheBudget
 from dendrite_tw.database.engines import Database
 from dendrite_tw.database.migrate import migrate, steps_of
 from dendrite_tw.database.outbox import Outbox, OutboxRow
@@ -117,7 +118,15 @@ class KeysCase(SynchronousTestCase):
     def make(self, exclusive: bool = True) -> KeyComponent:
         world = self.memory.world
         return KeyComponent(
-            self.database, self.outbox, world.clock, world.random, "test", self.devices_of, self.remote, exclusive
+            self.database,
+            self.outbox,
+            world.clock,
+            world.random,
+            "test",
+            CacheBudget(1 << 20),
+            self.devices_of,
+            self.remote,
+            exclusive,
         )
 
     async def devices_of(self, txn: Transaction, user_ids: Sequence[str]) -> dict[str, dict[str, str | None]]:

@@ -24,6 +24,19 @@ def of_users(txn: Transaction, user_ids: Sequence[str]) -> None:
     """The keys of all devices of these users, in no order."""
 
 
+class DeviceName(msgspec.Struct, frozen=True):
+    """A device and how its user calls it."""
+
+    user_id: str
+    device_id: str
+    display_name: str | None
+
+
+@many(DeviceName, "SELECT user_id, device_id, display_name FROM devices WHERE user_id = ANY(:user_ids)")
+def names_of_users(txn: Transaction, user_ids: Sequence[str]) -> None:
+    """All devices of these users, out of the table that sessions keep."""
+
+
 @maybe(bytes, "SELECT content FROM device_keys WHERE user_id = :user_id AND device_id = :device_id")
 def of_device(txn: Transaction, user_id: str, device_id: str) -> None: ...
 
