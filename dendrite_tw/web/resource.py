@@ -199,13 +199,13 @@ class ApiResource(Resource):
             arguments["caller"] = caller
         if endpoint.wants_request:
             arguments["request"] = exchange
-        if endpoint.query is not None:
-            arguments["query"] = endpoint.query(exchange.pairs)
         if endpoint.body is not None:
             body = exchange.body
             if len(body) > route.body_limit:
                 raise too_large(f"The request body may have {route.body_limit} bytes at most.")
             arguments["body"] = endpoint.body(body)
+        if endpoint.query is not None:
+            arguments["query"] = endpoint.query(exchange.pairs)
         return await route.handler(**arguments)
 
     def _reply(self, response: Response, request: Request, endpoint: Endpoint) -> None:
