@@ -1,5 +1,7 @@
 """One budget of bytes for all caches together.
 
+Reader threads use caches too, so changes are made under the budget's lock.
+
 ``global.cache.max_size_estimated`` bounds the sum of what every `Cache` of a
 process holds.  When the sum exceeds it, the cache that holds most gives up
 what it has not used for longest.  Sizes are estimates that the cache's owner
@@ -8,6 +10,7 @@ makes; each cache reports its share.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
@@ -22,6 +25,7 @@ class CacheBudget:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.used = 0
+        self.lock = threading.RLock()
         self.caches: list[Cache[object, object]] = []
 
     def keep(self) -> None:
@@ -59,32 +63,40 @@ class Cache(Generic[K, V]):
         return len(self._values)
 
     def get(self, key: K) -> V | None:
+        with self._budget.lock:
+            found = self._values.get(key)
+            if found is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            self._values.move_to_end(key)
+            return found[0]
+
+    def peek(self, key: K) -> V | None:
+        """The value at `key`, without counting that as a use of it."""
         found = self._values.get(key)
-        if found is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._values.move_to_end(key)
-        return found[0]
+        return None if found is None else found[0]
 
     def put(self, key: K, value: V) -> None:
         """Remember `value`, in place of what stood at `key`."""
         size = self._size(value)
-        old = self._values.pop(key, None)
-        change = size - (old[1] if old else 0)
-        self._values[key] = (value, size)
-        self.bytes += change
-        self._budget.used += change
-        if self._budget.used > self._budget.max_bytes:
-            self._budget.keep()
+        with self._budget.lock:
+            old = self._values.pop(key, None)
+            change = size - (old[1] if old else 0)
+            self._values[key] = (value, size)
+            self.bytes += change
+            self._budget.used += change
+            if self._budget.used > self._budget.max_bytes:
+                self._budget.keep()
 
     def pop(self, key: K) -> V | None:
-        found = self._values.pop(key, None)
-        if found is None:
-            return None
-        self.bytes -= found[1]
-        self._budget.used -= found[1]
-        return found[0]
+        with self._budget.lock:
+            found = self._values.pop(key, None)
+            if found is None:
+                return None
+            self.bytes -= found[1]
+            self._budget.used -= found[1]
+            return found[0]
 
     def evict_oldest(self) -> bool:
         """Forget one value that may go; `False` where there is none."""

@@ -21,9 +21,9 @@ from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.user_api.api import Caller
 from dendrite_tw.web.auth import access_token, require, unknown_token
+from dendrite_tw.web.bodies import BoundedSite, apis_below
 from dendrite_tw.web.resource import ApiResource, Exchange
 from dendrite_tw.web.routes import Access, Endpoint, Route
-from dendrite_tw.web.site import BoundedSite
 from dendrite_tw.world import World, test_world
 
 
@@ -78,7 +78,9 @@ class Web:
 
     def __init__(self, root: IResource, clock: Clock) -> None:
         self.clock = clock
-        self.site: Site = BoundedSite(root, [root.api] if isinstance(root, Root) else [], reactor=clock)
+        self.site: Site = BoundedSite(
+            root, [(b"", root.api)] if isinstance(root, Root) else apis_below(root), reactor=clock
+        )
         self.site.displayTracebacks = False
 
     def request(

@@ -18,27 +18,50 @@ from typing import Any
 import msgspec
 import orjson
 
-from dendrite_tw.matrix import canonical_json, identifiers, signing
+from dendrite_tw.matrix import canonical_json, signing
 from dendrite_tw.matrix.canonical_json import CanonicalJSONError
+from dendrite_tw.matrix.event_format import (
+    MAX_AUTH_EVENTS,
+    MAX_PDU_BYTES,
+    MAX_PREV_EVENTS,
+    MAX_UNSIGNED_BYTES,
+    EventFormatError,
+    EventTooLargeError,
+    bounded_unsigned,
+    check_fields,
+    check_hashes_and_signatures,
+    redacts_of,
+)
 from dendrite_tw.matrix.redaction import redact
 from dendrite_tw.matrix.room_versions import RoomVersion
 
-MAX_PDU_BYTES = 65_536
-MAX_PREV_EVENTS = 20
-MAX_AUTH_EVENTS = 10
-
-MAX_UNSIGNED_BYTES = 262_144
-"""More ``unsigned`` than this is forgotten.  It holds the stripped state of an invite, as whole PDUs."""
-
-_INT64 = 2**63 - 1
-
-
-class EventFormatError(ValueError):
-    """The PDU does not have the format of its room version; the text says where."""
-
-
-class EventTooLargeError(EventFormatError):
-    """The event, or one of its limited fields, is longer than the specification allows."""
+__all__ = [
+    "MAX_AUTH_EVENTS",
+    "MAX_PDU_BYTES",
+    "MAX_PREV_EVENTS",
+    "Event",
+    "EventFormatError",
+    "EventTooLargeError",
+    "ReceivedEvent",
+    "add_signature",
+    "build_event",
+    "build_pdu",
+    "check_content_hash",
+    "client_dict",
+    "client_json",
+    "compute_event_id",
+    "content_hash",
+    "event_from_storage",
+    "finish_event",
+    "parse_event",
+    "receive_event",
+    "redact_event",
+    "reference_hash",
+    "sign_event",
+    "signatures",
+    "signed_bytes",
+    "stripped",
+]
 
 
 class Event(msgspec.Struct, frozen=True, eq=False, kw_only=True, weakref=True):
@@ -99,7 +122,9 @@ class ReceivedEvent(msgspec.Struct, frozen=True, eq=False):
 
 
 def _decode(data: bytes, version: RoomVersion) -> dict[str, Any]:
-    value = canonical_json.decode(data) if version.strict_canonical_json else canonical_json.decode_lenient(data)
+    value = (
+        canonical_json.decode(data) if version.strict_canonical_json else canonical_json.decode_lenient(data)
+    )
     if not isinstance(value, dict):
         raise CanonicalJSONError("not a JSON object")
     return value
@@ -174,91 +199,9 @@ def signatures(event: Event) -> dict[str, dict[str, str]]:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def _text(pdu: Mapping[str, Any], key: str) -> str:
-    value = pdu.get(key)
-    if not isinstance(value, str):
-        raise EventFormatError(f"{key} is missing or not a string")
-    if not identifiers.within_limit(value):
-        raise EventTooLargeError(f"{key} is longer than 255 bytes")
-    return value
-
-
-def _integer(pdu: Mapping[str, Any], key: str, low: int, high: int) -> int:
-    value = pdu.get(key)
-    if type(value) is not int:
-        raise EventFormatError(f"{key} is missing or not an integer")
-    if not low <= value <= high:
-        raise EventFormatError(f"{key} is out of range")
-    return value
-
-
-def _object(pdu: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = pdu.get(key)
-    if not isinstance(value, dict):
-        raise EventFormatError(f"{key} is missing or not an object")
-    return value
-
-
-def _event_references(pdu: Mapping[str, Any], key: str, limit: int, version: RoomVersion) -> tuple[str, ...]:
-    value = pdu.get(key)
-    if not isinstance(value, list):
-        raise EventFormatError(f"{key} is missing or not a list")
-    if len(value) > limit:
-        raise EventFormatError(f"{key} has more than {limit} entries")
-    if version.event_format == "pairs":
-        if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], dict) for pair in value):
-            raise EventFormatError(f"{key} must be a list of pairs of event id and hashes")
-        value = [pair[0] for pair in value]
-    if not all(map(identifiers.is_event_id, value)):
-        raise EventFormatError(f"{key} holds something that is not an event id")
-    return tuple(value)
-
-
-def _room_id(pdu: Mapping[str, Any], event_type: str, version: RoomVersion) -> str | None:
-    """The room id of the PDU; `None` for a create event whose id is to become the room id."""
-    if not version.room_ids_as_hashes:
-        room_id = _text(pdu, "room_id")
-        if not identifiers.is_domain_room_id(room_id):
-            raise EventFormatError("room_id is not a room id of this room version")
-        return room_id
-    if event_type == "m.room.create":
-        if "room_id" in pdu:
-            raise EventFormatError("the create event of this room version has no room_id")
-        return None
-    room_id = _text(pdu, "room_id")
-    if not identifiers.is_hash_room_id(room_id):
-        raise EventFormatError("room_id is not a room id of this room version")
-    return room_id
-
-
-def _check_hashes_and_signatures(pdu: Mapping[str, Any]) -> None:
-    if not isinstance(_object(pdu, "hashes").get("sha256"), str):
-        raise EventFormatError("hashes has no sha256")
-    for by_key in _object(pdu, "signatures").values():
-        if not isinstance(by_key, dict) or not all(isinstance(value, str) for value in by_key.values()):
-            raise EventFormatError("signatures must map servers to signatures by key id")
-
-
-def _redacts(pdu: Mapping[str, Any], event_type: str, version: RoomVersion) -> str | None:
-    if event_type != "m.room.redaction":
-        return None
-    redacts = (pdu["content"] if version.redacts_in_content else pdu).get("redacts")
-    return redacts if identifiers.is_event_id(redacts) else None
-
-
-def _bounded_unsigned(unsigned: object) -> dict[str, Any]:
-    if not isinstance(unsigned, dict):
-        raise EventFormatError("unsigned is not an object")
-    if not unsigned:
-        return unsigned
-    try:
-        small = len(canonical_json.encode_lenient(unsigned)) <= MAX_UNSIGNED_BYTES
-    except CanonicalJSONError:
-        small = False
-    return unsigned if small else {}
-
-
-def _event(pdu: dict[str, Any], version: RoomVersion, event_id: str, encoded: bytes, unsigned: dict[str, Any]) -> Event:
+def _event(
+    pdu: dict[str, Any], version: RoomVersion, event_id: str, encoded: bytes, unsigned: dict[str, Any]
+) -> Event:
     """Make the event from a PDU whose format is known to be right."""
     event_type = pdu["type"]
     room_id = pdu.get("room_id")
@@ -278,29 +221,15 @@ def _event(pdu: dict[str, Any], version: RoomVersion, event_id: str, encoded: by
         depth=pdu["depth"],
         prev_events=tuple(prev_events),
         auth_events=tuple(auth_events),
-        redacts=_redacts(pdu, event_type, version),
+        redacts=redacts_of(pdu, event_type, version),
         unsigned=unsigned,
         pdu=encoded,
     )
 
 
-def _check_fields(pdu: Mapping[str, Any], version: RoomVersion) -> None:
-    event_type = _text(pdu, "type")
-    _room_id(pdu, event_type, version)
-    if not identifiers.is_historical_user_id(_text(pdu, "sender")):
-        raise EventFormatError("sender is not a user id")
-    if "state_key" in pdu:
-        _text(pdu, "state_key")
-    _object(pdu, "content")
-    _integer(pdu, "origin_server_ts", -_INT64, _INT64)
-    _integer(pdu, "depth", 0, version.max_depth)
-    _event_references(pdu, "prev_events", MAX_PREV_EVENTS, version)
-    _event_references(pdu, "auth_events", MAX_AUTH_EVENTS, version)
-    if version.event_id_format == "origin" and not identifiers.is_domain_event_id(_text(pdu, "event_id")):
-        raise EventFormatError("event_id is not an event id of this room version")
-
-
-def _checked_pdu(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> tuple[dict[str, Any], dict[str, Any]]:
+def _checked_pdu(
+    pdu: Mapping[str, Any] | bytes, version: RoomVersion
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The PDU, format checked and without what it must not have; and its ``unsigned``."""
     if isinstance(pdu, bytes):
         if len(pdu) > MAX_PDU_BYTES + MAX_UNSIGNED_BYTES:
@@ -308,16 +237,20 @@ def _checked_pdu(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> tuple[
         fields = _decode(pdu, version)
     else:
         fields = dict(pdu)
-    unsigned = _bounded_unsigned(fields.pop("unsigned", {}))
+    unsigned = bounded_unsigned(fields.pop("unsigned", {}))
     if version.event_id_format != "origin":
         fields.pop("event_id", None)
-    _check_fields(fields, version)
-    _check_hashes_and_signatures(fields)
+    check_fields(fields, version)
+    check_hashes_and_signatures(fields)
     return fields, unsigned
 
 
 def _encode_received(fields: Mapping[str, Any], version: RoomVersion) -> bytes:
-    encoded = canonical_json.encode(fields) if version.strict_canonical_json else canonical_json.encode_lenient(fields)
+    encoded = (
+        canonical_json.encode(fields)
+        if version.strict_canonical_json
+        else canonical_json.encode_lenient(fields)
+    )
     if len(encoded) > MAX_PDU_BYTES:
         raise EventTooLargeError("the event is larger than 65,536 bytes")
     return encoded
@@ -489,7 +422,7 @@ def finish_event(
     """
     fields = {k: v for k, v in pdu.items() if k not in ("hashes", "signatures", "unsigned")}
     try:
-        _check_fields(fields, version)
+        check_fields(fields, version)
         return _hash_and_sign(fields, version, server_name, key_id, signing_key)
     except CanonicalJSONError as error:
         raise EventFormatError(str(error)) from None

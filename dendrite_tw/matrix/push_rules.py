@@ -37,9 +37,7 @@ MAX_RULES: Final[Mapping[str, int]] = {
 MAX_SEARCHED: Final = 8192
 """Characters of all globs of a user that are searched for in texts: it bounds the time an event may take."""
 
-_DEFAULTS_BY_ID: Final = {
-    kind: {rule.rule_id: rule for rule in rules} for kind, rules in DEFAULT_RULES.items()
-}
+_DEFAULTS_BY_ID: Final = {kind: {rule.rule_id: rule for rule in rules} for kind, rules in DEFAULT_RULES.items()}
 
 
 class Change(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -176,9 +174,7 @@ class RuleSet:
                 conditions = _about_room(rule, old_room, new_room)
                 rule_id = f"{rule.rule_id}_{new_room}" if rule.rule_id != old_room else new_room
                 if conditions is not None:
-                    result = result._added(
-                        kind, msgspec.structs.replace(rule, rule_id=rule_id, conditions=conditions)
-                    )
+                    result = result._added(kind, msgspec.structs.replace(rule, rule_id=rule_id, conditions=conditions))
         for rule in self.own_rules("room"):
             if rule.rule_id == old_room:
                 result = result._added("room", msgspec.structs.replace(rule, rule_id=new_room))
@@ -306,9 +302,7 @@ def _check_kind(kind: str) -> None:
         raise invalid_param(f"There are no push rules of the kind '{kind[:32]}'.")
 
 
-def _place_for(
-    rules: list[PushRule], rule_id: str, otherwise: int, before: str | None, after: str | None
-) -> int:
+def _place_for(rules: list[PushRule], rule_id: str, otherwise: int, before: str | None, after: str | None) -> int:
     """Where in `rules` a rule goes."""
     anchor = before if before is not None else after
     if anchor is None or anchor == rule_id:

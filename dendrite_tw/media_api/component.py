@@ -19,8 +19,8 @@ from ..database.migrate import migrate, steps_of
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, forbidden, limit_exceeded, not_found, too_large
 from ..matrix.identifiers import parse_mxc
+from ..web.bodies import no_space
 from ..web.routes import Route
-from ..web.site import no_space
 from ..world import World
 from .api import MediaFile, MediaQuestion, RemoteFetcher, RemoteMedia, ThumbnailSize
 from .endpoints import MediaEndpoints
@@ -85,7 +85,7 @@ class MediaComponent:
     ) -> None:
         """The arguments are ``media_api``'s keys, and what the component needs.
 
-        ``max_file_size_bytes`` 0 means no limit.  ``remote`` fetches other servers'
+        ``max_file_size_bytes`` 0 means no limit; sizes of 0 pixels are left out.  ``remote`` fetches other servers'
         media; without it there is none.  With ``serve_unauthenticated`` the old
         endpoints go on serving everything, as Dendrite's do; without it they are
         *frozen*: they serve what was stored before, and nothing new.
@@ -98,8 +98,9 @@ class MediaComponent:
         self.max_file_size_bytes = max_file_size_bytes
         self._limit = max_file_size_bytes or UNLIMITED
         self._store = MediaStore(Path(base_path), world.random, world.threads)
+        sizes = [size for size in thumbnail_sizes if size.width > 0 and size.height > 0]
         self._thumbnails = Thumbnailer(
-            database, self._store, world, thumbnail_sizes, dynamic_thumbnails, max_thumbnail_generators
+            database, self._store, world, sizes, dynamic_thumbnails, max_thumbnail_generators
         )
         self._arrivals = Arrivals(world.time, WAITER_LIMIT)
         self._work = Shared()
@@ -114,7 +115,7 @@ class MediaComponent:
         self._store.prepare()
         self._database.prepare(migrate, "media_api", steps_of("dendrite_tw.media_api"))
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin what is done from time to time, the first sweep at once."""
         self._every("accesses", ACCESS_SECONDS, self.write_accesses)
         self._every("sweep", SWEEP_SECONDS, self.sweep, first=0)

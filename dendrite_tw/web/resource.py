@@ -8,7 +8,7 @@ becomes the specification's JSON here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -56,12 +56,13 @@ class Limiter(Protocol):
 class Exchange:
     """One request, as handlers and authentication see it."""
 
-    __slots__ = ("_pairs", "caller", "endpoint", "request")
+    __slots__ = ("_pairs", "_real_ip_header", "caller", "endpoint", "request")
 
-    def __init__(self, request: Request, endpoint: Endpoint) -> None:
+    def __init__(self, request: Request, endpoint: Endpoint, real_ip_header: bytes = b"") -> None:
         self.request = request
         self.endpoint = endpoint
         self.caller: Caller | None = None
+        self._real_ip_header = real_ip_header
         self._pairs: list[tuple[str, str]] | None = None
 
     @property
@@ -107,7 +108,7 @@ class Exchange:
     def body_file(self) -> BodyFile:
         """The file that the body was written to, for a route with ``body_file``.
 
-        A site that writes bodies elsewhere first (`site.BoundedSite` does not) costs a copy here.
+        A site that writes bodies elsewhere first (`bodies.BoundedSite` does not) costs a copy here.
         """
         opener = self.endpoint.route.body_file
         assert opener is not None
@@ -124,12 +125,20 @@ class Exchange:
 
     @property
     def ip(self) -> str:
-        """The address of the peer; behind a proxy, what `real_ip` found."""
-        return getattr(self.request, "real_ip", None) or getattr(self.request.getClientAddress(), "host", "") or ""
+        """The address of the peer; behind a proxy, what it says in the configured header."""
+        if self._real_ip_header:
+            told = self.header(self._real_ip_header)
+            if told:
+                return told.split(",")[0].strip()[:64]
+        return getattr(self.request.getClientAddress(), "host", "") or ""
 
     @property
     def user_agent(self) -> str:
         return (self.header(b"user-agent") or "")[:512]
+
+
+Observer = Callable[[Endpoint | None, int], None]
+"""Is told of every answer: the endpoint, `None` where none was found, and the status."""
 
 
 def encode(value: Any) -> bytes:
@@ -154,13 +163,15 @@ class ApiResource(Resource):
         routes: Sequence[Route],
         authenticator: Authenticator,
         limiter: Limiter,
-        observe: Callable[[Endpoint | None, int], None] = lambda endpoint, status: None,
+        observe: Observer = lambda endpoint, status: None,
+        real_ip_header: str = "",
     ) -> None:
         super().__init__()
         self.tree = RouteTree(routes)
         self._authenticator = authenticator
         self._limiter = limiter
         self._observe = observe
+        self._real_ip_header = real_ip_header.lower().encode()
 
     def render(self, request: Request) -> int:
         path = request.uri.partition(b"?")[0]
@@ -168,15 +179,15 @@ class ApiResource(Resource):
             if request.method == b"OPTIONS":
                 if not self.tree.knows(path):
                     self.tree.find("OPTIONS", path)
-                self._write(request, Response(200, b"{}"), cors=True)
+                write(request, Response(200, b"{}"), cors=True)
                 self._observe(None, 200)
                 return NOT_DONE_YET
             endpoint, values = self.tree.find(request.method.decode("ascii", "replace"), path)
         except MatrixError as error:
-            self._write(request, error_response(error), cors=True)
+            write(request, error_response(error), cors=True)
             self._observe(None, error.status)
             return NOT_DONE_YET
-        answer = Deferred.fromCoroutine(self._answer(Exchange(request, endpoint), values))
+        answer = Deferred.fromCoroutine(self._answer(Exchange(request, endpoint, self._real_ip_header), values))
         if not answer.called:
             request.notifyFinish().addErrback(lambda _: answer.cancel())
         answer.addCallback(self._reply, request, endpoint)
@@ -193,7 +204,8 @@ class ApiResource(Resource):
     async def admit(self, request: Request, endpoint: Endpoint) -> None:
         """Hold a request's head, before its body is read, against the endpoint's `Access`; `MatrixError` if refused."""
         if endpoint.route.access is not Access.PUBLIC:
-            await self._authenticator.caller(endpoint.route.access, Exchange(request, endpoint))
+            exchange = Exchange(request, endpoint, self._real_ip_header)
+            await self._authenticator.caller(endpoint.route.access, exchange)
 
     async def _answer(self, exchange: Exchange, values: list[str]) -> Response:
         endpoint = exchange.endpoint
@@ -219,8 +231,6 @@ class ApiResource(Resource):
             arguments["caller"] = caller
         if endpoint.wants_request:
             arguments["request"] = exchange
-        if endpoint.query is not None:
-            arguments["query"] = endpoint.query(exchange.pairs)
         if route.body_file is not None:
             arguments["body"] = exchange.body_file()
         if endpoint.body is not None:
@@ -228,39 +238,13 @@ class ApiResource(Resource):
             if len(body) > route.body_limit:
                 raise body_too_large(route.body_limit)
             arguments["body"] = endpoint.body(body)
+        if endpoint.query is not None:
+            arguments["query"] = endpoint.query(exchange.pairs)
         return await route.handler(**arguments)
 
     def _reply(self, response: Response, request: Request, endpoint: Endpoint) -> None:
         self._observe(endpoint, response.status)
-        self._write(request, response, endpoint.route.cors)
-
-    def _write(self, request: Request, response: Response, cors: bool) -> None:
-        if request._disconnected:
-            return
-        part = None
-        if response.file is not None:
-            response = narrow(request.requestHeaders, response)
-        if response.file is not None and request.method != b"HEAD":
-            try:
-                part = FilePart(response.file, response.file_offset, response.file_length)
-            except OSError:
-                response = error_response(not_found("The file is gone."))
-        headers = request.responseHeaders
-        request.setResponseCode(response.status)
-        headers.addRawHeader(b"Content-Type", response.content_type)
-        if response.status != 304:
-            headers.addRawHeader(b"Content-Length", b"%d" % (len(response.body) + response.file_length))
-        if cors:
-            for name, value in CORS_HEADERS:
-                headers.addRawHeader(name, value)
-        for name, value in response.headers:
-            headers.addRawHeader(name, value)
-        if request.method != b"HEAD":
-            request.write(response.body)
-            if part is not None:
-                send(part, request)
-                return
-        request.finish()
+        write(request, response, endpoint.route.cors)
 
     def _lost(self, failure: Failure, request: Request) -> None:
         """The client went away, or the answer could not be written."""
@@ -269,6 +253,36 @@ class ApiResource(Resource):
         if not request._disconnected and not request.finished:
             request.setResponseCode(500)
             request.finish()
+
+
+def write(request: Request, response: Response, cors: bool) -> None:
+    """Send `response` and finish the request, unless the client is gone."""
+    if request._disconnected:
+        return
+    part = None
+    if response.file is not None:
+        response = narrow(request.requestHeaders, response)
+    if response.file is not None and request.method != b"HEAD":
+        try:
+            part = FilePart(response.file, response.file_offset, response.file_length)
+        except OSError:
+            response = error_response(not_found("The file is gone."))
+    headers = request.responseHeaders
+    request.setResponseCode(response.status)
+    headers.addRawHeader(b"Content-Type", response.content_type)
+    if response.status != 304:
+        headers.addRawHeader(b"Content-Length", b"%d" % (len(response.body) + response.file_length))
+    if cors:
+        for name, value in CORS_HEADERS:
+            headers.addRawHeader(name, value)
+    for name, value in response.headers:
+        headers.addRawHeader(name, value)
+    if request.method != b"HEAD":
+        request.write(response.body)
+        if part is not None:
+            send(part, request)
+            return
+    request.finish()
 
 
 def body_too_large(limit: int) -> MatrixError:
@@ -283,6 +297,3 @@ def error_response(error: MatrixError) -> Response:
     if isinstance(wait, int):
         headers.append((b"Retry-After", b"%d" % -(-wait // 1000)))
     return Response(error.status, orjson.dumps(error.body()), headers=headers)
-
-
-Task = Callable[[], Awaitable[None]]

@@ -1,165 +1,121 @@
-"""A site that looks at a request's head before it reads the body.
+"""The tree of Resources that a listener serves: one for each API, built from the rows of all components.
 
-What is too large is refused before it is sent, or as soon as it grows too
-large; what goes to a file (`Route.body_file`) is written there piece by piece,
-and only for callers whom the endpoint admits.  A refused client may still be
-sending: its connection stays open for a moment, so that it reads the answer
-rather than finding the connection reset.
+Anything that is in no table is answered as the specification wants unknown
+endpoints answered, in JSON, so that a client never meets a page of HTML.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.logger import Logger
-from twisted.python.failure import Failure
-from twisted.web.http import RESPONSES, HTTPChannel
-from twisted.web.resource import IResource
-from twisted.web.server import Request, Site
+from twisted.web.http import Request as HttpRequest
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
 
-from ..matrix.errors import MatrixError
-from .resource import CORS_HEADERS, ApiResource, body_too_large, error_response
-from .routes import DEFAULT_BODY_LIMIT, BodyFile, Endpoint
+from ..matrix.errors import unrecognized
+from .bodies import BoundedSite, apis_below
+from .resource import ApiResource, Authenticator, Limiter, Observer, error_response, write
+from .routes import Response, Route
 
-log = Logger()
-
-LINGER_SECONDS = 3.0
-"""How long a refused client may go on sending before its connection is closed."""
-
-
-class BoundedRequest(Request):
-    """A request whose body is bounded while it arrives."""
-
-    site: BoundedSite
-    _limit = DEFAULT_BODY_LIMIT
-    _received = 0
-    _refused = False
-    _heard = False
-    body_file: BodyFile | None = None
-
-    def gotLength(self, length: int | None) -> None:
-        """The head is complete: refuse now, or say where the body goes."""
-        if not isinstance(self.channel, HTTPChannel):
-            # Over HTTP/2 the head may not be complete here; the resource bounds the body once it is there.
-            self._limit = sys.maxsize
-            super().gotLength(length)
-            return
-        self.site = self.channel.site  # type: ignore[attr-defined]
-        self.method, self.uri = self.channel._command, self.channel._path
-        api, endpoint = self.site.endpoint_of(self.method, self.uri)
-        self._limit = endpoint.route.body_limit if endpoint is not None else DEFAULT_BODY_LIMIT
-        opener = endpoint.route.body_file if endpoint is not None else None
-        super().gotLength(0 if opener is not None else length)
-        if length is not None and length > self._limit:
-            self.refuse(body_too_large(self._limit))
-        elif opener is not None and length != 0:
-            assert api is not None and endpoint is not None
-            self._admit(api, endpoint)
-        if opener is not None and not self._refused:
-            try:
-                self.content = self.body_file = opener()
-            except OSError as error:
-                self.refuse(no_space(error))
-
-    def _admit(self, api: ApiResource, endpoint: Endpoint) -> None:
-        """Ask whether the caller may send a body at all; the client waits while that is not known."""
-        answer = Deferred.fromCoroutine(api.admit(self, endpoint))
-        paused = None if answer.called else self.channel._networkProducer
-        if paused is not None:
-            paused.pauseProducing()
-
-        def known(result: object) -> None:
-            if isinstance(result, Failure):
-                self._not_admitted(result)
-            if paused is not None and not self._disconnected:
-                paused.resumeProducing()
-
-        answer.addBoth(known)
-
-    def _not_admitted(self, failure: Failure) -> None:
-        error = failure.value
-        if not isinstance(error, MatrixError):
-            log.failure("a caller could not be looked up", failure=failure)
-            error = MatrixError(503, "M_UNKNOWN", "The server cannot tell who is calling; try again later.")
-        if not self._heard and not self._disconnected:
-            self.refuse(error)
-
-    def handleContentChunk(self, data: bytes) -> None:
-        if self._refused:
-            return
-        self._received += len(data)
-        if self._received > self._limit:
-            self.refuse(body_too_large(self._limit))
-            return
-        try:
-            self.content.write(data)  # type: ignore[union-attr]
-        except MatrixError as error:
-            self.refuse(error)
-        except OSError as error:
-            self.refuse(no_space(error))
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """All of the body is here.  Query and forms are left to those who want them: no ``args`` are parsed."""
-        self._heard = True
-        if self._refused:
-            self.channel.loseConnection()
-            return
-        assert self.content is not None
-        self.content.seek(0)
-        self.args: dict[bytes, list[bytes]] = {}
-        self.method, self.uri, self.clientproto = command, path, version
-        self.path = path.partition(b"?")[0]
-        self.process()
-
-    def refuse(self, error: MatrixError) -> None:
-        """Answer at once, drop what still comes, and close the connection."""
-        if self._refused:
-            return
-        self._refused = True
-        if self.content is not None:
-            self.content.close()
-        self.requestHeaders.removeHeader(b"Expect")
-        response = error_response(error)
-        headers = [
-            (b"Content-Type", response.content_type),
-            (b"Content-Length", b"%d" % len(response.body)),
-            (b"Connection", b"close"),
-            *CORS_HEADERS,
-            *response.headers,
-        ]
-        head = b"HTTP/1.1 %d %s\r\n" % (error.status, RESPONSES.get(error.status, b"Refused"))
-        lines = b"".join(b"%s: %s\r\n" % header for header in headers)
-        transport = self.channel.transport
-        assert transport is not None
-        transport.write(head + lines + b"\r\n" + response.body)
-        self.site.reactor.callLater(LINGER_SECONDS, self._close)
-
-    def _close(self) -> None:
-        if not self._disconnected:
-            self.channel.loseConnection()
+APIS = (
+    "/_matrix/client",
+    "/_matrix/media",
+    "/_matrix/federation",
+    "/_matrix/key",
+    "/_matrix/static",
+    "/_synapse",
+    "/_dendrite",
+    "/.well-known",
+    "/health",
+)
+"""The prefixes that each get a Resource of their own."""
 
 
-def no_space(error: OSError) -> MatrixError:
-    """The answer where a body cannot be written."""
-    log.error("a request's body cannot be written: {error}", error=error.strerror)
-    return MatrixError(503, "M_UNKNOWN", "The server cannot store this now; try again later.", retry_after_ms=30_000)
+class Nowhere(Resource):
+    """What is found where nothing is."""
+
+    isLeaf = True
+
+    def render(self, request: Request) -> int:
+        if request.method == b"OPTIONS":
+            write(request, Response(404, error_response(unrecognized()).body), cors=True)
+        else:
+            write(request, error_response(unrecognized()), cors=True)
+        return NOT_DONE_YET
 
 
-class BoundedSite(Site):
-    """A `Site` that knows which bodies its `apis` take."""
+class Branch(Resource):
+    """An inner node of the tree: children by name, `Nowhere` for the rest."""
 
-    def __init__(self, resource: IResource, apis: Sequence[ApiResource], **options: Any) -> None:
-        """`options` are those of `twisted.web.server.Site`."""
-        super().__init__(resource, requestFactory=BoundedRequest, **options)
-        self._apis = list(apis)
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        return Nowhere()
 
-    def endpoint_of(self, method: bytes, uri: bytes) -> tuple[ApiResource | None, Endpoint | None]:
-        """The API and the endpoint that will answer a request, where one is known."""
-        for api in self._apis:
-            endpoint = api.endpoint_of(method, uri)
-            if endpoint is not None:
-                return api, endpoint
-        return None, None
+    def render(self, request: Request) -> int:
+        return Nowhere().render(request)
+
+
+class Landing(Branch):
+    """The root: a visitor with a browser is shown the server's page."""
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        return self if path == b"" and not request.postpath else Nowhere()
+
+    def render(self, request: Request) -> int:
+        write(request, Response(302, b"", b"text/plain", [(b"Location", b"/_matrix/static/")]), cors=False)
+        return NOT_DONE_YET
+
+
+def make_root(
+    routes: Iterable[Route],
+    authenticator: Authenticator,
+    limiter: Limiter,
+    observe: Observer,
+    others: Mapping[bytes, IResource] | None = None,
+    real_ip_header: str = "",
+) -> Resource:
+    """The root Resource for the rows of all components; `others` are further children of the root."""
+    root = Landing()
+    by_api: dict[str, list[Route]] = {}
+    for row in routes:
+        prefix = next((api for api in APIS if row.path == api or row.path.startswith(api + "/")), None)
+        if prefix is None:
+            raise ValueError(f"{row.path} belongs to no API")
+        by_api.setdefault(prefix, []).append(row)
+    for prefix, rows in by_api.items():
+        _plant(root, prefix, ApiResource(rows, authenticator, limiter, observe, real_ip_header))
+    for name, resource in (others or {}).items():
+        root.putChild(name, resource)
+    return root
+
+
+def _plant(root: Resource, prefix: str, resource: Resource) -> None:
+    *branches, leaf = prefix.encode().split(b"/")[1:]
+    node = root
+    for name in branches:
+        child = node.children.get(name)
+        if child is None:
+            child = Branch()
+            node.putChild(name, child)
+        node = child
+    node.putChild(leaf, resource)
+
+
+class QuietSite(BoundedSite):
+    """A site without an access log, which costs a third of a small request."""
+
+    displayTracebacks = False
+
+    def log(self, request: HttpRequest) -> None:
+        return None
+
+    def startFactory(self) -> None:
+        """No log file to open, no date to keep for it."""
+
+    def stopFactory(self) -> None:
+        return None
+
+
+def make_site(root: Resource, reactor: Any) -> Site:
+    """What listens: HTTP/1.1 with keep-alive, idle connections closed after a minute."""
+    return QuietSite(root, apis_below(root), reactor=reactor, timeout=90)

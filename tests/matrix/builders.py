@@ -22,15 +22,15 @@ DAVE = "@dave:a.example"
 class RoomBuilder:
     """Makes events of one room.  ``state`` is what the room's state is: set it with `put`."""
 
-    def __init__(self, version: RoomVersion, creator: str = ALICE, **create: Any) -> None:
+    def __init__(self, version: RoomVersion, sender: str = ALICE, /, **create: Any) -> None:
         self.version = version
         self.count = 0
         self.state: dict[tuple[str, str], Event] = {}
         self.room_id: str | None = None if version.room_ids_as_hashes else "!room:a.example"
         content = {"room_version": version.identifier} | create
         if not version.implicit_room_creator:
-            content.setdefault("creator", creator)
-        self.create = self.put("m.room.create", creator, content, prev_events=[], auth_events=[])
+            content.setdefault("creator", sender)
+        self.create = self.put("m.room.create", sender, content, prev_events=[], auth_events=[])
         self.room_id = self.create.room_id
 
     def event(

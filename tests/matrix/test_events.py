@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.matrix import canonical_json, events, identifiers, signing
+from dendrite_tw.matrix.event_format import MAX_UNSIGNED_BYTES
 from dendrite_tw.matrix.events import EventFormatError, EventTooLargeError, parse_event
+from dendrite_tw.matrix.redaction import redact
 from dendrite_tw.matrix.room_versions import (
     ROOM_V1,
     ROOM_V2,
@@ -59,7 +61,7 @@ class VectorTests(SynchronousTestCase):
     def hash_and_sign(self, event):
         digest = events.content_hash(event, ROOM_V1)
         event = event | {"hashes": {"sha256": signing.encode_base64(digest)}}
-        redacted = events.redact(event, ROOM_V1)
+        redacted = redact(event, ROOM_V1)
         signed = signing.sign_json(redacted, "domain", "ed25519:1", SEED)
         self.assertEqual(
             signing.encode_base64(events.reference_hash(event, ROOM_V1)),
@@ -219,7 +221,7 @@ class FormatTests(SynchronousTestCase):
         deep: Any = []
         for _ in range(500):
             deep = [deep]
-        for unsigned in ({"x": "a" * events.MAX_UNSIGNED_BYTES}, {"x": deep}):
+        for unsigned in ({"x": "a" * MAX_UNSIGNED_BYTES}, {"x": deep}):
             self.assertEqual(parse_event(valid_pdu(ROOM_V12, unsigned=unsigned), ROOM_V12).unsigned, {})
 
     def test_deep_content(self):
@@ -376,7 +378,7 @@ class BuildTests(SynchronousTestCase):
         self.assertEqual(received.signatures, events.signatures(event))
         signature = received.signatures[SERVER][KEY.key_id]
         signing.verify_bytes(received.signed_bytes, signature, KEY.verify_key)
-        signing.verify_json(events.redact(event.pdu_dict(), version), SERVER, KEY.key_id, KEY.verify_key)
+        signing.verify_json(redact(event.pdu_dict(), version), SERVER, KEY.key_id, KEY.verify_key)
         for field in event.__struct_fields__:
             self.assertEqual(getattr(received.event, field), getattr(event, field), field)
         self.assertEqual(event.pdu, canonical_json.encode(event.pdu_dict()))
@@ -396,6 +398,24 @@ class BuildTests(SynchronousTestCase):
         self.assertNotIn("room_id", room.create.pdu_dict())
         self.assertRaises(EventFormatError, room.event, "m.room.create", ALICE, {}, "", [])
         self.assertRaises(EventFormatError, room.event, "m.x", ALICE, {}, room_id=None)
+
+    def test_chosen_event_ids(self):
+        for version in (ROOM_V1, ROOM_V2):
+            room = RoomBuilder(version)
+            self.assertEqual(room.event("m.x", ALICE, {}, event_id="abc").event_id, "$abc:a.example")
+            self.assertEqual(
+                room.event("m.x", ALICE, {}, event_id="$abc:b.example").event_id, "$abc:b.example"
+            )
+            for missing in (None, "", "$abc"):
+                self.assertRaises(EventFormatError, room.event, "m.x", ALICE, {}, event_id=missing)
+        self.assertNotIn("event_id", RoomBuilder(ROOM_V3).event("m.x", ALICE, {}, event_id="abc").pdu_dict())
+
+    def test_largest(self):
+        for version in (ROOM_V5, ROOM_V12):
+            room = RoomBuilder(version)
+            spare = events.MAX_PDU_BYTES - len(room.event("m.x", ALICE, {"x": ""}).pdu)
+            self.assertEqual(len(room.event("m.x", ALICE, {"x": "a" * spare}).pdu), 65_536)
+            self.assertRaises(EventTooLargeError, room.event, "m.x", ALICE, {"x": "a" * (spare + 1)})
 
     def test_place_of_redacts(self):
         for version in ALL:
@@ -530,7 +550,11 @@ class SignatureTests(SynchronousTestCase):
 
     def test_signature_that_makes_it_too_large(self):
         event = RoomBuilder(ROOM_V12).event("m.x", ALICE, {"x": "a" * 65_000})
-        self.assertRaises(EventTooLargeError, events.add_signature, event, "s", "ed25519:1", "x" * 600)
+        spare = 65_536 - len(events.add_signature(event, "s", "ed25519:1", "").pdu)
+        self.assertEqual(len(events.add_signature(event, "s", "ed25519:1", "x" * spare).pdu), 65_536)
+        self.assertRaises(
+            EventTooLargeError, events.add_signature, event, "s", "ed25519:1", "x" * (spare + 1)
+        )
 
 
 class ShownTests(SynchronousTestCase):
@@ -550,12 +574,13 @@ class ShownTests(SynchronousTestCase):
         self.assertEqual(orjson.loads(spliced), expected | {"unsigned": {"age": 1}})
 
     def test_state(self):
-        event = RoomBuilder(ROOM_V12).event("m.room.name", ALICE, {"name": "x"}, "")
-        self.assertEqual(orjson.loads(events.client_json(event))["state_key"], "")
-        self.assertEqual(
-            events.stripped(event),
-            {"content": {"name": "x"}, "sender": ALICE, "state_key": "", "type": "m.room.name"},
-        )
+        for state_key in ("", "k"):
+            event = RoomBuilder(ROOM_V12).event("m.x", ALICE, {"name": "x"}, state_key)
+            self.assertEqual(orjson.loads(events.client_json(event))["state_key"], state_key)
+            self.assertEqual(
+                events.stripped(event),
+                {"content": {"name": "x"}, "sender": ALICE, "state_key": state_key, "type": "m.x"},
+            )
 
     def test_redaction_names_its_target_twice(self):
         for version in ALL:

@@ -229,9 +229,7 @@ class FieldTests(SynchronousTestCase):
         st.dictionaries(st.sampled_from(["a", "b", "a.b"]), JSON_OBJECTS, max_size=3),
         st.lists(st.sampled_from(["a", "b", "a.a", "a.b", r"a\.b", r"a\.b.a", "a.b.a", r"b.\\"]), max_size=4),
     )
-    def test_only_parts_of_the_event_and_no_change_to_it(
-        self, event: dict[str, Any], fields: list[str]
-    ) -> None:
+    def test_only_parts_of_the_event_and_no_change_to_it(self, event: dict[str, Any], fields: list[str]) -> None:
         before = copy.deepcopy(event)
         projected = project_fields(event, fields)
         self.assertEqual(event, before)

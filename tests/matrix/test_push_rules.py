@@ -228,9 +228,7 @@ class DefaultRuleTests(SynchronousTestCase):
 
 
 class OperationTests(SynchronousTestCase):
-    def refused(
-        self, status: int, errcode: str, call: Callable[..., object], *args: Any, **rest: Any
-    ) -> None:
+    def refused(self, status: int, errcode: str, call: Callable[..., object], *args: Any, **rest: Any) -> None:
         error = self.assertRaises(MatrixError, call, *args, **rest)
         self.assertEqual((error.status, error.errcode), (status, errcode))
 
@@ -269,9 +267,7 @@ class OperationTests(SynchronousTestCase):
     def test_change_keeps_whether_it_is_enabled(self) -> None:
         rules = DEFAULT.put("room", "a", {"actions": []}).set_enabled("room", "a", False)
         rules = rules.put("room", "a", {"actions": NOTIFY})
-        self.assertEqual(
-            (rules.get("room", "a").enabled, rules.get("room", "a").actions), (False, ("notify",))
-        )
+        self.assertEqual((rules.get("room", "a").enabled, rules.get("room", "a").actions), (False, ("notify",)))
         again = rules.delete("room", "a").put("room", "a", {"actions": []})
         self.assertTrue(again.get("room", "a").enabled)
 
@@ -330,9 +326,7 @@ class OperationTests(SynchronousTestCase):
         self.assertEqual(rules.get("room", ROOM).actions, ())
 
     def test_limits(self) -> None:
-        rules = RuleSet(
-            {"content": DEFAULT.put("content", "a", {"actions": [], "pattern": "x"}).own["content"] * 500}
-        )
+        rules = RuleSet({"content": DEFAULT.put("content", "a", {"actions": [], "pattern": "x"}).own["content"] * 500})
         self.assertEqual(len(rules.own["content"]), MAX_RULES["content"])
         self.refused(400, "M_INVALID_PARAM", rules.put, "content", "b", {"actions": [], "pattern": "x"})
         rules = DEFAULT
@@ -353,9 +347,7 @@ class OperationTests(SynchronousTestCase):
     def test_default_rules_can_be_changed_and_changed_back(self) -> None:
         rules = DEFAULT.set_enabled("underride", ".m.rule.message", False)
         rules = rules.set_actions("underride", ".m.rule.message", [])
-        self.assertEqual(
-            rules.to_stored(), {"changes": {".m.rule.message": {"enabled": False, "actions": []}}}
-        )
+        self.assertEqual(rules.to_stored(), {"changes": {".m.rule.message": {"enabled": False, "actions": []}}})
         rules = rules.set_enabled("underride", ".m.rule.message", True)
         rules = rules.set_actions("underride", ".m.rule.message", NOTIFY)
         self.assertTrue(rules.is_default)
@@ -473,9 +465,7 @@ class InterestTests(SynchronousTestCase):
             self.assertTrue(rules.differs_for_room(ROOM))
             self.assertFalse(rules.differs_for_room("!other:example.org"))
             self.assertFalse(
-                rules.set_enabled(
-                    *next((k, r[0].rule_id) for k, r in rules.own.items()), False
-                ).differs_for_room(ROOM)
+                rules.set_enabled(*next((k, r[0].rule_id) for k, r in rules.own.items()), False).differs_for_room(ROOM)
             )
 
     def test_the_index_finds_those_concerned(self) -> None:
@@ -540,9 +530,7 @@ def push_events(draw: st.DrawFn) -> PushEvent:
     state_key = draw(st.sampled_from([None, "", *USERS]))
     if state_key is not None:
         rest["state_key"] = state_key
-    return event(
-        draw(st.sampled_from(TYPES)), draw(st.sampled_from(USERS)), draw(st.sampled_from(ROOMS)), **rest
-    )
+    return event(draw(st.sampled_from(TYPES)), draw(st.sampled_from(USERS)), draw(st.sampled_from(ROOMS)), **rest)
 
 
 CONTEXTS = st.builds(
@@ -585,9 +573,7 @@ def rule_sets(draw: st.DrawFn) -> RuleSet:
         body = {
             "actions": draw(ACTIONS),
             "conditions": draw(st.lists(CONDITIONS, max_size=2)),
-            "pattern": draw(
-                st.sampled_from(["cake", "c*", "@room", "a?ice", "pan-cake", "the c*", "*he cake"])
-            ),
+            "pattern": draw(st.sampled_from(["cake", "c*", "@room", "a?ice", "pan-cake", "the c*", "*he cake"])),
         }
         rules = rules.put(kind, rule_id, body).set_enabled(kind, rule_id, draw(st.booleans()))
     return rules
@@ -605,9 +591,7 @@ def literal_outcome(rules: RuleSet, seen: PushEvent, room: RoomContext, user: Re
     return SILENT
 
 
-def literal_match(
-    kind: str, rule: dict[str, Any], seen: PushEvent, room: RoomContext, user: Recipient
-) -> bool:
+def literal_match(kind: str, rule: dict[str, Any], seen: PushEvent, room: RoomContext, user: Recipient) -> bool:
     match kind:
         case "room":
             return bool(rule["rule_id"] == seen.room_id)
@@ -636,9 +620,7 @@ class EquivalenceTests(SynchronousTestCase):
 
     @settings(max_examples=300, deadline=None, derandomize=True)
     @given(rule_sets(), push_events(), CONTEXTS)
-    def test_personal_evaluation_is_to_the_letter(
-        self, rules: RuleSet, seen: PushEvent, room: RoomContext
-    ) -> None:
+    def test_personal_evaluation_is_to_the_letter(self, rules: RuleSet, seen: PushEvent, room: RoomContext) -> None:
         personal = PersonalEvaluator(rules)
         for user_id in USERS:
             user = Recipient(user_id, "Alice")

@@ -152,9 +152,7 @@ class ValidityTests(SynchronousTestCase):
 
 class SendingTests(SynchronousTestCase):
     def test_a_thread_from_an_event_that_cannot_have_one(self) -> None:
-        error = self.assertRaises(
-            MatrixError, check_sent, relates("m.thread", "$a"), in_thread("$root", "$a"), False
-        )
+        error = self.assertRaises(MatrixError, check_sent, relates("m.thread", "$a"), in_thread("$root", "$a"), False)
         self.assertEqual((error.status, error.errcode), (400, "M_UNKNOWN"))
 
     def test_a_second_annotation(self) -> None:

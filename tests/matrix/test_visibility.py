@@ -52,9 +52,7 @@ class UserTests(SynchronousTestCase):
 
     def test_own_membership_counts_on_both_sides(self) -> None:
         def sees(before: str | None, after: str) -> bool:
-            return may_see_event(
-                visibility=JOINED, membership=before, joined_since=False, membership_after=after
-            )
+            return may_see_event(visibility=JOINED, membership=before, joined_since=False, membership_after=after)
 
         self.assertTrue(sees("invite", "join"))
         self.assertTrue(sees("join", "leave"))
@@ -62,16 +60,12 @@ class UserTests(SynchronousTestCase):
         self.assertFalse(sees(None, "invite"))
         self.assertFalse(sees("leave", "ban"))
         self.assertTrue(
-            may_see_event(
-                visibility=INVITED, membership="invite", joined_since=False, membership_after="leave"
-            )
+            may_see_event(visibility=INVITED, membership="invite", joined_since=False, membership_after="leave")
         )
 
     def test_a_change_of_visibility_counts_on_both_sides(self) -> None:
         def sees(before: Visibility, after: Visibility) -> bool:
-            return may_see_event(
-                visibility=before, membership=None, joined_since=False, visibility_after=after
-            )
+            return may_see_event(visibility=before, membership=None, joined_since=False, visibility_after=after)
 
         self.assertTrue(sees(WORLD, JOINED))
         self.assertTrue(sees(JOINED, WORLD))
@@ -116,9 +110,7 @@ class SpanTests(SynchronousTestCase):
 
     @settings(max_examples=200, deadline=None, derandomize=True)
     @given(
-        st.lists(
-            st.tuples(st.sampled_from(list(Visibility)), st.sampled_from(MEMBERSHIPS)), min_size=2, max_size=6
-        ),
+        st.lists(st.tuples(st.sampled_from(list(Visibility)), st.sampled_from(MEMBERSHIPS)), min_size=2, max_size=6),
         st.booleans(),
     )
     def test_the_answer_for_a_run_is_that_for_each_event(

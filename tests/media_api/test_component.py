@@ -37,7 +37,12 @@ UPLOAD = "/_matrix/media/v3/upload"
 NEW = "/_matrix/client/v1/media"
 OLD = "/_matrix/media/v3"
 LIMIT = 1_000_000
-SIZES = [ThumbnailSize(32, 32, Method.CROP), ThumbnailSize(96, 96, Method.CROP), ThumbnailSize(320, 240)]
+SIZES = [
+    ThumbnailSize(0, 9),
+    ThumbnailSize(32, 32, Method.CROP),
+    ThumbnailSize(96, 96, Method.CROP),
+    ThumbnailSize(320, 240),
+]
 
 
 class Threads:
@@ -303,7 +308,7 @@ class DownloadTests(MediaCase):
 
     def test_accesses_are_written_in_batches(self) -> None:
         media_id = self.upload(b"x")
-        self.media.start()
+        self.run_(self.media.start())
         self.clock.advance(10)
         self.download(media_id)
         self.assertEqual(self.row(media_id).accessed_ts, 1_700_000_000_000)
@@ -404,7 +409,7 @@ class LaterUploadTests(MediaCase):
 
     def test_what_does_not_come_is_forgotten(self) -> None:
         media_id = self.create()
-        self.media.start()
+        self.run_(self.media.start())
         self.clock.advance(UNUSED_LIFETIME_MS / 1000)
         self.check_refused(self.put(media_id), 404, "M_NOT_FOUND")
         self.check_refused(self.download(media_id), 404, "M_NOT_FOUND")
@@ -697,7 +702,7 @@ class InterfaceTests(MediaCase):
 
     def test_it_is_called_through_a_handle(self) -> None:
         direct = Direct()
-        media = handle(MediaAPI, direct)  # type: ignore[type-abstract]
+        media = handle(MediaAPI, direct)
         direct.connect(self.media)
         uri = self.run_(media.upload("@alice:test", "text/plain", None, b"abc"))
         file = self.run_(media.media(MediaQuestion(server_name="test", media_id=uri.rpartition("/")[2])))

@@ -53,6 +53,7 @@ CREATE TABLE events (
 CREATE INDEX events_stream ON events (room_nid, position);
 CREATE INDEX events_history ON events (room_nid, depth, position);
 CREATE INDEX events_time ON events (room_nid, origin_server_ts);
+CREATE INDEX events_state ON events (room_nid, slot_nid) WHERE slot_nid IS NOT NULL;
 CREATE INDEX events_snapshot ON events (snapshot_nid);
 CREATE UNIQUE INDEX events_transaction ON events (sender_nid, txn_device, txn_id, room_nid, type_nid)
     WHERE txn_id IS NOT NULL;

@@ -80,6 +80,10 @@ class Names:
             self._nids[name] = known
         return known
 
+    def remembered_slot(self, slot: Slot) -> int | None:
+        """The number of a slot if it is in memory."""
+        return self._slots.get(slot)
+
     async def find_slot(self, txn: Transaction, slot: Slot) -> int | None:
         known = self._slots.get(slot)
         if known is None and (known := await slot_nid(txn, *slot)) is not None:

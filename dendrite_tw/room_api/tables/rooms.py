@@ -63,11 +63,29 @@ _ROOM = "SELECT room_nid, room_id, version, depth, extremities, snapshot_nid FRO
 def room_by_id(txn: Transaction, room_id: str) -> None: ...
 
 
+@maybe(RoomRow, f"{_ROOM} WHERE room_nid = :room_nid")
+def room_by_nid(txn: Transaction, room_nid: int) -> None: ...
+
+
 @none(
     "UPDATE rooms SET depth = :depth, extremities = :extremities, snapshot_nid = :snapshot_nid "
     "WHERE room_nid = :room_nid"
 )
 def update_room(txn: Transaction, room_nid: int, depth: int, extremities: bytes, snapshot_nid: int) -> None: ...
+
+
+class NewestRow(msgspec.Struct, frozen=True):
+    room_id: str
+    position: int
+
+
+@many(
+    NewestRow,
+    "SELECT r.room_id, COALESCE((SELECT MAX(e.position) FROM events e WHERE e.room_nid = r.room_nid "
+    "AND e.status = 0), 0) FROM rooms r WHERE r.room_id = ANY(:room_ids)",
+)
+def newest_positions(txn: Transaction, room_ids: Sequence[str]) -> None:
+    """The position of the newest live event of each room."""
 
 
 # --- memberships ---
@@ -95,6 +113,20 @@ def memberships_of(txn: Transaction, user_nid: int) -> None: ...
 
 @maybe(MembershipRow, f"{_MEMBERSHIP} WHERE m.user_nid = :user_nid AND m.room_nid = :room_nid")
 def membership_in(txn: Transaction, user_nid: int, room_nid: int) -> None: ...
+
+
+class MemberEventRow(msgspec.Struct, frozen=True):
+    position: int
+    pdu: bytes
+
+
+@many(
+    MemberEventRow,
+    "SELECT position, pdu FROM events WHERE room_nid = :room_nid AND slot_nid = :slot_nid AND status = 0 "
+    "ORDER BY position DESC LIMIT 50",
+)
+def member_events_of(txn: Transaction, room_nid: int, slot_nid: int) -> None:
+    """The newest values of a state slot in a room."""
 
 
 @many(

@@ -12,10 +12,11 @@ from twisted.web.test.requesthelper import DummyChannel
 
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.user_api.api import Caller
+from dendrite_tw.web.bodies import LINGER_SECONDS, BoundedRequest, apis_below
 from dendrite_tw.web.resource import ApiResource, Exchange
 from dendrite_tw.web.routes import DEFAULT_BODY_LIMIT, Access, Route
-from dendrite_tw.web.site import LINGER_SECONDS, BoundedRequest
-from tests.harness import ALICE, Answer, NoLimits, Root, Web, serve
+from dendrite_tw.web.site import make_root
+from tests.harness import ALICE, CALLERS, Answer, KnownCallers, NoLimits, Root, Web, serve
 
 PATH = "/_matrix/media/v3/upload"
 
@@ -79,7 +80,7 @@ class SlowCallers:
         return await self.asked[-1]
 
 
-class SiteTests(SynchronousTestCase):
+class BodyTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.desk, self.clock = Desk(), Clock()
         self.web = serve(self.desk.routes(), self.clock)
@@ -194,6 +195,14 @@ class SiteTests(SynchronousTestCase):
         channel, _, answer = self.begin(f"{PATH} HTTP/1.1", "Authorization: Bearer alice", "Content-Length: 3")
         channel.dataReceived(b"abc" + b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n")
         self.assertIn(b"M_UNRECOGNIZED", answer.body)
+
+    def test_a_whole_site_knows_its_bodies(self) -> None:
+        root = make_root(self.desk.routes(), KnownCallers(CALLERS), NoLimits(), lambda endpoint, status: None)
+        self.assertEqual([path for path, _ in apis_below(root)], [b"/_matrix/media", b"/_matrix/client"])
+        self.web = Web(root, self.clock)
+        self.assertEqual(self.web.request("POST", PATH, b"x" * 1000, "alice").json["bytes"], 1000)
+        _, _, answer = self.begin(f"{PATH} HTTP/1.1", "Authorization: Bearer alice", "Content-Length: 1001")
+        self.check_refused(answer, 413, "M_TOO_LARGE")
 
     def test_any_site_serves_such_a_route(self) -> None:
         """A site that reads bodies to where it likes: they are copied, and bounded all the same."""

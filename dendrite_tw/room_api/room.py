@@ -1,0 +1,126 @@
+"""An active room in memory: where its history ends, what its state is, and what waits to be written.
+
+A `Head` is a value: to accept an event is to make the next head.  The room
+moves on to it when the event is on disk, so a write that fails leaves the
+room as it was.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import orjson
+from twisted.internet.defer import Deferred, DeferredLock
+
+from ..cache import Cache, CacheBudget
+from ..database.engines import Database
+from ..database.statements import Transaction
+from ..matrix.errors import MatrixError
+from ..matrix.room_versions import ROOM_VERSIONS, RoomVersion
+from .snapshots import EMPTY, NEW_CHAIN, Chain, Snapshots, StateMap
+from .tables.rooms import RoomRow, member_counts, room_by_id
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An event that somebody wants to send, before it has a place in the room."""
+
+    sender: str
+    type: str
+    content: dict[str, object]
+    state_key: str | None = None
+    redacts: str | None = None
+    timestamp: int | None = None
+    device_id: str | None = None
+    transaction_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """The newest end of a room."""
+
+    state: StateMap = EMPTY
+    chain: Chain = NEW_CHAIN
+    extremities: tuple[str, ...] = ()
+    depth: int = 0
+    joined: int = 0
+    local: int = 0
+
+
+@dataclass
+class Work:
+    """Drafts that are accepted together or not at all; ``answer`` fires with their event IDs."""
+
+    drafts: list[Draft]
+    answer: Deferred[list[str]]
+
+
+@dataclass
+class Room:
+    """A room and its single writer's queue; ``room_nid`` is 0 until its first event is on disk."""
+
+    room_id: str
+    version: RoomVersion
+    room_nid: int = 0
+    head: Head = field(default_factory=Head)
+    waiting: deque[Work] = field(default_factory=deque)
+    writing: bool = False
+
+
+class _Loaded(NamedTuple):
+    row: RoomRow
+    head: Head
+
+
+class Rooms:
+    """The active rooms; a room is loaded when it is first asked for and forgotten when idle and old."""
+
+    def __init__(self, database: Database, snapshots: Snapshots, budget: CacheBudget) -> None:
+        self._database = database
+        self._snapshots = snapshots
+        self._lock = DeferredLock()
+        self._rooms: Cache[str, Room] = Cache(
+            "rooms", budget, lambda room: 4000 + 150 * len(room.head.state), lambda room: not room.writing
+        )
+
+    async def get(self, room_id: str) -> Room:
+        """The room; ``M_NOT_FOUND`` where this server knows none of that ID."""
+        room = self._rooms.get(room_id)
+        if room is None:
+            room = await self.find(room_id)
+        if room is None:
+            raise MatrixError(404, "M_NOT_FOUND", "This server does not know the room.")
+        return room
+
+    async def find(self, room_id: str) -> Room | None:
+        """As `get`, but `None` where there is none."""
+        room = self._rooms.get(room_id)
+        if room is not None:
+            return room
+        async with self._lock:
+            room = self._rooms.get(room_id)
+            if room is None:
+                loaded = await self._database.read(self._load, room_id)
+                if loaded is None:
+                    return None
+                room = Room(room_id, ROOM_VERSIONS[loaded.row.version], loaded.row.room_nid, loaded.head)
+                self._rooms.put(room_id, room)
+        return room
+
+    async def _load(self, txn: Transaction, room_id: str) -> _Loaded | None:
+        row = await room_by_id(txn, room_id)
+        if row is None:
+            return None
+        chain, state = await self._snapshots.chain(txn, row.snapshot_nid)
+        counts = await member_counts(txn, row.room_nid)
+        extremities = tuple(orjson.loads(row.extremities))
+        return _Loaded(row, Head(state, chain, extremities, row.depth, counts.joined, counts.local))
+
+    def add(self, room: Room) -> None:
+        """Take in a room that was just made."""
+        self._rooms.put(room.room_id, room)
+
+    def forget(self, room_id: str) -> None:
+        self._rooms.pop(room_id)
