@@ -175,9 +175,7 @@ class Feed:
     def to_device(self, message: ToDeviceMessage) -> None:
         stream = self._notifier.active(message.user_id)
         if stream is not None:
-            mark = stream.device(message.device_id)
-            mark.newest_message = message.position
-            mark.undeleted = True
+            stream.device(message.device_id).newest = message.position
             self._notifier.wake(stream, message.position)
         self._user_position(message.position)
         self._notifier.schedule()

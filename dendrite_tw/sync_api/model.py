@@ -173,23 +173,32 @@ class SyncModel:
 
     # --- what is not an event of a room ---
 
+    async def acknowledge(self, request: SyncRequest) -> None:
+        """The device has what it was told up to its token: messages up to there are deleted.
+
+        Asks for nothing where there can be none.
+        """
+        device_id, upto = request.caller.device_id, request.acknowledged.user
+        if device_id is None or upto == 0:
+            return
+        mark = request.stream.device(device_id)
+        if mark.newest > mark.deleted and upto > mark.deleted:
+            await self._keys.delete_to_device(request.user_id, device_id, upto)
+            mark.deleted = upto
+
     async def _to_device(self, request: SyncRequest, since: SyncToken | None, changes: SyncChanges) -> None:
         device_id = request.caller.device_id
         if device_id is None:
             return
         mark = request.stream.device(device_id)
-        if since is not None and mark.undeleted and request.acknowledged.user > 0:
-            await self._keys.delete_to_device(request.user_id, device_id, request.acknowledged.user)
-            mark.undeleted = False
         after = since.user if since is not None else 0
-        if since is not None and after >= request.stream.user_from and mark.newest_message <= after:
+        if since is not None and after >= request.stream.user_from and mark.newest <= after:
             return
         messages = await self._keys.to_device_since(
             request.user_id, device_id, after, changes.upto.user, TO_DEVICE_LIMIT
         )
         if messages:
-            mark.undeleted = True
-            mark.newest_message = max(mark.newest_message, messages[-1].position)
+            mark.newest = max(mark.newest, messages[-1].position)
         if len(messages) >= TO_DEVICE_LIMIT:
             changes.upto = changes.upto._replace(user=messages[-1].position)
         changes.to_device = messages

@@ -35,13 +35,13 @@ def put_last(positions: dict[str, int], key: str, position: int) -> None:
 
 
 class DeviceMark:
-    """What a stream knows of one device: waiting messages, and those given out but not yet deleted."""
+    """What a stream knows of the messages to one device: the newest's position, and up to where they are deleted."""
 
-    __slots__ = ("newest_message", "undeleted")
+    __slots__ = ("deleted", "newest")
 
     def __init__(self) -> None:
-        self.newest_message = 0
-        self.undeleted = True
+        self.newest = 0
+        self.deleted = -1
 
 
 class UserStream:

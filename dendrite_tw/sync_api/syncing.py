@@ -87,6 +87,7 @@ class SyncHandler:
                 state_after=query.use_state_after or query.unstable_state_after,
                 now=self._clock.now_ms(),
             )
+            await self._model.acknowledge(request)
             return await self.answer(request, since, min(query.timeout, MAX_TIMEOUT_MS) / 1000)
         finally:
             self.active -= 1

@@ -62,11 +62,11 @@ class TypingBoard:
                 room = self._room(typing.room_id)
             if typing.user_id in room.until or len(room.until) < USERS_KEPT:
                 room.until[typing.user_id] = now + left
+                self._expire_by(now + left)
         elif room is not None:
             room.until.pop(typing.user_id, None)
         if room is not None and list(room.until) != before:
             self._tell(typing.room_id, room)
-        self._schedule()
 
     def _room(self, room_id: str) -> TypingRoom:
         """A new list; the room that was silent for longest makes way where there are too many."""
@@ -81,10 +81,14 @@ class TypingBoard:
         room.event = None
         self._changed(room_id, self.position)
 
-    def _schedule(self) -> None:
-        ends = [end for room in self._rooms.values() for end in room.until.values()]
-        if ends and (self._timer is None or not self._timer.active()):
-            self._timer = self._time.callLater(max(0.0, (min(ends) - self._clock.now_ms()) / 1000), self._expire)
+    def _expire_by(self, end: int) -> None:
+        """See to it that the timer runs out at `end` (milliseconds) at the latest."""
+        seconds = max(0.0, (end - self._clock.now_ms()) / 1000)
+        if self._timer is not None and self._timer.active():
+            if self._timer.getTime() <= self._time.seconds() + seconds:
+                return
+            self._timer.cancel()
+        self._timer = self._time.callLater(seconds, self._expire)
 
     def _expire(self) -> None:
         now = self._clock.now_ms()
@@ -95,7 +99,9 @@ class TypingBoard:
                     del room.until[user]
                 self.position += 1
                 self._tell(room_id, room)
-        self._schedule()
+        ends = [end for room in self._rooms.values() for end in room.until.values()]
+        if ends:
+            self._expire_by(min(ends))
 
     def since(self, room_id: str, after: int) -> bytes | None:
         """The ``m.typing`` event of a room if its list changed after `after`; 0 asks for one that is not empty."""

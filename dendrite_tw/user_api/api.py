@@ -492,6 +492,9 @@ class UserAPI(Protocol):
         ``threads`` to them where the client did not ask for threads apart.
         """
 
+    async def forget_room(self, room_id: str) -> int:
+        """Delete receipts and unread counts of a room that is purged; returns how many rows went."""
+
     async def ignored_users(self, user_id: str) -> frozenset[str]: ...
 
 
