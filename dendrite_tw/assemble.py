@@ -33,6 +33,8 @@ from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
 from .matrix.room_versions import ROOM_VERSIONS
+from .media_api.api import Method, ThumbnailSize
+from .media_api.component import MediaComponent
 from .metrics import Metrics, MetricsResource
 from .monitor import MonitorRoutes
 from .room_api.api import RoomAPI
@@ -153,10 +155,20 @@ class Parts:
         self.sync = SyncComponent(
             rooms, users, keys, client, self.databases.of("sync_api"), world, budget, server_name, presence_enabled=True
         )
+        self.media = MediaComponent(
+            self.databases.of("media_api"),
+            config.media_api.base_path,
+            config.media_api.max_file_size_bytes,
+            [ThumbnailSize(size.width, size.height, Method(size.method)) for size in config.media_api.thumbnail_sizes],
+            config.media_api.dynamic_thumbnails,
+            config.media_api.max_thumbnail_generators,
+            world,
+            server_name,
+        )
         to_rooms.connect(self.rooms)
         to_users.connect(self.users)
         to_keys.connect(self.keys)
-        self.components: list[Component] = [self.users, self.rooms, self.sync]
+        self.components: list[Component] = [self.users, self.rooms, self.sync, self.media]
         self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
         for component in self.components:
             component.prepare()
@@ -171,6 +183,7 @@ class Parts:
             RoomKeysRoutes(keys),
             ToDeviceRoutes(keys),
             self.sync,
+            self.media,
             MonitorRoutes([lambda: self.queue.degraded]),
         ]
         metrics = Metrics(budget)
