@@ -165,11 +165,13 @@ def begin_logging(config: Config) -> None:
 
 def check_file_limit() -> None:
     """Let the process open as many files as it may, and warn if a busy server could run out of them."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < min(hard, FEW_FILES) or (soft < FEW_FILES and hard == resource.RLIM_INFINITY):
-        soft = FEW_FILES if hard == resource.RLIM_INFINITY else min(hard, FEW_FILES)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft != resource.RLIM_INFINITY and soft < FEW_FILES:
+    soft, hard = (
+        FEW_FILES if limit == resource.RLIM_INFINITY else limit for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    if soft < min(hard, FEW_FILES):
+        soft = min(hard, FEW_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    if soft < FEW_FILES:
         log.warn(
             "This process may open {soft} files only; raise the limit to {wanted} or more "
             "(LimitNOFILE= in systemd, ulimit -n in a shell).",
@@ -180,16 +182,11 @@ def check_file_limit() -> None:
 
 def http_factory(root: IResource) -> Factory:
     """The protocol factory that serves a tree of resources: HTTP/1.1 without an access log."""
-    from twisted.web.server import Site
+    from twisted.internet import reactor
 
-    class QuietSite(Site):
-        noisy = False
-        displayTracebacks = False
+    from dendrite_tw.web.site import make_site
 
-        def log(self, request: Any) -> None:
-            """Leave access logs to the reverse proxy: they cost more than the parsing."""
-
-    return cast("Factory", QuietSite(root))
+    return cast("Factory", make_site(cast(Any, root), reactor))
 
 
 class Listener(Service):
@@ -354,6 +351,7 @@ def tls_options(cert_path: str, key_path: str) -> Any:
 
     Raises `StartError` if they cannot be read or do not belong together.
     """
+    from OpenSSL.crypto import Error as PemError
     from OpenSSL.SSL import Error as SSLError
     from twisted.internet.ssl import Certificate, CertificateOptions, KeyPair
 
@@ -371,7 +369,7 @@ def tls_options(cert_path: str, key_path: str) -> Any:
     except OSError as error:
         name = error.filename or cert_path
         raise StartError(f"{name} cannot be read: {error.strerror or error}. Check --tls-cert and --tls-key.") from None
-    except (SSLError, ValueError, IndexError):
+    except (PemError, SSLError, ValueError, IndexError):
         raise StartError(
             f"{cert_path} and {key_path} are not a certificate and its key in PEM format. "
             'Make a pair with "generate-keys -tls-cert … -tls-key …".'

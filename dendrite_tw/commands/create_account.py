@@ -10,7 +10,6 @@ import getpass
 import hashlib
 import hmac
 import json
-import re
 import sys
 import urllib.error
 import urllib.request
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 
 from dendrite_tw.commands.goflags import Flag, FlagSet
 from dendrite_tw.config import ConfigError, load
+from dendrite_tw.matrix.identifiers import is_valid_localpart_for_registration
 
 _INTRODUCTION = """\
 Creates an account on the running homeserver and prints an access token for it.
@@ -30,7 +30,6 @@ Creates an account on the running homeserver and prints an access token for it.
     create-account --config dendrite.yaml -username alice -password foobarbaz    # others may see it"""
 
 _MAX_ANSWER = 1 << 20
-_LOCALPART = re.compile(r"[0-9a-z_\-+=./]+")
 
 
 class StopError(Exception):
@@ -93,7 +92,7 @@ def _create(flags: _Flags) -> str:
 
 def check_username(localpart: str, server_name: str) -> None:
     """`StopError` unless the localpart can be registered (Appendices, "User Identifiers")."""
-    if not _LOCALPART.fullmatch(localpart):
+    if not is_valid_localpart_for_registration(localpart):
         raise StopError(
             f"{localpart!r} cannot be a username: it may hold a-z, 0-9 and _-+=./ only, without @ and server name."
         )

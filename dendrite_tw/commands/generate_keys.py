@@ -6,7 +6,6 @@ Certificates are, since they are renewed.
 
 from __future__ import annotations
 
-import base64
 import datetime
 import ipaddress
 import os
@@ -63,13 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write_signing_key(path: str) -> None:
     """Write a new signing key in Dendrite's format; `_StopError` if the file exists."""
+    from dendrite_tw.matrix.keys import signing_key, write_pem
+
     identifier = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(6))
-    body = base64.b64encode(secrets.token_bytes(32)).decode()
-    text = (
-        "-----BEGIN MATRIX PRIVATE KEY-----\n"
-        f"Key-ID: ed25519:{identifier}\n\n{body}\n"
-        "-----END MATRIX PRIVATE KEY-----\n"
-    )
+    text = write_pem(signing_key(f"ed25519:{identifier}", secrets.token_bytes(32)))
     try:
         _write_private(path, text.encode(), os.O_EXCL)
     except FileExistsError:

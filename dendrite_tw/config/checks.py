@@ -15,20 +15,18 @@ import msgspec
 
 from dendrite_tw.config.problems import Problem
 from dendrite_tw.config.tree import LogHook, OldPrivateKey, Section, Tree, fields
+from dendrite_tw.matrix.identifiers import is_server_name
+from dendrite_tw.matrix.room_versions import ROOM_VERSIONS
 
-ROOM_VERSIONS = frozenset(str(number) for number in range(1, 13))
 KNOWN_MSCS = frozenset({"msc2444", "msc2753", "msc2836", "msc2946"})
 
-_SERVER_NAME = re.compile(r"([A-Za-z0-9.-]{1,230}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^\s:/\[\]]*):[0-9]{1,5}")
 
 # Key, or the section above keys -> what its absence means for the operator.
 NOT_YET: dict[str, str] = {
     "app_service_api.config_files": "Application services are not served yet: these files are not read.",
     "client_api.enable_registration_captcha": "Captchas are not available yet: registration stays closed.",
-    "client_api.registration_requires_token": (
-        "Registration tokens are not available yet: registration stays closed."
-    ),
+    "client_api.registration_requires_token": ("Registration tokens are not available yet: registration stays closed."),
     "federation_api.enable_relays": "Relay servers are not available yet.",
     "global.jetstream.addresses": "External NATS servers are not available yet: the built-in queue is used.",
     "global.presence": "Presence is not exchanged with other servers yet.",
@@ -125,7 +123,7 @@ def _identity(tree: Tree) -> Findings:
     name = tree.global_.server_name
     if not name:
         yield _error("global.server_name", _REQUIRED, "Set it to the domain of your user IDs: example.com.")
-    elif not _SERVER_NAME.fullmatch(name):
+    elif not is_server_name(name):
         yield _error(
             "global.server_name",
             f"{name[:80]!r} is not a server name.",
@@ -160,11 +158,9 @@ def _well_known(tree: Tree) -> Findings:
     for name in ("well_known_client_name", "well_known_sliding_sync_proxy"):
         value: str = getattr(general, name)
         if value and not value.startswith(("http://", "https://")):
-            yield _error(
-                f"global.{name}", f"{value[:80]!r} is not a base URL.", "Begin it with https:// or http://."
-            )
+            yield _error(f"global.{name}", f"{value[:80]!r} is not a base URL.", "Begin it with https:// or http://.")
     delegated = general.well_known_server_name
-    if delegated and not _SERVER_NAME.fullmatch(delegated):
+    if delegated and not is_server_name(delegated):
         yield _error(
             "global.well_known_server_name",
             f"{delegated[:80]!r} is not a server name.",
@@ -200,9 +196,7 @@ def _databases(tree: Tree) -> Findings:
 def _queue(tree: Tree) -> Findings:
     queue = tree.global_.jetstream
     if queue.listen and not _HOST_AND_PORT.fullmatch(queue.listen):
-        yield _error(
-            "global.jetstream.listen", f"{queue.listen[:80]!r} is not an address.", "Write host:port."
-        )
+        yield _error("global.jetstream.listen", f"{queue.listen[:80]!r} is not an address.", "Write host:port.")
 
 
 def _metrics(tree: Tree) -> Findings:
@@ -241,7 +235,7 @@ def _rooms_and_media(tree: Tree) -> Findings:
         yield _error(
             "room_server.default_room_version",
             f"{version[:60]!r} is not a room version that is known here.",
-            "Use one of " + ", ".join(sorted(ROOM_VERSIONS, key=int)) + ".",
+            "Use one of " + ", ".join(ROOM_VERSIONS) + ".",
         )
     if not tree.media_api.base_path:
         yield _error("media_api.base_path", _REQUIRED, "Name a directory for uploaded files: ./media_store.")

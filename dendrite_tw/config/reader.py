@@ -112,9 +112,9 @@ class Reader:
                 self._refuse(_line(event), "The file is nested too deeply or has too many entries.")
 
     def _check_version(self, node: yaml.Node) -> None:
-        for name, _, value in self._pairs(node, 0):
-            if name == "version" and getattr(value, "value", None) != "2":
-                found = getattr(value, "value", "?")
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            found = value.value if isinstance(value, yaml.ScalarNode) else "something else"
+            if key.value == "version" and (found != "2" or value.style):
                 self._refuse(
                     _line(value),
                     f"This file has version {found!s:.20} of the format, but version 2 is needed.",
@@ -269,7 +269,7 @@ class Reader:
                 raise _UnfitError("a size such as 512mb, 1.5gb or 10485760") from None
         if not node.value:
             return 0.0
-        if node.style is None and node.tag.endswith(":int"):
+        if not node.style and node.tag.endswith(":int"):
             nanoseconds = _integer(node)
             if nanoseconds:
                 self._note(
@@ -318,7 +318,7 @@ def _describe(node: yaml.Node, secret: bool) -> str:
 
 
 def _is_plain(node: yaml.ScalarNode, tag: str) -> bool:
-    return node.style is None or node.tag == f"tag:yaml.org,2002:{tag}"
+    return not node.style or node.tag == f"tag:yaml.org,2002:{tag}"
 
 
 def _boolean(node: yaml.ScalarNode) -> bool:

@@ -7,7 +7,6 @@ functions; ``python -m dendrite_tw.config --write-samples`` writes them anew.
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -292,10 +291,11 @@ def _scalar(value: Any, unit: str) -> str:
 
 
 def _text(value: str) -> str:
-    plain = re.fullmatch(r"[A-Za-z0-9_./\[:][^\s#'\"{}\[\],&*!|>%@`\\]*", value) is not None
-    if plain and not value.endswith(":") and value[0] not in "[:" and yaml.safe_load(value) == value:
+    plain = re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./:?=&+~()@%-]*", value)
+    if plain and not value.endswith(":") and yaml.safe_load(value) == value:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    quoted: str = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf"))
+    return quoted.removesuffix("\n")
 
 
 def reference() -> str:

@@ -67,12 +67,8 @@ class Database(Section, frozen=True, kw_only=True):
     max_open_conns: Annotated[
         int, Key("Most connections at a time to PostgreSQL: 0 = the default, negative = no limit.")
     ] = 90
-    max_idle_conns: Annotated[
-        int, Key("Idle connections that are kept: 0 = the default, negative = no limit.")
-    ] = 2
-    conn_max_lifetime: Annotated[
-        int, Key("Seconds after which a connection is replaced; 0 or less = never.")
-    ] = -1
+    max_idle_conns: Annotated[int, Key("Idle connections that are kept: 0 = the default, negative = no limit.")] = 2
+    conn_max_lifetime: Annotated[int, Key("Seconds after which a connection is replaced; 0 or less = never.")] = -1
 
     @property
     def is_sqlite(self) -> bool:
@@ -123,9 +119,7 @@ class OldPrivateKey(Section, frozen=True, kw_only=True):
     private_key: Annotated[FilePath, Key("Path of the old key file.", example="old_matrix_key.pem")] = ""
     public_key: Annotated[str, Key("Its public half in base64, where the file is lost.", commented=True)] = ""
     key_id: Annotated[str, Key("Its key ID, needed with public_key.", commented=True)] = ""
-    expired_at: Annotated[
-        int, Key("When it ceased to be used: milliseconds since 1970.", example=1601024554498)
-    ] = 0
+    expired_at: Annotated[int, Key("When it ceased to be used: milliseconds since 1970.", example=1601024554498)] = 0
 
 
 class Cache(Section, frozen=True, kw_only=True):
@@ -171,18 +165,14 @@ class JetStream(Section, frozen=True, kw_only=True):
     disable_tls_validation: Annotated[bool, Key("Do not check the certificate of NATS. Unsafe.")] = False
     storage_path: Annotated[
         FilePath,
-        Key(
-            "Directory of the built-in queue. Keep it over restarts; losing it loses no message.", sample="./"
-        ),
+        Key("Directory of the built-in queue. Keep it over restarts; losing it loses no message.", sample="./"),
     ] = "./"
-    topic_prefix: Annotated[
-        str, Key("Prefix of stream names, for several homeservers on one NATS deployment.")
-    ] = "Dendrite"
+    topic_prefix: Annotated[str, Key("Prefix of stream names, for several homeservers on one NATS deployment.")] = (
+        "Dendrite"
+    )
     js_domain: Annotated[str, Key("JetStream domain, if your NATS has domains.", commented=True)] = ""
     in_memory: Annotated[bool, Key("Keep the queue in memory only, for tests.", commented=True)] = False
-    credentials_path: Annotated[FilePath, Key("File with credentials for NATS (.creds).", commented=True)] = (
-        ""
-    )
+    credentials_path: Annotated[FilePath, Key("File with credentials for NATS (.creds).", commented=True)] = ""
     listen: Annotated[
         str,
         Key(
@@ -257,9 +247,7 @@ class Global(Section, frozen=True, kw_only=True):
                 connection_string="postgresql://username:password@hostname/dendrite?sslmode=disable",
                 max_idle_conns=5,
             ),
-            example=Database(
-                connection_string="postgresql://username:password@hostname/dendrite?sslmode=disable"
-            ),
+            example=Database(connection_string="postgresql://username:password@hostname/dendrite?sslmode=disable"),
         ),
     ] = Database()
     cache: Annotated[Cache, Key("Memory for what is read often.")] = Cache()
@@ -283,27 +271,23 @@ class Global(Section, frozen=True, kw_only=True):
     ] = ()
     disable_federation: Annotated[bool, Key("Talk to no other homeserver, in neither direction.")] = False
     presence: Annotated[Presence, Key("Presence between servers.")] = Presence()
-    report_stats: Annotated[
-        ReportStats, Key("Usage figures, with server name, for the Matrix.org Foundation.")
-    ] = ReportStats()
-    server_notices: Annotated[ServerNotices, Key("Messages from the administrators to users.")] = (
-        ServerNotices()
+    report_stats: Annotated[ReportStats, Key("Usage figures, with server name, for the Matrix.org Foundation.")] = (
+        ReportStats()
     )
+    server_notices: Annotated[ServerNotices, Key("Messages from the administrators to users.")] = ServerNotices()
     jetstream: Annotated[JetStream, Key("The queue between the components.")] = JetStream()
     metrics: Annotated[Metrics, Key("Figures for Prometheus.")] = Metrics()
     sentry: Annotated[Sentry, Key("Reports of unexpected errors.", commented=True)] = Sentry()
-    dns_cache: Annotated[DnsCache, Key("Cache of name lookups, if there is no caching resolver nearby.")] = (
-        DnsCache()
-    )
+    dns_cache: Annotated[DnsCache, Key("Cache of name lookups, if there is no caching resolver nearby.")] = DnsCache()
 
 
 class AppServiceApi(Section, frozen=True, kw_only=True):
     """Bridges and bots that act for many users."""
 
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
-    disable_tls_validation: Annotated[
-        bool, Key("Do not check the certificates of application services. Unsafe.")
-    ] = False
+    disable_tls_validation: Annotated[bool, Key("Do not check the certificates of application services. Unsafe.")] = (
+        False
+    )
     legacy_auth: Annotated[
         bool,
         Key("Send the token in the query too, for old application services; it then appears in their logs."),
@@ -318,9 +302,9 @@ class AppServiceApi(Section, frozen=True, kw_only=True):
 class Turn(Section, frozen=True, kw_only=True):
     """TURN servers for calls."""
 
-    turn_user_lifetime: Annotated[
-        Seconds, Key("How long credentials for the TURN server are valid.", sample=300.0)
-    ] = 0.0
+    turn_user_lifetime: Annotated[Seconds, Key("How long credentials for the TURN server are valid.", sample=300.0)] = (
+        0.0
+    )
     turn_uris: Annotated[
         tuple[str, ...],
         Key("URIs of TURN servers.", example=("turn:turn.example.com?transport=udp",)),
@@ -338,12 +322,8 @@ class RateLimiting(Section, frozen=True, kw_only=True):
     """How often a client may ask."""
 
     enabled: Annotated[bool, Key("Limit how often a client may ask.")] = True
-    threshold: Annotated[
-        int, Key("Requests in a burst before a client has to wait.", sample=20, at_least=0)
-    ] = 5
-    cooloff_ms: Annotated[
-        int, Key("Milliseconds after which one request of the burst is forgotten.", at_least=0)
-    ] = 500
+    threshold: Annotated[int, Key("Requests in a burst before a client has to wait.", sample=20, at_least=0)] = 5
+    cooloff_ms: Annotated[int, Key("Milliseconds after which one request of the burst is forgotten.", at_least=0)] = 500
     exempt_user_ids: Annotated[
         tuple[str, ...],
         Key(
@@ -357,12 +337,8 @@ class ClientApi(Section, frozen=True, kw_only=True):
     """What clients ask: accounts, rooms, messages."""
 
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
-    external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = (
-        ExternalApi()
-    )
-    registration_disabled: Annotated[
-        bool, Key("Nobody can register, except with the shared secret below.")
-    ] = True
+    external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = ExternalApi()
+    registration_disabled: Annotated[bool, Key("Nobody can register, except with the shared secret below.")] = True
     registration_requires_token: Annotated[
         bool,
         Key("Registration asks for a token that an administrator made.", commented=True),
@@ -437,9 +413,7 @@ class FederationApi(Section, frozen=True, kw_only=True):
     """Talk with other homeservers."""
 
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
-    external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = (
-        ExternalApi()
-    )
+    external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = ExternalApi()
     database: Annotated[ComponentDatabase, _database("federationapi")] = ComponentDatabase()
     send_max_retries: Annotated[
         int,
@@ -449,25 +423,19 @@ class FederationApi(Section, frozen=True, kw_only=True):
             at_most=62,
         ),
     ] = 16
-    enable_relays: Annotated[
-        bool, Key("Send through relay servers to those that are offline.", commented=True)
-    ] = False
+    enable_relays: Annotated[bool, Key("Send through relay servers to those that are offline.", commented=True)] = False
     p2p_retries_until_assumed_offline: Annotated[
         int, Key("Failed attempts before a relay server is used.", commented=True, at_least=0)
     ] = 1
     disable_tls_validation: Annotated[
         bool, Key("Do not check the certificates of other homeservers. Unsafe; for tests.")
     ] = False
-    disable_http_keepalives: Annotated[
-        bool, Key("Open a connection for every request instead of keeping it.")
-    ] = False
+    disable_http_keepalives: Annotated[bool, Key("Open a connection for every request instead of keeping it.")] = False
     key_perspectives: Annotated[
         tuple[KeyPerspective, ...],
         Key("Servers asked for the keys of homeservers that do not answer.", sample=(MATRIX_ORG_KEYS,)),
     ] = ()
-    prefer_direct_fetch: Annotated[
-        bool, Key("Ask a homeserver itself for its key before the servers above.")
-    ] = False
+    prefer_direct_fetch: Annotated[bool, Key("Ask a homeserver itself for its key before the servers above.")] = False
     deny_networks: Annotated[
         tuple[str, ...],
         Key("Networks to which no request on behalf of others is made; they win over allow_networks."),
@@ -500,18 +468,16 @@ class ThumbnailSize(Section, frozen=True, kw_only=True):
 
     width: Annotated[int, Key("Width in pixels.", at_least=0)] = 0
     height: Annotated[int, Key("Height in pixels.", at_least=0)] = 0
-    method: Annotated[
-        Literal["scale", "crop"], Key("scale = fit into the size, crop = fill it and cut the rest.")
-    ] = "scale"
+    method: Annotated[Literal["scale", "crop"], Key("scale = fit into the size, crop = fill it and cut the rest.")] = (
+        "scale"
+    )
 
 
 class MediaApi(Section, frozen=True, kw_only=True):
     """Files and images."""
 
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
-    external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = (
-        ExternalApi()
-    )
+    external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = ExternalApi()
     database: Annotated[ComponentDatabase, _database("mediaapi")] = ComponentDatabase()
     base_path: Annotated[FilePath, Key("Directory for uploaded files.", sample="./media_store")] = ""
     max_file_size_bytes: Annotated[
@@ -521,9 +487,7 @@ class MediaApi(Section, frozen=True, kw_only=True):
             at_least=0,
         ),
     ] = 10485760
-    dynamic_thumbnails: Annotated[
-        bool, Key("Make thumbnails of other sizes than those below when asked for.")
-    ] = False
+    dynamic_thumbnails: Annotated[bool, Key("Make thumbnails of other sizes than those below when asked for.")] = False
     max_thumbnail_generators: Annotated[int, Key("Thumbnails made at the same time.", at_least=0)] = 10
     thumbnail_sizes: Annotated[
         tuple[ThumbnailSize, ...],
@@ -543,9 +507,7 @@ class RoomServer(Section, frozen=True, kw_only=True):
 
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
     database: Annotated[ComponentDatabase, _database("roomserver")] = ComponentDatabase()
-    default_room_version: Annotated[str, Key("Version of rooms that are created without asking for one.")] = (
-        "10"
-    )
+    default_room_version: Annotated[str, Key("Version of rooms that are created without asking for one.")] = "12"
 
 
 class Search(Section, frozen=True, kw_only=True):
@@ -561,9 +523,7 @@ class SyncApi(Section, frozen=True, kw_only=True):
     """What clients are told."""
 
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
-    external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = (
-        ExternalApi()
-    )
+    external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = ExternalApi()
     database: Annotated[ComponentDatabase, _database("syncapi")] = ComponentDatabase()
     real_ip_header: Annotated[
         str,
@@ -581,12 +541,10 @@ class UserApi(Section, frozen=True, kw_only=True):
 
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
     account_database: Annotated[ComponentDatabase, _database("userapi")] = ComponentDatabase()
-    bcrypt_cost: Annotated[
-        int, Key("Work to check a password; one more doubles it.", at_least=4, at_most=31)
-    ] = 10
-    openid_token_lifetime_ms: Annotated[
-        int, Key("How long an OpenID token is valid, in milliseconds.", at_least=0)
-    ] = 3600000
+    bcrypt_cost: Annotated[int, Key("Work to check a password; one more doubles it.", at_least=4, at_most=31)] = 10
+    openid_token_lifetime_ms: Annotated[int, Key("How long an OpenID token is valid, in milliseconds.", at_least=0)] = (
+        3600000
+    )
     push_gateway_disable_tls_validation: Annotated[
         bool, Key("Do not check the certificates of push gateways. Unsafe.", commented=True)
     ] = False
@@ -607,9 +565,7 @@ class RelayApi(Section, frozen=True, kw_only=True):
     """Store and forward for servers that are offline."""
 
     internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
-    external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = (
-        ExternalApi()
-    )
+    external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = ExternalApi()
     database: Annotated[ComponentDatabase, _database("relayapi")] = ComponentDatabase()
 
 
@@ -652,8 +608,8 @@ class LogHook(Section, frozen=True, kw_only=True):
 
     type: Annotated[Literal["std", "file", "syslog"], Key("std, file or syslog.")] = "std"
     level: Annotated[LogLevel, Key("trace, debug, info, warn or error.")] = "info"
-    params: Annotated[dict[str, Any], Key("file: path of a directory. syslog: protocol and address.")] = (
-        msgspec.field(default_factory=dict)
+    params: Annotated[dict[str, Any], Key("file: path of a directory. syslog: protocol and address.")] = msgspec.field(
+        default_factory=dict
     )
 
 

@@ -13,6 +13,7 @@ from .actions import Actions
 from .directory import Directory
 from .input import RoomWriter
 from .queries import Queries
+from .relations import Relations
 from .room import Rooms
 from .snapshots import Snapshots
 from .store import EventStore, RoomEvents
@@ -73,6 +74,16 @@ class RoomComponent:
             shown=shown,
             viewer=viewer,
         )
+        relations = Relations(
+            database=database,
+            names=names,
+            rooms=self.rooms,
+            store=store,
+            shown=shown,
+            viewer=viewer,
+            queries=queries,
+            users=users,
+        )
         directory = Directory(
             database=database,
             rooms=self.rooms,
@@ -99,6 +110,9 @@ class RoomComponent:
         self.joined_users = queries.joined_users
         self.shares_room = queries.shares_room
         self.room_view = queries.room_view
+        self.newest_positions = queries.newest_positions
+        self.stripped_state = queries.stripped_state
+        self.pdus = queries.pdus
         self.timeline = queries.timeline
         self.state_at = queries.state_at
         self.state_before = queries.state_before
@@ -110,6 +124,9 @@ class RoomComponent:
         self.events = queries.events
         self.messages = queries.messages
         self.context = queries.context
+        self.relations = relations.relations
+        self.threads = relations.threads
+        self.aggregations = relations.aggregations
         self.timestamp_to_event = queries.timestamp_to_event
         self.visible = queries.visible
 
@@ -117,6 +134,12 @@ class RoomComponent:
         """Bring the database up to date and take up its positions; before the reactor runs."""
         self.database.prepare(migrate, "room_api", steps_of("dendrite_tw.room_api"))
         self.database.prepare(self.outbox.create)
+
+    async def start(self) -> None:
+        """Nothing is consumed here; rooms are loaded when they are asked for."""
+
+    async def stop(self) -> None:
+        """Nothing is kept in memory that is not on disk."""
 
     async def position(self) -> int:
         """The newest position that is on disk."""

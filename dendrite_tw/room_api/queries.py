@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import orjson
+
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
+from ..matrix.events import stripped
 from .api import Context, EventFilter, Membership, Page, RoomEvent, RoomView, timeline_token
 from .paging import Place, chosen, parse_token
 from .room import Rooms
@@ -23,6 +26,20 @@ from .tables.names import Names, Slot
 from .viewing import Viewer
 
 MEMBER = "m.room.member"
+
+STRIPPED_STATE = tuple(
+    (type, "")
+    for type in (
+        "m.room.create",
+        "m.room.join_rules",
+        "m.room.canonical_alias",
+        "m.room.avatar",
+        "m.room.name",
+        "m.room.topic",
+        "m.room.encryption",
+    )
+)
+"""What the specification recommends to show of a room before it is joined."""
 
 PAGE_LIMIT = 1000
 """Events in one page at the most."""
@@ -101,6 +118,27 @@ class Queries:
             timeline=await self._shown.show_in(txn, newest[:limit][::-1]),
             complete=len(newest) <= limit,
         )
+
+    async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
+        """The position of the newest live event in each of these rooms."""
+        rows = await self._database.read(room_table.newest_positions, room_ids)
+        return {row.room_id: row.position for row in rows}
+
+    async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
+        """What one who is invited or knocks is shown of a room."""
+        room = await self._rooms.get(room_id)
+        slots = [*STRIPPED_STATE, (MEMBER, user_id)]
+        nids = await self._look_up(room.head.chain.snapshot_nid, slots)
+        events = await self._store.by_nid(nids)
+        inviter = next((event.sender for event in events.values() if event.state_key == user_id), None)
+        if inviter is not None and inviter != user_id:
+            found = await self._look_up(room.head.chain.snapshot_nid, [(MEMBER, inviter)])
+            events |= await self._store.by_nid(found)
+        return [orjson.dumps(stripped(event)) for event in events.values()]
+
+    async def pdus(self, event_ids: Sequence[str]) -> dict[str, bytes]:
+        """Stored events as they travel between servers."""
+        return {row.event_id: row.pdu for row in await self._store.rows(event_ids)}
 
     async def timeline(
         self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None
@@ -234,7 +272,7 @@ class Queries:
         if room is None:
             raise forbidden("You are not in this room.")
         membership = await self._viewer.require_member(room.room_nid, user_id)
-        start = await self._start(room.room_nid, direction, from_token)
+        start = await self.start(room.room_nid, direction, from_token)
         if membership is not None and membership.membership != "join" and direction == "b":
             left = await self._place_of(room.room_nid, membership.position)
             start = min(start, left)
@@ -244,7 +282,7 @@ class Queries:
         end = following and timeline_token(*following)
         return Page(events=events, start=timeline_token(*start), end=end, state=state)
 
-    async def _start(self, room_nid: int, direction: str, token: str | None) -> Place:
+    async def start(self, room_nid: int, direction: str, token: str | None) -> Place:
         """Where a page begins: after a token, or at the newest or the first event."""
         if token is None:
             return Place(2**62, 2**62) if direction == "b" else Place(0, -(2**62))
@@ -270,7 +308,7 @@ class Queries:
     ) -> tuple[list[EventRow], Place | None]:
         """Visible, chosen events from `start` on, and the place to go on from; `None` at the end."""
         limit = max(1, min(limit, PAGE_LIMIT))
-        stop = await self._start(room_nid, direction, to_token) if to_token is not None else None
+        stop = await self.start(room_nid, direction, to_token) if to_token is not None else None
         read = event_table.history_back if direction == "b" else event_table.history_on
         kept: list[EventRow] = []
         place = start
@@ -279,7 +317,7 @@ class Queries:
             more = len(batch) > limit
             batch = batch[:limit]
             if stop is not None:
-                within = [row for row in batch if _before_stop(row, stop, direction)]
+                within = [row for row in batch if before_stop(row, stop, direction)]
                 more, batch = more and len(within) == len(batch), within
             visible = await self._viewer.visible_rows(user_id, batch)
             wanted = [row for row in visible if filter is None or await self._is_chosen(row, filter)]
@@ -373,6 +411,6 @@ def _after(row: EventRow, direction: str) -> Place:
     return Place(row.depth, row.position - 1) if direction == "b" else Place(row.depth, row.position)
 
 
-def _before_stop(row: EventRow, stop: Place, direction: str) -> bool:
+def before_stop(row: EventRow, stop: Place, direction: str) -> bool:
     place = Place(row.depth, row.position)
     return place > stop if direction == "b" else place <= stop

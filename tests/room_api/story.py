@@ -27,12 +27,16 @@ class PlainUsers:
     def __init__(self) -> None:
         self.data: dict[tuple[str, str, str], bytes] = {}
         self.profiles: dict[str, dict[str, str]] = {}
+        self.ignored: frozenset[str] = frozenset()
 
     async def account_data(self, user_id: str, room_id: str, type: str) -> bytes | None:
         return self.data.get((user_id, room_id, type))
 
     async def profile(self, user_id: str) -> dict[str, str]:
         return self.profiles.get(user_id, {})
+
+    async def ignored_users(self, user_id: str) -> frozenset[str]:
+        return self.ignored
 
 
 class RoomStory(SynchronousTestCase):

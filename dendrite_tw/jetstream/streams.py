@@ -1,0 +1,472 @@
+"""What a stream promises, pure: order, limits, retention, deduplication, and what it does with each message.
+
+A `Stream` keeps the `Index` of its messages and hands their bytes to a `Storage`.  Time is an argument
+(``now``, nanoseconds since the epoch); nothing here waits, sleeps or touches a disk.
+
+Reference: NATS documentation, "Streams"; the fields of `StreamConfig` are those of the JetStream API.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from dendrite_tw.jetstream import errors, wire
+from dendrite_tw.jetstream.errors import refusal
+from dendrite_tw.jetstream.index import Entry, Index
+from dendrite_tw.jetstream.subjects import is_literal, matches
+
+SECOND: Final = 1_000_000_000
+DEFAULT_DUPLICATE_WINDOW: Final = 120 * SECOND
+MAX_MSG_IDS: Final = 1_000_000
+"""Message ids remembered for deduplication; beyond, the oldest are forgotten before their time."""
+
+
+class StreamConfig(msgspec.Struct, kw_only=True, omit_defaults=False):
+    """The configuration of a stream, in the names and units of the JetStream API (durations in
+    nanoseconds).
+    """
+
+    name: str = ""
+    description: str | None = None
+    subjects: list[str] | None = None
+    retention: str = "limits"
+    max_consumers: int = -1
+    max_msgs: int = -1
+    max_bytes: int = -1
+    max_age: int = 0
+    max_msgs_per_subject: int = -1
+    max_msg_size: int = -1
+    discard: str = "old"
+    storage: str = "file"
+    num_replicas: int = 1
+    no_ack: bool | None = None
+    duplicate_window: int = 0
+    placement: dict[str, Any] | None = None
+    mirror: dict[str, Any] | None = None
+    sources: list[dict[str, Any]] | None = None
+    compression: str = "none"
+    subject_transform: dict[str, str] | None = None
+    republish: dict[str, Any] | None = None
+    sealed: bool = False
+    deny_delete: bool = False
+    deny_purge: bool = False
+    allow_rollup_hdrs: bool = False
+    allow_direct: bool = False
+    mirror_direct: bool = False
+    discard_new_per_subject: bool | None = None
+    metadata: dict[str, str] | None = None
+    first_seq: int | None = None
+    consumer_limits: dict[str, Any] | None = None
+    allow_msg_ttl: bool | None = None
+    subject_delete_marker_ttl: int | None = None
+
+    def body(self) -> dict[str, Any]:
+        """The configuration as the API shows it: optional fields only where they are set."""
+        return {key: value for key, value in msgspec.to_builtins(self).items() if value is not None}
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """A message as a stream keeps it; ``time`` in nanoseconds since the epoch."""
+
+    seq: int
+    time: int
+    subject: str
+    headers: bytes
+    payload: bytes
+
+
+class Storage(Protocol):
+    """Where the messages of a stream lie."""
+
+    def append(self, message: Stored) -> int:
+        """Keep a message; the returned place finds it again."""
+
+    def read(self, seq: int, place: int) -> Stored | None:
+        """The message at a place, or ``None`` if it cannot be read."""
+
+    def release(self, seq: int, place: int, size: int) -> None:
+        """The message is no longer needed; its room may be used again."""
+
+    def erased(self, seqs: list[int]) -> None:
+        """These messages were deleted on request: they must not come back after a restart."""
+
+    def floor(self, seq: int) -> None:
+        """Nothing below this sequence will be asked for again."""
+
+    def skipped(self, seq: int) -> None:
+        """The stream passed over sequences up to this one without keeping a message."""
+
+
+class MemoryStorage:
+    """Messages in a dictionary: gone with the process."""
+
+    def __init__(self) -> None:
+        self._messages: dict[int, Stored] = {}
+
+    def append(self, message: Stored) -> int:
+        self._messages[message.seq] = message
+        return 0
+
+    def read(self, seq: int, place: int) -> Stored | None:
+        return self._messages.get(seq)
+
+    def release(self, seq: int, place: int, size: int) -> None:
+        self._messages.pop(seq, None)
+
+    def erased(self, seqs: list[int]) -> None:
+        """Nothing to remember."""
+
+    def floor(self, seq: int) -> None:
+        """Nothing to remember."""
+
+    def skipped(self, seq: int) -> None:
+        """Nothing to remember."""
+
+
+class Reader(Protocol):
+    """What a stream must know of a consumer, to keep what that one still needs."""
+
+    def wants(self, subject: str) -> bool: ...
+
+    def needs(self, seq: int, subject: str) -> bool:
+        """Whether the message has yet to be delivered to, or acknowledged by, this consumer."""
+
+    def lost(self, entry: Entry) -> None:
+        """The message has left the stream."""
+
+
+class Accepted(msgspec.Struct, frozen=True, gc=False):
+    """The outcome of a publication; ``message`` is ``None`` when nothing was stored (a duplicate, or no
+    interest).
+    """
+
+    seq: int
+    duplicate: bool
+    message: Stored | None
+
+
+class Stream:
+    """One stream: takes messages, keeps them as long as its limits and its consumers say."""
+
+    def __init__(self, config: StreamConfig, storage: Storage, created: int) -> None:
+        self.config = config
+        self.created = created
+        self.storage = storage
+        self.index = Index(config.first_seq or 1)
+        self.readers: dict[str, Reader] = {}
+        self._ids: dict[str, int] = {}
+        self._id_order: deque[tuple[int, str]] = deque()
+        self._expiring: list[tuple[int, int]] = []
+        self.on_marker: Callable[[str, int], None] | None = None
+
+    # --- taking messages in ---
+
+    def publish(self, subject: str, headers: bytes, payload: bytes, now: int) -> Accepted:
+        """Store a message, unless a rule of the stream or a condition in its headers forbids it.
+
+        Raises `errors.ApiError` with what the publisher is told.
+        """
+        config = self.config
+        msg_id, expires = "", 0
+        if headers and b"\r\nNats-" in headers:
+            msg_id = wire.header(headers, "Nats-Msg-Id")
+            if msg_id:
+                known = self._known_id(msg_id, now)
+                if known:
+                    return Accepted(known, True, None)
+            expires = self._check_conditions(subject, headers, now)
+        if config.sealed:
+            raise refusal(errors.STREAM_SEALED)
+        if 0 <= config.max_msg_size < len(headers) + len(payload):
+            raise refusal(errors.MESSAGE_TOO_LARGE)
+        size = self.size_of(subject, headers, payload)
+        if config.discard == "new":
+            self._check_room(subject, size)
+        seq = self.index.last_seq + 1
+        if config.retention == "interest" and not any(r.wants(subject) for r in self.readers.values()):
+            self._skip(seq)
+            self._remember_id(msg_id, seq, now)
+            return Accepted(seq, False, None)
+        message = Stored(seq, now, subject, headers, payload)
+        self.index.add(seq, subject, size, now, self.storage.append(message))
+        self._remember_id(msg_id, seq, now)
+        if expires > 0:
+            heapq.heappush(self._expiring, (expires, seq))
+        if headers and b"\r\nNats-Rollup:" in headers:
+            self._roll_up(message)
+        self._enforce_limits(subject)
+        return Accepted(seq, False, message)
+
+    def size_of(self, subject: str, headers: bytes, payload: bytes) -> int:
+        """What a message counts against ``max_bytes``: as in a NATS server's own accounting."""
+        size = len(subject) + len(headers) + len(payload)
+        if self.config.storage == "memory":
+            return size + 16
+        return size + (34 if headers else 30)
+
+    def _skip(self, seq: int) -> None:
+        self.index.skip_to(seq)
+        self.storage.skipped(seq)
+
+    def _check_conditions(self, subject: str, headers: bytes, now: int) -> int:
+        """Hold the publisher's expectations against the stream; returns when the message is to expire, or
+        0.
+        """
+        expected = wire.header(headers, "Nats-Expected-Stream")
+        if expected and expected != self.config.name:
+            raise refusal(errors.EXPECTED_STREAM)
+        last_id = wire.header(headers, "Nats-Expected-Last-Msg-Id")
+        if last_id:
+            newest = self._id_order[-1][1] if self._id_order else ""
+            if newest != last_id:
+                raise refusal(errors.WRONG_LAST_MSG_ID, newest)
+        last_seq = wire.header(headers, "Nats-Expected-Last-Sequence")
+        if last_seq and last_seq != str(self.index.last_seq):
+            raise refusal(errors.WRONG_LAST_SEQUENCE, self.index.last_seq)
+        self._check_last_of_subject(subject, headers)
+        self._check_rollup(headers)
+        ttl = wire.header(headers, "Nats-TTL")
+        if not ttl:
+            return 0
+        if not self.config.allow_msg_ttl:
+            raise refusal(errors.MESSAGE_TTL_DISABLED)
+        lifetime = parse_ttl(ttl)
+        return now + lifetime if lifetime > 0 else 0
+
+    def _check_last_of_subject(self, subject: str, headers: bytes) -> None:
+        wanted = wire.header(headers, "Nats-Expected-Last-Subject-Sequence")
+        if not wanted:
+            return
+        pattern = wire.header(headers, "Nats-Expected-Last-Subject-Sequence-Subject") or subject
+        if is_literal(pattern):
+            state = self.index.subjects.get(pattern)
+            last = state.last if state else 0
+        else:
+            last = max((state.last for state in self.index.matching([pattern])), default=0)
+        if wanted != str(last):
+            raise refusal(errors.WRONG_LAST_SEQUENCE, last)
+
+    def _check_rollup(self, headers: bytes) -> None:
+        rollup = wire.header(headers, "Nats-Rollup")
+        if not rollup:
+            return
+        if not self.config.allow_rollup_hdrs or self.config.deny_purge:
+            raise refusal(errors.ROLLUP_FAILED, "rollup not permitted")
+        if rollup not in ("all", "sub"):
+            raise refusal(errors.ROLLUP_FAILED, f'rollup value invalid: "{rollup}"')
+
+    def _check_room(self, subject: str, size: int) -> None:
+        """With discard policy "new": refuse what would go beyond a limit."""
+        config, index = self.config, self.index
+        state = index.subjects.get(subject)
+        per_subject = config.max_msgs_per_subject
+        at_subject_limit = per_subject > 0 and state is not None and state.count >= per_subject
+        if at_subject_limit and config.discard_new_per_subject:
+            raise refusal(errors.STORE_FAILED, "maximum messages per subject exceeded")
+        if 0 < config.max_msgs <= index.count and not at_subject_limit:
+            raise refusal(errors.STORE_FAILED, "maximum messages exceeded")
+        if config.max_bytes > 0 and index.bytes + size > config.max_bytes and not at_subject_limit:
+            raise refusal(errors.STORE_FAILED, "maximum bytes exceeded")
+
+    def _roll_up(self, message: Stored) -> None:
+        rollup = wire.header(message.headers, "Nats-Rollup")
+        pattern = [] if rollup == "all" else [message.subject]
+        self.purge(pattern, before=message.seq)
+
+    # --- deduplication ---
+
+    @property
+    def duplicate_window(self) -> int:
+        return self.config.duplicate_window
+
+    def _known_id(self, msg_id: str, now: int) -> int:
+        self._forget_ids(now)
+        return self._ids.get(msg_id, 0)
+
+    def _forget_ids(self, now: int) -> None:
+        oldest = now - self.duplicate_window
+        order = self._id_order
+        while order and (order[0][0] <= oldest or len(order) > MAX_MSG_IDS):
+            self._ids.pop(order.popleft()[1], None)
+
+    def _remember_id(self, msg_id: str, seq: int, now: int) -> None:
+        if msg_id and self.duplicate_window > 0:
+            self._ids[msg_id] = seq
+            self._id_order.append((now, msg_id))
+
+    # --- letting messages go ---
+
+    def remove(self, seq: int) -> bool:
+        """Take one message out, whatever the reason; whether it was there."""
+        entry = self.index.discard(seq)
+        if entry is None:
+            return False
+        self.storage.release(seq, entry.place, entry.size)
+        if self.index.first_seq > seq:
+            self.storage.floor(self.index.first_seq)
+        for reader in self.readers.values():
+            reader.lost(entry)
+        return True
+
+    def erase(self, seq: int) -> bool:
+        """Delete one message on request; it stays deleted."""
+        if not self.remove(seq):
+            return False
+        self.storage.erased([seq])
+        return True
+
+    def purge(self, filters: list[str], before: int = 0, keep: int = 0) -> int:
+        """Delete the messages of these subjects, below a sequence if given, but keep the newest; returns
+        how many.
+        """
+        index = self.index
+        doomed: list[int] = []
+        seq = index.next_matching(index.first_seq, filters)
+        while seq and (not before or seq < before):
+            doomed.append(seq)
+            seq = index.next_matching(seq + 1, filters)
+        if keep:
+            doomed = doomed[:-keep]
+        for seq in doomed:
+            self.remove(seq)
+        if doomed:
+            self.storage.erased(doomed)
+        return len(doomed)
+
+    def _enforce_limits(self, subject: str) -> None:
+        config, index = self.config, self.index
+        per_subject = config.max_msgs_per_subject
+        if per_subject > 0:
+            state = index.subjects.get(subject)
+            while state is not None and state.count > per_subject:
+                self.remove(state.first)
+        while 0 < config.max_msgs < index.count or 0 < config.max_bytes < index.bytes:
+            self.remove(index.first_seq)
+
+    def enforce_all_limits(self) -> None:
+        """Apply limits that have changed to all that is there."""
+        for subject in list(self.index.subjects):
+            self._enforce_limits(subject)
+
+    def expire(self, now: int) -> int:
+        """Drop what is too old; returns when to look again (nanoseconds), or 0 for never."""
+        index, max_age = self.index, self.config.max_age
+        while max_age > 0 and index.count:
+            oldest = index.get(index.first_seq)
+            if oldest is None or oldest.time + max_age > now:
+                break
+            self._remove_aged(index.first_seq)
+        while self._expiring and self._expiring[0][0] <= now:
+            self._remove_aged(heapq.heappop(self._expiring)[1])
+        return self.next_expiry()
+
+    def _remove_aged(self, seq: int) -> None:
+        entry = self.index.get(seq)
+        if entry is None:
+            return
+        self.remove(seq)
+        if (
+            self.config.subject_delete_marker_ttl
+            and self.on_marker is not None
+            and entry.subject not in self.index.subjects
+        ):
+            self.on_marker(entry.subject, self.config.subject_delete_marker_ttl)
+
+    def next_expiry(self) -> int:
+        """When the next message expires (nanoseconds), or 0."""
+        moments = [self._expiring[0][0]] if self._expiring else []
+        if self.config.max_age > 0 and self.index.count:
+            oldest = self.index.get(self.index.first_seq)
+            if oldest is not None:
+                moments.append(oldest.time + self.config.max_age)
+        return min(moments, default=0)
+
+    # --- consumers' needs ---
+
+    def settle(self, seq: int) -> None:
+        """A consumer has done with a message: remove it if retention says that nobody needs it now."""
+        retention = self.config.retention
+        if retention == "limits":
+            return
+        entry = self.index.get(seq)
+        if entry is None:
+            return
+        if retention == "workqueue" or not any(r.needs(seq, entry.subject) for r in self.readers.values()):
+            self.remove(seq)
+
+    def settle_all(self) -> None:
+        """After a consumer has gone: drop what only that one needed."""
+        if self.config.retention == "interest":
+            for seq in self.index.sequences():
+                self.settle(seq)
+
+    # --- reading ---
+
+    def read(self, seq: int) -> Stored | None:
+        entry = self.index.get(seq)
+        return self.storage.read(seq, entry.place) if entry else None
+
+    def last_of(self, pattern: str) -> Stored | None:
+        """The newest message of a subject or of all the subjects of a pattern."""
+        if is_literal(pattern):
+            state = self.index.subjects.get(pattern)
+            return self.read(state.last) if state else None
+        last = max((state.last for state in self.index.matching([pattern])), default=0)
+        return self.read(last) if last else None
+
+    def listens_to(self, subject: str) -> bool:
+        return any(matches(pattern, subject) for pattern in self.config.subjects or ())
+
+    # --- recovery ---
+
+    def recover(self, message: Stored, place: int, now: int) -> None:
+        """Enter a message that the storage still has, at a start."""
+        size = self.size_of(message.subject, message.headers, message.payload)
+        self.index.add(message.seq, message.subject, size, message.time, place)
+        if message.headers and b"\r\nNats-" in message.headers:
+            msg_id = wire.header(message.headers, "Nats-Msg-Id")
+            if msg_id and message.time + self.duplicate_window > now:
+                self._remember_id(msg_id, message.seq, message.time)
+            ttl = wire.header(message.headers, "Nats-TTL")
+            lifetime = parse_ttl(ttl) if ttl and self.config.allow_msg_ttl else 0
+            if lifetime > 0:
+                heapq.heappush(self._expiring, (message.time + lifetime, message.seq))
+
+
+_UNITS: Final = {"h": 3600 * SECOND, "m": 60 * SECOND, "s": SECOND, "ms": SECOND // 1000, "us": 1000, "ns": 1}
+_DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(h|ms|m|s|us|ns)", re.ASCII)
+
+
+def parse_ttl(text: str) -> int:
+    """The lifetime of a ``Nats-TTL`` header in nanoseconds: seconds, a duration such as ``1h30m``, or
+    ``never`` (-1).
+
+    Raises `errors.ApiError` for anything else, and for less than a second.
+    """
+    if text == "never":
+        return -1
+    if text.isascii() and text.isdecimal() and len(text) <= 12:
+        lifetime = int(text) * SECOND
+    else:
+        lifetime = parse_duration(text)
+    if lifetime < SECOND:
+        raise refusal(errors.MESSAGE_TTL_INVALID)
+    return lifetime
+
+
+def parse_duration(text: str) -> int:
+    """Nanoseconds of a duration such as ``1h30m`` or ``2.5s``; 0 when it is not one."""
+    total, position = 0.0, 0
+    while position < len(text):
+        part = _DURATION.match(text, position)
+        if part is None:
+            return 0
+        total += float(part[1]) * _UNITS[part[2]]
+        position = part.end()
+    return int(total)

@@ -1,0 +1,31 @@
+"""Times as the JetStream API writes them: RFC 3339 with nanoseconds."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Final
+
+_RFC3339: Final = re.compile(r"(\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|z|[+-]\d\d:\d\d)")
+NEVER: Final = "0001-01-01T00:00:00Z"
+
+
+def format_time(nanoseconds: int) -> str:
+    """An instant, given in nanoseconds since the epoch."""
+    seconds, fraction = divmod(nanoseconds, 1_000_000_000)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    digits = f".{fraction:09d}".rstrip("0") if fraction else ""
+    return f"{text}{digits}Z"
+
+
+def parse_time(text: str) -> int:
+    """Nanoseconds since the epoch; 0 for the zero time.  Raises `ValueError` for what is not a time."""
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not a time: {text!r}")
+    zone = "+00:00" if match[3] in "Zz" else match[3]
+    moment = datetime.fromisoformat(match[1].upper() + zone)
+    if moment.year <= 1:
+        return 0
+    whole = int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())
+    return whole * 1_000_000_000 + int((match[2] or "").ljust(9, "0"))
