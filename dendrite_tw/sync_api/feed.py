@@ -51,7 +51,7 @@ class Message(Protocol):
 class Queue(Protocol):
     """The part of the queue's client that sync uses."""
 
-    def listen(self, stream: str, handler: Callable[[Any], object]) -> Any:
+    def listen(self, stream: str, handler: Callable[[Any], None]) -> Any:
         """Call `handler` with each new message of `stream`; what is returned can ``stop()``."""
 
     async def publish(self, stream: str, payload: bytes) -> Any: ...

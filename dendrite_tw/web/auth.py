@@ -6,6 +6,8 @@ Client-Server API, "Client Authentication".  A token comes in the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..matrix.errors import MatrixError, forbidden
 from ..user_api.api import Caller, UserAPI
 from .resource import Exchange
@@ -28,8 +30,12 @@ def access_token(exchange: Exchange) -> str | None:
 class TokenAuthenticator:
     """Asks the user component whose token it is, and holds that against the endpoint's `Access`."""
 
-    def __init__(self, users: UserAPI) -> None:
+    def __init__(
+        self, users: UserAPI, observe: Callable[[Caller, Exchange], None] = lambda caller, exchange: None
+    ) -> None:
+        """`observe` is told of every request by a known caller."""
         self._users = users
+        self._observe = observe
 
     async def caller(self, access: Access, exchange: Exchange) -> Caller | None:
         token = access_token(exchange)
@@ -40,8 +46,18 @@ class TokenAuthenticator:
         if len(token) > TOKEN_LIMIT:
             raise unknown_token()
         caller = await self._users.caller_of(token)
+        if caller.appservice_id is not None:
+            caller = await self._asserted(caller, caller.appservice_id, exchange)
         require(access, caller)
+        self._observe(caller, exchange)
         return caller
+
+    async def _asserted(self, caller: Caller, appservice_id: str, exchange: Exchange) -> Caller:
+        """The user that an application service acts as (Application Service API, "Identity assertion")."""
+        user_id, device_id = exchange.field("user_id"), exchange.field("device_id")
+        if user_id is None and device_id is None:
+            return caller
+        return await self._users.acting_as(appservice_id, user_id or caller.user_id, device_id)
 
 
 def require(access: Access, caller: Caller) -> None:

@@ -579,6 +579,24 @@ def third_party_invite_without_signatures(room):
     return third_party(room, after_signing={"signatures": []})
 
 
+@row("not signed by its keys")
+def third_party_invite_signed_by_another_algorithm(room):
+    event = third_party(room)
+    by_key = event.content["third_party_invite"]["signed"]["signatures"]["id.example"]
+    by_key["rsa:0"] = by_key.pop(IDENTITY_KEY.key_id)
+    return event
+
+
+@row(None, where=lambda v: not v.strict_canonical_json, otherwise="not signed by its keys")
+def third_party_invite_with_float(room):
+    event = third_party(room)
+    signed = event.content["third_party_invite"]["signed"]
+    signed["float"] = 1.5
+    payload = signing.signed_payload(signed, lenient=True)
+    signed["signatures"]["id.example"][IDENTITY_KEY.key_id] = signing.sign_bytes(payload, IDENTITY_KEY.secret)
+    return event
+
+
 @row("is banned")
 def third_party_invite_of_banned(room):
     event = third_party(room)

@@ -399,6 +399,24 @@ class BuildTests(SynchronousTestCase):
         self.assertRaises(EventFormatError, room.event, "m.room.create", ALICE, {}, "", [])
         self.assertRaises(EventFormatError, room.event, "m.x", ALICE, {}, room_id=None)
 
+    def test_chosen_event_ids(self):
+        for version in (ROOM_V1, ROOM_V2):
+            room = RoomBuilder(version)
+            self.assertEqual(room.event("m.x", ALICE, {}, event_id="abc").event_id, "$abc:a.example")
+            self.assertEqual(
+                room.event("m.x", ALICE, {}, event_id="$abc:b.example").event_id, "$abc:b.example"
+            )
+            for missing in (None, "", "$abc"):
+                self.assertRaises(EventFormatError, room.event, "m.x", ALICE, {}, event_id=missing)
+        self.assertNotIn("event_id", RoomBuilder(ROOM_V3).event("m.x", ALICE, {}, event_id="abc").pdu_dict())
+
+    def test_largest(self):
+        for version in (ROOM_V5, ROOM_V12):
+            room = RoomBuilder(version)
+            spare = events.MAX_PDU_BYTES - len(room.event("m.x", ALICE, {"x": ""}).pdu)
+            self.assertEqual(len(room.event("m.x", ALICE, {"x": "a" * spare}).pdu), 65_536)
+            self.assertRaises(EventTooLargeError, room.event, "m.x", ALICE, {"x": "a" * (spare + 1)})
+
     def test_place_of_redacts(self):
         for version in ALL:
             content = {"reason": "spam"}
@@ -532,7 +550,11 @@ class SignatureTests(SynchronousTestCase):
 
     def test_signature_that_makes_it_too_large(self):
         event = RoomBuilder(ROOM_V12).event("m.x", ALICE, {"x": "a" * 65_000})
-        self.assertRaises(EventTooLargeError, events.add_signature, event, "s", "ed25519:1", "x" * 600)
+        spare = 65_536 - len(events.add_signature(event, "s", "ed25519:1", "").pdu)
+        self.assertEqual(len(events.add_signature(event, "s", "ed25519:1", "x" * spare).pdu), 65_536)
+        self.assertRaises(
+            EventTooLargeError, events.add_signature, event, "s", "ed25519:1", "x" * (spare + 1)
+        )
 
 
 class ShownTests(SynchronousTestCase):
@@ -552,12 +574,13 @@ class ShownTests(SynchronousTestCase):
         self.assertEqual(orjson.loads(spliced), expected | {"unsigned": {"age": 1}})
 
     def test_state(self):
-        event = RoomBuilder(ROOM_V12).event("m.room.name", ALICE, {"name": "x"}, "")
-        self.assertEqual(orjson.loads(events.client_json(event))["state_key"], "")
-        self.assertEqual(
-            events.stripped(event),
-            {"content": {"name": "x"}, "sender": ALICE, "state_key": "", "type": "m.room.name"},
-        )
+        for state_key in ("", "k"):
+            event = RoomBuilder(ROOM_V12).event("m.x", ALICE, {"name": "x"}, state_key)
+            self.assertEqual(orjson.loads(events.client_json(event))["state_key"], state_key)
+            self.assertEqual(
+                events.stripped(event),
+                {"content": {"name": "x"}, "sender": ALICE, "state_key": state_key, "type": "m.x"},
+            )
 
     def test_redaction_names_its_target_twice(self):
         for version in ALL:
