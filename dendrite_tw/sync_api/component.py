@@ -61,7 +61,17 @@ class SyncComponent:
         self.receipts = ReceiptLog(users)
         self.typing = TypingBoard(world.time, world.clock, self.notifier.typing)
         self.presence = PresenceBoard()
-        self.feed = Feed(rooms, users, self.heard, self.cache, self.notifier, self.receipts, self.typing, self.presence)
+        self.feed = Feed(
+            rooms,
+            users,
+            self.heard,
+            self.cache,
+            self.notifier,
+            self.receipts,
+            self.typing,
+            self.presence,
+            world.time,
+        )
         self.filters = Filters(database, world.clock)
         self.renderer = Renderer()
         self.model = SyncModel(

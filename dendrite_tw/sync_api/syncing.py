@@ -111,6 +111,7 @@ class SyncHandler:
         """What there is to tell after `since`, waiting for something for `seconds` at most."""
         deadline = self._time.seconds() + seconds
         while True:
+            await self._renew(request)
             upto = self._heard.token()
             if since is None or request.full_state or self._notifier.may_have_changed(request.stream, since):
                 request.now = self._clock.now_ms()
@@ -128,6 +129,7 @@ class SyncHandler:
         since = await self._reachable(since)
         deadline = self._time.seconds() + max(0, min(timeout_ms, MAX_TIMEOUT_MS)) / 1000
         while True:
+            await self._renew(request)
             upto = self._heard.token()
             if self._notifier.may_have_changed(request.stream, since):
                 found = await self._model.collect(request, since, upto)
@@ -145,9 +147,13 @@ class SyncHandler:
         stream = request.stream
         if not self._notifier.may_have_changed(stream, since):
             await stream.wait(self._time, left)
+        return True
+
+    async def _renew(self, request: SyncRequest) -> None:
+        """Take the user's new stream where the one that the request began with has been given up."""
+        stream = request.stream
         if self._notifier.active(stream.user_id) is not stream and not self._notifier.stopped:
             request.stream = await self._notifier.open(stream.user_id)
-        return True
 
     async def _counts(self, caller: Caller) -> bytes:
         if caller.device_id is None:
