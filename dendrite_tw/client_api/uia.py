@@ -108,8 +108,10 @@ class InteractiveAuth:
             raise AuthenticationNeeded(self._open(purpose, user_id, flows))
         if not isinstance(auth, dict):
             raise bad_json("auth must be an object.")
-        session = self._resume(auth.get("session"), purpose, user_id) or self._open(purpose, user_id, flows)
         stage = auth.get("type")
+        if stage is not None and not isinstance(stage, str):
+            raise bad_json("auth.type must be a string.")
+        session = self._resume(auth.get("session"), purpose, user_id) or self._open(purpose, user_id, flows)
         if stage is not None and stage not in session.completed:
             await self._attempt(session, stage, auth, request)
         if not session.is_complete:
@@ -117,8 +119,8 @@ class InteractiveAuth:
         self._sessions.pop(session.id, None)
         return session.completed
 
-    async def _attempt(self, session: Session, stage: Any, auth: dict[str, Any], request: Exchange) -> None:
-        if not isinstance(stage, str) or not session.may_try(stage):
+    async def _attempt(self, session: Session, stage: str, auth: dict[str, Any], request: Exchange) -> None:
+        if not session.may_try(stage):
             raise AuthenticationNeeded(session, MatrixError(401, "M_UNKNOWN", "This stage is not to be done now."))
         try:
             session.completed[stage] = await self._pass(session, stage, auth, request.ip)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, invalid_param, not_found
@@ -45,17 +47,17 @@ class RegistrationTokens:
     async def update_registration_token(
         self, token: str, uses_allowed: int | None, expiry_time: int | None
     ) -> RegistrationToken:
-        self._check(uses_allowed, expiry_time)
         return _shown(await self._database.write(self._update, token, uses_allowed, expiry_time))
 
     async def _update(
         self, txn: Transaction, token: str, uses_allowed: int | None, expiry_time: int | None
     ) -> table.TokenRow:
-        await table.update(txn, token, uses_allowed, expiry_time)
         row = await table.token(txn, token)
         if row is None:
             raise not_found("There is no such registration token.")
-        return row
+        self._check(uses_allowed, None if expiry_time == row.expiry_time else expiry_time)
+        await table.update(txn, token, uses_allowed, expiry_time)
+        return msgspec.structs.replace(row, uses_allowed=uses_allowed, expiry_time=expiry_time)
 
     async def delete_registration_token(self, token: str) -> None:
         if not await self._database.write(table.delete, token):
