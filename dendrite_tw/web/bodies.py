@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES, HTTPChannel
@@ -38,6 +39,7 @@ class BoundedRequest(Request):
     _received = 0
     _refused = False
     _heard = False
+    _linger: IDelayedCall | None = None
     body_file: BodyFile | None = None
 
     def gotLength(self, length: int | None) -> None:
@@ -108,7 +110,7 @@ class BoundedRequest(Request):
         """All of the body is here.  Query and forms are left to those who want them: no ``args`` are parsed."""
         self._heard = True
         if self._refused:
-            self.channel.loseConnection()
+            self._close()
             return
         assert self.content is not None
         self.content.seek(0)
@@ -138,11 +140,20 @@ class BoundedRequest(Request):
         transport = self.channel.transport
         assert transport is not None
         transport.write(head + lines + b"\r\n" + response.body)
-        self.site.reactor.callLater(LINGER_SECONDS, self._close)
+        self._linger = self.site.reactor.callLater(LINGER_SECONDS, self._close)
 
     def _close(self) -> None:
-        if not self._disconnected:
-            self.channel.loseConnection()
+        """Close the connection of a refused client; it has sent all, or has had the time to."""
+        self._stop_lingering()
+        self.channel.loseConnection()
+
+    def _stop_lingering(self) -> None:
+        if self._linger is not None and self._linger.active():
+            self._linger.cancel()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._stop_lingering()
+        super().connectionLost(reason)
 
 
 def no_space(error: OSError) -> MatrixError:
