@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from ..cache import CacheBudget
@@ -86,7 +85,7 @@ class SyncComponent:
             self._pause,
         )
         self.view = SyncView(rooms, self.renderer, self.receipts)
-        self.online = OnlineMarker(self.presence, queue, world.clock, presence_enabled)
+        self.online = OnlineMarker(self.presence, queue, self.notifier, world.time, world.clock, presence_enabled)
         self.handler = SyncHandler(
             keys, self.heard, self.notifier, self.filters, self.model, self.view, self.online, world.time, world.clock
         )
@@ -106,13 +105,14 @@ class SyncComponent:
     async def start(self) -> None:
         """Begin to listen; requests may be served once this is done."""
         self.notifier.start()
+        self.online.start()
         await self.feed.start(self._queue)
 
-    def stop(self) -> Deferred[None] | None:
+    def stop(self) -> None:
         """Stop listening and answer all who wait."""
         self.feed.stop()
+        self.online.stop()
         self.notifier.stop()
-        return None
 
     def routes(self) -> list[Route]:
         return [

@@ -140,13 +140,13 @@ class SyncHandler:
                 return None
 
     async def _wait(self, request: SyncRequest, since: SyncToken, deadline: float) -> bool:
-        """Wait until something may have changed after `since`; `False` where there is no more time."""
+        """Wait until something may have changed after `since`; `False` where the request has waited enough."""
         left = deadline - self._time.seconds()
         if left <= 0 or self._notifier.stopped:
             return False
         stream = request.stream
         if not self._notifier.may_have_changed(stream, since):
-            await stream.wait(self._time, left)
+            return await stream.wait(self._time, left)
         return True
 
     async def _renew(self, request: SyncRequest) -> None:

@@ -340,6 +340,17 @@ class PresenceOfOthers(PersonalCase):
             self.sync("bob", set_presence="online")
         self.assertEqual([stream for stream, _ in self.queue.published].count("OutputPresenceEvent"), 1)
 
+    def test_one_who_syncs_no_more_goes_offline(self) -> None:
+        since = self.sync("bob", set_presence="online")["next_batch"]
+        waiting = self.ask("bob", since, set_presence="online", timeout=200_000)
+        self.clock.pump([30.0] * 6)
+        answer = self.sync("alice", self.since)
+        self.assertEqual(answer["presence"]["events"][0]["content"]["presence"], "online")
+        self.clock.pump([30.0] * 5)
+        self.assertTrue(waiting.done)
+        answer = self.sync("alice", answer["next_batch"])
+        self.assertEqual(answer["presence"]["events"][0]["content"]["presence"], "offline")
+
     def test_offline_leaves_it_alone(self) -> None:
         self.sync("bob", set_presence="offline")
         self.assertNotIn("OutputPresenceEvent", [stream for stream, _ in self.queue.published])
