@@ -294,6 +294,12 @@ class DeviceLists(PersonalCase):
         answer = self.sync("alice", answer["next_batch"])
         self.assertEqual(self.lists(answer), ([], [C]))
 
+    def test_one_who_comes_back_may_have_changed_meanwhile(self) -> None:
+        self.rooms.leave(ROOM, B)
+        self.keys.change(B)
+        self.rooms.join(ROOM, B)
+        self.assertEqual(self.lists(self.sync("alice", self.since)), ([B], []))
+
     def test_one_who_still_shares_another_room_has_not_left(self) -> None:
         other = self.rooms.create("!other:test", B)
         self.rooms.join(other, A)
@@ -334,6 +340,13 @@ class PresenceOfOthers(PersonalCase):
         self.sync("bob", set_presence="unavailable")
         answer = self.sync("alice", answer.json["next_batch"])
         self.assertEqual(answer["presence"]["events"][0]["content"]["presence"], "unavailable")
+
+    def test_of_those_who_join_is_told(self) -> None:
+        self.sync("carol", set_presence="online")
+        since = self.sync("alice", self.since)["next_batch"]
+        self.rooms.join(ROOM, C)
+        answer = self.sync("alice", since)
+        self.assertEqual([event["sender"] for event in answer["presence"]["events"]], [C])
 
     def test_is_published_seldom(self) -> None:
         for _ in range(5):
