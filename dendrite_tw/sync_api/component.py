@@ -84,7 +84,7 @@ class SyncComponent:
             self.presence,
             self._pause,
         )
-        self.view = SyncView(rooms, self.renderer, self.receipts)
+        self.view = SyncView(rooms, self.renderer, self.receipts, self._pause)
         self.online = OnlineMarker(self.presence, queue, self.notifier, world.time, world.clock, presence_enabled)
         self.handler = SyncHandler(
             keys, self.heard, self.notifier, self.filters, self.model, self.view, self.online, world.time, world.clock

@@ -405,6 +405,19 @@ class Unsigned(PersonalCase):
             self.assertEqual(because["event_id"], redaction.event_id)
             self.assertEqual(shown[topic.event_id]["content"], {})
 
+    def test_redacted_state_is_pruned_where_it_was_replaced_too(self) -> None:
+        topic = self.rooms.send(ROOM, B, "m.room.topic", {"topic": "secret"}, "")
+        for n in range(10):
+            self.rooms.message(ROOM, B, str(n))
+        self.rooms.send(ROOM, B, "m.room.topic", {"topic": "open"}, "")
+        before = self.sync("alice", self.since)
+        self.assertIn("secret", str(joined(before)["state"]))
+        self.assertIn("secret", str(joined(before)["timeline"]))
+        self.rooms.redact(ROOM, B, topic.event_id)
+        answer = self.sync("alice", self.since)
+        self.assertNotIn("secret", str(answer))
+        self.assertEqual(joined(answer)["timeline"]["events"][-2]["content"], {"topic": "open"})
+
     def test_aggregations_come_with_gaps(self) -> None:
         events = [self.rooms.message(ROOM, B, str(n)) for n in range(11)]
         self.rooms.bundles[events[5].event_id] = b'{"m.thread":{"count":1}}'
