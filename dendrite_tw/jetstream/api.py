@@ -161,7 +161,7 @@ class Api:
         hosted = self.engine.stream(config.name)
         rules.check_stream_update(hosted.stream.config, config)
         self._check_overlap(config)
-        hosted.stream.config = config
+        hosted.stream.configure(config)
         hosted.stream.enforce_all_limits()
         hosted.save()
         hosted.listen()

@@ -230,10 +230,13 @@ class Consumer:
     def wants(self, subject: str) -> bool:
         return not self.filters or any(matches(pattern, subject) for pattern in self.filters)
 
-    def needs(self, seq: int, subject: str) -> bool:
-        if seq > self.stream_seq:
-            return self.wants(subject)
-        return seq in self.pending
+    def needs(self, seq: int) -> bool:
+        if seq <= self.stream_seq:
+            return seq in self.pending
+        if not self.filters:
+            return True
+        entry = self.stream.index.get(seq)
+        return entry is not None and self.wants(entry.subject)
 
     def lost(self, entry: Entry) -> None:
         if entry.seq > self.stream_seq:

@@ -131,11 +131,17 @@ class Server:
     ) -> int:
         """Hand a message to all who subscribed; returns to how many."""
         self.in_messages += 1
-        if subject.startswith(("_INBOX.", "$JS.ACK.")):
-            # Such subjects are used once; remembering their routes would only drive out others.
-            route = Route(self._interest.match(subject))
-        else:
-            route = self._routes.get(subject) or self._route(subject)
+        route = self._routes.get(subject)
+        if route is None:
+            if subject.startswith(("_INBOX.", "$JS.ACK.")):
+                # Such subjects are used once: remembering their routes would only drive out others.
+                members = self._interest.match(subject)
+                if len(members) == 1:
+                    self._give(members[0], subject, reply, headers, payload)
+                    return 1
+                route = Route(members)
+            else:
+                route = self._route(subject)
         return self._hand_out(route, subject, reply, headers, payload, origin)
 
     def forward(self, destination: str, subject: str, reply: str, headers: bytes, payload: bytes) -> int:

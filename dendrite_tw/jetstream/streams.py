@@ -134,7 +134,7 @@ class Reader(Protocol):
 
     def wants(self, subject: str) -> bool: ...
 
-    def needs(self, seq: int, subject: str) -> bool:
+    def needs(self, seq: int) -> bool:
         """Whether the message has yet to be delivered to, or acknowledged by, this consumer."""
 
     def lost(self, entry: Entry) -> None:
@@ -155,7 +155,7 @@ class Stream:
     """One stream: takes messages, keeps them as long as its limits and its consumers say."""
 
     def __init__(self, config: StreamConfig, storage: Storage, created: int) -> None:
-        self.config = config
+        self.configure(config)
         self.created = created
         self.storage = storage
         self.index = Index(config.first_seq or 1)
@@ -165,6 +165,11 @@ class Stream:
         self._expiring: list[tuple[int, int]] = []
         self.on_marker: Callable[[str, int], None] | None = None
 
+    def configure(self, config: StreamConfig) -> None:
+        """Take over a configuration; `enforce_all_limits` applies it to what is there."""
+        self.config = config
+        self._limited = config.max_msgs > 0 or config.max_bytes > 0 or config.max_msgs_per_subject > 0
+
     # --- taking messages in ---
 
     def publish(self, subject: str, headers: bytes, payload: bytes, now: int) -> Accepted:
@@ -173,14 +178,16 @@ class Stream:
         Raises `errors.ApiError` with what the publisher is told.
         """
         config = self.config
-        msg_id, expires = "", 0
+        msg_id, expires, asked = "", 0, None
         if headers and b"\r\nNats-" in headers:
-            msg_id = wire.header(headers, "Nats-Msg-Id")
+            asked = wire.nats_headers(headers)
+            msg_id = asked.get("Msg-Id", "")
             if msg_id:
                 known = self._known_id(msg_id, now)
                 if known:
                     return Accepted(known, True, None)
-            expires = self._check_conditions(subject, headers, now)
+            if len(asked) > 1 or not msg_id:
+                expires = self._check_conditions(subject, asked, now)
         if config.sealed:
             raise refusal(errors.STREAM_SEALED)
         if 0 <= config.max_msg_size < len(headers) + len(payload):
@@ -198,9 +205,10 @@ class Stream:
         self._remember_id(msg_id, seq, now)
         if expires > 0:
             heapq.heappush(self._expiring, (expires, seq))
-        if headers and b"\r\nNats-Rollup:" in headers:
-            self._roll_up(message)
-        self._enforce_limits(subject)
+        if asked is not None and "Rollup" in asked:
+            self._roll_up(message, asked["Rollup"])
+        if self._limited:
+            self._enforce_limits(subject)
         return Accepted(seq, False, message)
 
     def size_of(self, subject: str, headers: bytes, payload: bytes) -> int:
@@ -214,24 +222,28 @@ class Stream:
         self.index.skip_to(seq)
         self.storage.skipped(seq)
 
-    def _check_conditions(self, subject: str, headers: bytes, now: int) -> int:
-        """Hold the publisher's expectations against the stream; returns when the message is to expire, or
-        0.
-        """
-        expected = wire.header(headers, "Nats-Expected-Stream")
+    def _check_conditions(self, subject: str, asked: dict[str, str], now: int) -> int:
+        """Hold the publisher's expectations against the stream; returns when the message is to expire, or 0."""
+        expected = asked.get("Expected-Stream")
         if expected and expected != self.config.name:
             raise refusal(errors.EXPECTED_STREAM)
-        last_id = wire.header(headers, "Nats-Expected-Last-Msg-Id")
+        last_id = asked.get("Expected-Last-Msg-Id")
         if last_id:
             newest = self._id_order[-1][1] if self._id_order else ""
             if newest != last_id:
                 raise refusal(errors.WRONG_LAST_MSG_ID, newest)
-        last_seq = wire.header(headers, "Nats-Expected-Last-Sequence")
+        last_seq = asked.get("Expected-Last-Sequence")
         if last_seq and last_seq != str(self.index.last_seq):
             raise refusal(errors.WRONG_LAST_SEQUENCE, self.index.last_seq)
-        self._check_last_of_subject(subject, headers)
-        self._check_rollup(headers)
-        ttl = wire.header(headers, "Nats-TTL")
+        last_of_subject = asked.get("Expected-Last-Subject-Sequence")
+        if last_of_subject:
+            pattern = asked.get("Expected-Last-Subject-Sequence-Subject") or subject
+            last = self._last_sequence(pattern)
+            if last_of_subject != str(last):
+                raise refusal(errors.WRONG_LAST_SEQUENCE, last)
+        if "Rollup" in asked:
+            self._check_rollup(asked["Rollup"])
+        ttl = asked.get("TTL")
         if not ttl:
             return 0
         if not self.config.allow_msg_ttl:
@@ -239,23 +251,13 @@ class Stream:
         lifetime = parse_ttl(ttl)
         return now + lifetime if lifetime > 0 else 0
 
-    def _check_last_of_subject(self, subject: str, headers: bytes) -> None:
-        wanted = wire.header(headers, "Nats-Expected-Last-Subject-Sequence")
-        if not wanted:
-            return
-        pattern = wire.header(headers, "Nats-Expected-Last-Subject-Sequence-Subject") or subject
+    def _last_sequence(self, pattern: str) -> int:
         if is_literal(pattern):
             state = self.index.subjects.get(pattern)
-            last = state.last if state else 0
-        else:
-            last = max((state.last for state in self.index.matching([pattern])), default=0)
-        if wanted != str(last):
-            raise refusal(errors.WRONG_LAST_SEQUENCE, last)
+            return state.last if state else 0
+        return max((state.last for state in self.index.matching([pattern])), default=0)
 
-    def _check_rollup(self, headers: bytes) -> None:
-        rollup = wire.header(headers, "Nats-Rollup")
-        if not rollup:
-            return
+    def _check_rollup(self, rollup: str) -> None:
         if not self.config.allow_rollup_hdrs or self.config.deny_purge:
             raise refusal(errors.ROLLUP_FAILED, "rollup not permitted")
         if rollup not in ("all", "sub"):
@@ -274,8 +276,7 @@ class Stream:
         if config.max_bytes > 0 and index.bytes + size > config.max_bytes and not at_subject_limit:
             raise refusal(errors.STORE_FAILED, "maximum bytes exceeded")
 
-    def _roll_up(self, message: Stored) -> None:
-        rollup = wire.header(message.headers, "Nats-Rollup")
+    def _roll_up(self, message: Stored, rollup: str) -> None:
         pattern = [] if rollup == "all" else [message.subject]
         self.purge(pattern, before=message.seq)
 
@@ -394,11 +395,11 @@ class Stream:
         retention = self.config.retention
         if retention == "limits":
             return
-        entry = self.index.get(seq)
-        if entry is None:
-            return
-        if retention == "workqueue" or not any(r.needs(seq, entry.subject) for r in self.readers.values()):
-            self.remove(seq)
+        if retention == "interest":
+            for reader in self.readers.values():
+                if reader.needs(seq):
+                    return
+        self.remove(seq)
 
     def settle_all(self) -> None:
         """After a consumer has gone: drop what only that one needed."""
@@ -414,10 +415,7 @@ class Stream:
 
     def last_of(self, pattern: str) -> Stored | None:
         """The newest message of a subject or of all the subjects of a pattern."""
-        if is_literal(pattern):
-            state = self.index.subjects.get(pattern)
-            return self.read(state.last) if state else None
-        last = max((state.last for state in self.index.matching([pattern])), default=0)
+        last = self._last_sequence(pattern)
         return self.read(last) if last else None
 
     def listens_to(self, subject: str) -> bool:
