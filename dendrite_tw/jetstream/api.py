@@ -23,6 +23,8 @@ from dendrite_tw.jetstream.times import NEVER, format_time, parse_time
 C = TypeVar("C")
 
 PREFIX: Final = "$JS.API."
+API_LEVEL: Final = 2
+"""The level of the JetStream API: 2 has message schedules, atomic batches and promotion of mirrors."""
 PAGE_NAMES: Final = 1024
 PAGE_INFOS: Final = 256
 MAX_DETAILS: Final = 100_000
@@ -74,12 +76,18 @@ def natural(value: Any, default: int = 0) -> int:
 class Api:
     """Serves the requests of the JetStream API."""
 
-    def __init__(self, engine: JetStream) -> None:
+    def __init__(self, engine: JetStream, domain: str = "") -> None:
         self.engine = engine
+        self.domain = domain
         self.calls = 0
         self.failures = 0
         engine.server.subscribe(PREFIX + ">", self._on_request)
+        if domain:
+            engine.server.subscribe(f"$JS.{domain}.API.>", self._on_domain_request)
         engine.next_message = self._next_for  # type: ignore[method-assign]
+
+    def _on_domain_request(self, subject: str, reply: str, headers: bytes, payload: bytes) -> None:
+        self._on_request(subject.replace(f".{self.domain}.", ".", 1), reply, headers, payload)
 
     def _on_request(self, subject: str, reply: str, headers: bytes, payload: bytes) -> None:
         words = subject[len(PREFIX) :].split(".")
@@ -96,13 +104,13 @@ class Api:
                 return
 
     def _serve(self, route: Route, request: Request) -> None:
-        self.calls += 1
         answer: dict[str, Any] = {"type": f"io.nats.jetstream.api.v1.{route.answer}"}
         try:
             answer.update(route.serve(self, request))
         except ApiError as error:
             self.failures += 1
             answer["error"] = error.body()
+        self.calls += 1
         if request.reply:
             data = orjson.dumps(answer)
             # What was changed is on disk before it is said to be done.
@@ -112,23 +120,16 @@ class Api:
 
     def account_info(self, request: Request) -> dict[str, Any]:
         totals = self.engine.info()
-        limits = {
-            "max_memory": -1,
-            "max_storage": -1,
-            "max_streams": -1,
-            "max_consumers": -1,
-            "max_ack_pending": -1,
-            "memory_max_stream_bytes": -1,
-            "storage_max_stream_bytes": -1,
-            "max_bytes_required": False,
-        }
-        return {
+        answer = {
             **totals,
             "reserved_memory": 0,
             "reserved_storage": 0,
-            "limits": limits,
-            "api": {"level": 1, "total": self.calls, "errors": self.failures},
+            "limits": msgspec.to_builtins(self.engine.limits),
+            "api": {"level": API_LEVEL, "total": self.calls, "errors": self.failures},
         }
+        if self.domain:
+            answer["domain"] = self.domain
+        return answer
 
     # --- streams ---
 
@@ -139,6 +140,7 @@ class Api:
             if existing.stream.config != config:
                 raise refusal(errors.STREAM_NAME_IN_USE)
             return self._stream_info(existing)
+        rules.check_account(self.engine.limits, config, self.engine.streams.values())
         self._check_overlap(config)
         hosted = self.engine.create_stream(config)
         return {**self._stream_info(hosted), "did_create": True}

@@ -49,6 +49,36 @@ class SavedStream(msgspec.Struct, kw_only=True):
     consumers: list[SavedConsumer] = []
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """What an account may use; -1 is without limit."""
+
+    max_memory: int = -1
+    max_storage: int = -1
+    max_streams: int = -1
+    max_consumers: int = -1
+    max_ack_pending: int = -1
+    memory_max_stream_bytes: int = -1
+    storage_max_stream_bytes: int = -1
+    max_bytes_required: bool = False
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> Limits:
+        """The limits of an account in a configuration file, in that file's names."""
+        names = {
+            "max_mem": "max_memory",
+            "max_memory": "max_memory",
+            "max_file": "max_storage",
+            "max_store": "max_storage",
+            "max_streams": "max_streams",
+            "max_consumers": "max_consumers",
+            "max_ack_pending": "max_ack_pending",
+            "memory_max_stream_bytes": "memory_max_stream_bytes",
+            "store_max_stream_bytes": "storage_max_stream_bytes",
+            "max_stream_bytes": "max_bytes_required",
+        }
+        return msgspec.convert({names[key]: value for key, value in tree.items() if key in names}, cls)
+
+
 class Hosted:
     """A stream in the server: its consumers, its files, its subscriptions."""
 
@@ -194,8 +224,10 @@ class JetStream:
         clock: IReactorTime,
         syncer: Syncer,
         folder: Path | None,
+        limits: Limits | None = None,
     ) -> None:
         self.server = server
+        self.limits = limits or Limits()
         self.clock = clock
         self.syncer = syncer
         self.folder = folder

@@ -6,7 +6,7 @@ The rules and their sentences are those of a NATS server, so that its clients un
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from dendrite_tw.jetstream.consumers import (
     ConsumerConfig,
     Pull,
 )
+from dendrite_tw.jetstream.engine import Hosted, Limits
 from dendrite_tw.jetstream.errors import refusal
 from dendrite_tw.jetstream.streams import DEFAULT_DUPLICATE_WINDOW, SECOND, StreamConfig
 from dendrite_tw.jetstream.subjects import is_literal, is_subset, is_valid, overlaps
@@ -129,6 +130,26 @@ def check_stream_update(old: StreamConfig, new: StreamConfig) -> None:
         )
     if old.deny_purge and not new.deny_purge:
         raise refusal(errors.STREAM_INVALID, "stream configuration update can not cancel deny purge")
+
+
+def check_account(limits: Limits, config: StreamConfig, streams: Collection[Hosted]) -> None:
+    """Raises `errors.ApiError` if a new stream would go beyond what the account may use."""
+    if limits.max_bytes_required and config.max_bytes <= 0:
+        raise refusal(errors.MAX_BYTES_REQUIRED)
+    in_memory = config.storage == "memory"
+    largest = limits.memory_max_stream_bytes if in_memory else limits.storage_max_stream_bytes
+    if 0 < largest < config.max_bytes:
+        raise refusal(errors.MAX_STREAM_BYTES)
+    if 0 < limits.max_streams <= len(streams):
+        raise refusal(errors.MAX_STREAMS)
+    total = limits.max_memory if in_memory else limits.max_storage
+    reserved = sum(
+        max(hosted.stream.config.max_bytes, 0)
+        for hosted in streams
+        if hosted.stream.config.storage == config.storage
+    )
+    if 0 < total < reserved + max(config.max_bytes, 0):
+        raise refusal(errors.MEMORY_EXCEEDED if in_memory else errors.STORAGE_EXCEEDED)
 
 
 # --- consumers ---

@@ -9,9 +9,8 @@ Reference: NATS documentation, "Client Protocol" and "Core NATS".
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -19,6 +18,9 @@ from dendrite_tw import __version__
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.subjects import Interest, is_literal, is_valid
 from dendrite_tw.jetstream.wire import Err, Info, Msg, Op, Pub
+
+if TYPE_CHECKING:
+    from dendrite_tw.jetstream.accounts import Gate, User
 
 ROUTES_REMEMBERED: Final = 4096
 MAX_SUBSCRIPTIONS: Final = 100_000
@@ -71,12 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 0
     max_payload: int = wire.DEFAULT_MAX_PAYLOAD
     jetstream: bool = True
-    users: dict[str, str] = {}
-    token: str = ""
-    no_auth_user: str = ""
-
-    def demands_login(self) -> bool:
-        return bool(self.users or self.token)
+    domain: str = ""
 
 
 class Server:
@@ -84,6 +81,8 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.gate: Gate | None = None
+        """Who may enter; ``None`` lets everybody in."""
         self.sessions: dict[int, Session] = {}
         self.in_messages = 0
         self.out_messages = 0
@@ -170,6 +169,8 @@ class Server:
         if session is None:
             member.receive(subject, reply, headers, payload)
             return
+        if not session.may_hear(subject):
+            return
         self.out_messages += 1
         session.send(Msg(subject, member.sid, reply, headers, payload))
         member.received += 1
@@ -184,7 +185,7 @@ class Server:
         """A new session; it introduces the server at once.  ``trusted`` ones need no credentials."""
         self._next_session += 1
         session = Session(self, self._next_session, send, close, trusted)
-        self.sessions[session.number] = session
+        session.server.sessions[session.number] = session
         session.send(Info(self.introduction(session)))
         return session
 
@@ -204,9 +205,15 @@ class Server:
         }
         if settings.jetstream:
             options["jetstream"] = True
-        if settings.demands_login() and not session.trusted:
+        if settings.domain:
+            options["domain"] = settings.domain
+        if self.demands_login and not session.trusted:
             options["auth_required"] = True
         return options
+
+    @property
+    def demands_login(self) -> bool:
+        return self.gate is not None and self.gate.demands_login
 
 
 class Session:
@@ -231,8 +238,12 @@ class Session:
         self.name = ""
         self.pings_out = 0
         self._close = close
-        self._admitted = trusted or not server.settings.demands_login()
         self._subscriptions: dict[str, Subscription] = {}
+        self._gate = None if trusted else server.gate
+        self._user: User | None = None
+        self._admitted = trusted or not server.demands_login
+        if self._gate is not None and self._admitted:
+            self._enter(self._gate.admit({}))
         self._handlers: dict[type[Op], Callable[[Any], None]] = {
             Pub: self._publish,
             wire.Sub: self._subscribe,
@@ -241,6 +252,11 @@ class Session:
             wire.Pong: self._pong,
             wire.Connect: self._connect,
         }
+
+    def may_hear(self, subject: str) -> bool:
+        """Whether a message of this subject may be given to the client, whatever pattern it subscribed to."""
+        user = self._user
+        return user is None or not user.subscribe.deny or user.subscribe.admits(subject)
 
     @property
     def subscription_count(self) -> int:
@@ -274,9 +290,12 @@ class Session:
 
     def _connect(self, op: wire.Connect) -> None:
         options = op.options
-        if not self.trusted and not self._may_enter(options):
-            self.refuse("Authorization Violation")
-            return
+        if self._gate is not None:
+            user = self._gate.admit(options)
+            if user is None:
+                self.refuse("Authorization Violation")
+                return
+            self._enter(user)
         self._admitted = True
         self.verbose = bool(options.get("verbose"))
         self.pedantic = bool(options.get("pedantic"))
@@ -286,17 +305,15 @@ class Session:
         if self.verbose:
             self.send(wire.OK)
 
-    def _may_enter(self, options: dict[str, Any]) -> bool:
-        settings = self.server.settings
-        user, password = str(options.get("user") or ""), str(options.get("pass") or "")
-        token = str(options.get("auth_token") or "")
-        if settings.token and _same(token, settings.token):
-            return True
-        if settings.users and user:
-            return _same(password, settings.users.get(user, "")) and user in settings.users
-        if settings.no_auth_user and not (user or token):
-            return True
-        return not settings.demands_login()
+    def _enter(self, user: User | None) -> None:
+        """Go over to the account of a user."""
+        if user is None:
+            return
+        self._user = user
+        if user.server is not self.server:
+            self.closed()
+            self.server = user.server
+            self.server.sessions[self.number] = self
 
     def _pong(self, op: wire.Pong) -> None:
         self.pings_out = 0
@@ -309,6 +326,9 @@ class Session:
             return
         if self.pedantic and not (is_valid(op.subject) and is_literal(op.subject)):
             self.send(Err("Invalid Publish Subject"))
+        if self._user is not None and not self._user.publish.admits(op.subject):
+            self.send(Err(f'Permissions Violation for Publish to "{op.subject}"'))
+            return
         count = self.server.publish(op.subject, op.reply, op.headers, op.payload, self)
         if not count and op.reply and self.no_responders:
             self._say_no_responders(op)
@@ -320,6 +340,9 @@ class Session:
     def _subscribe(self, op: wire.Sub) -> None:
         if not is_valid(op.subject):
             self.send(Err("Invalid Subject"))
+            return
+        if self._user is not None and not self._user.subscribe.admits(op.subject):
+            self.send(Err(f'Permissions Violation for Subscription to "{op.subject}"'))
             return
         if len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
             self.refuse("maximum subscriptions exceeded")
@@ -349,7 +372,3 @@ class Session:
     def unsubscribe(self, subscription: Subscription) -> None:
         if self._subscriptions.pop(subscription.sid, None) is not None:
             self.server.remove(subscription)
-
-
-def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode(), expected.encode())

@@ -223,7 +223,9 @@ class Stream:
         self.storage.skipped(seq)
 
     def _check_conditions(self, subject: str, asked: dict[str, str], now: int) -> int:
-        """Hold the publisher's expectations against the stream; returns when the message is to expire, or 0."""
+        """Hold the publisher's expectations against the stream; returns when the message is to expire, or
+        0.
+        """
         expected = asked.get("Expected-Stream")
         if expected and expected != self.config.name:
             raise refusal(errors.EXPECTED_STREAM)

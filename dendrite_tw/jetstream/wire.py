@@ -155,7 +155,9 @@ def header(block: bytes, name: str) -> str:
 
 
 def nats_headers(block: bytes) -> dict[str, str]:
-    """The headers that are meant for the server (``Nats-…``), without their common prefix; the first of each."""
+    """The headers that are meant for the server (``Nats-…``), without their common prefix; the first of
+    each.
+    """
     fields: dict[str, str] = {}
     for line in block.split(b"\r\nNats-")[1:]:
         end = line.find(_CRLF)
