@@ -221,6 +221,12 @@ class Index:
                     return number * BLOCK + offset
         return 0
 
+    def previous_of(self, state: SubjectState, seq: int) -> int:
+        """The sequence of the message of the same subject before this one; 0 if there is none."""
+        if seq <= state.first:
+            return 0
+        return self._previous_numbered(seq - 1, state.number)
+
     def next_matching(self, seq: int, filters: list[str]) -> int:
         """The first live sequence from ``seq`` on with a subject of the filters (all, if there are none)."""
         if not filters:

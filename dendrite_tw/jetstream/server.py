@@ -28,8 +28,8 @@ MAX_SUBSCRIPTIONS: Final = 100_000
 PROTOCOL_VERSION: Final = "2.12.0"
 """The release of nats-server whose behaviour clients may count on."""
 
-Receive = Callable[[str, str, bytes, bytes], None]
-"""Takes a message: subject, reply subject, headers, payload."""
+Receive = Callable[[str, str, bytes, bytes], "bool | None"]
+"""Takes a message: subject, reply subject, headers, payload.  False says that nobody is there for it."""
 
 
 class Subscription:
@@ -136,8 +136,7 @@ class Server:
                 # Such subjects are used once: remembering their routes would only drive out others.
                 members = self._interest.match(subject)
                 if len(members) == 1:
-                    self._give(members[0], subject, reply, headers, payload)
-                    return 1
+                    return int(self._give(members[0], subject, reply, headers, payload))
                 route = Route(members)
             else:
                 route = self._route(subject)
@@ -155,27 +154,25 @@ class Server:
         silent = origin is not None and not origin.echo
         for member in route.plain:
             if not (silent and member.session is origin):
-                self._give(member, subject, reply, headers, payload)
-                count += 1
+                count += self._give(member, subject, reply, headers, payload)
         if route.groups:
             route.turn += 1
             for group in route.groups:
-                self._give(group[route.turn % len(group)], subject, reply, headers, payload)
-                count += 1
+                count += self._give(group[route.turn % len(group)], subject, reply, headers, payload)
         return count
 
-    def _give(self, member: Subscription, subject: str, reply: str, headers: bytes, payload: bytes) -> None:
+    def _give(self, member: Subscription, subject: str, reply: str, headers: bytes, payload: bytes) -> bool:
         session = member.session
         if session is None:
-            member.receive(subject, reply, headers, payload)
-            return
+            return member.receive(subject, reply, headers, payload) is not False
         if not session.may_hear(subject):
-            return
+            return False
         self.out_messages += 1
         session.send(Msg(subject, member.sid, reply, headers, payload))
         member.received += 1
         if 0 < member.limit <= member.received:
             session.unsubscribe(member)
+        return True
 
     # --- sessions ---
 

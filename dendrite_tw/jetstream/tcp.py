@@ -52,6 +52,7 @@ class ServerConnection(Protocol):
             self.transport.write(wire.encode(wire.Err("maximum connections exceeded")))
             self.transport.loseConnection()
             return
+        transport.setTcpNoDelay(True)
         transport.registerProducer(self, True)
         self._session = self._server.open(self._send, self._hang_up)
         self._flush()
