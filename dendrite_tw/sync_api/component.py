@@ -19,6 +19,7 @@ from .key_changes import KeyChanges
 from .lazy import SentMembers
 from .model import SyncModel
 from .notifier import Notifier
+from .old_sync import OldSync
 from .online import OnlineMarker
 from .positions import Heard
 from .presence import PresenceBoard
@@ -60,7 +61,17 @@ class SyncComponent:
         self.receipts = ReceiptLog(users)
         self.typing = TypingBoard(world.time, world.clock, self.notifier.typing)
         self.presence = PresenceBoard()
-        self.feed = Feed(rooms, users, self.heard, self.cache, self.notifier, self.receipts, self.typing, self.presence)
+        self.feed = Feed(
+            rooms,
+            users,
+            self.heard,
+            self.cache,
+            self.notifier,
+            self.receipts,
+            self.typing,
+            self.presence,
+            world.time,
+        )
         self.filters = Filters(database, world.clock)
         self.renderer = Renderer()
         self.model = SyncModel(
@@ -81,6 +92,7 @@ class SyncComponent:
         )
         self.events = EventReader(rooms, users, self.notifier, self.renderer, world.clock)
         self.state = StateReader(rooms, self.renderer, world.clock)
+        self.old = OldSync(rooms, users, self.heard, self.notifier, self.model, self.handler, self.events, world.clock)
         self.key_changes = KeyChanges(self.model, self.notifier, self.heard, world.clock)
 
     async def _pause(self) -> None:
@@ -109,4 +121,5 @@ class SyncComponent:
             *self.events.routes(),
             *self.state.routes(),
             *self.key_changes.routes(),
+            *self.old.routes(),
         ]

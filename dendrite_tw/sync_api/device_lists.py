@@ -1,6 +1,7 @@
 """Whose devices a client must look at again, and whose it may forget.
 
-Changed: those whose keys changed, and those with whom a room is newly shared.
+Changed: those whose keys changed or were signed by the user, and those with
+whom a room is newly shared.
 Left: those with whom none is shared any more.  Client-Server API,
 "Extensions to /sync" of end-to-end encryption.
 """
@@ -48,14 +49,16 @@ class DeviceListReader:
         in, or whose room the user joined or left; they count only if it makes a difference.
         """
         changed: set[str] = set()
+        signed: list[str] = []
         if keys_may_have_changed:
             changed.update(await self._keys.key_changes_since(since.user, upto.user))
+            signed = await self._keys.signatures_since(user_id, since.user, upto.user)
         candidates = set(departed)
         asked = (changed | candidates | set(arrived)) - {user_id}
-        if not asked and user_id not in changed:
+        if not (asked or signed or user_id in changed):
             return DeviceLists()
         shared = set(await self._rooms.shares_room(user_id, sorted(asked))) if asked else set()
-        told = (changed & shared) | (set(arrived) & shared)
+        told = (changed & shared) | (set(arrived) & shared) | set(signed)
         if user_id in changed:
             told.add(user_id)
         return DeviceLists(sorted(told), sorted(candidates - shared - {user_id}))

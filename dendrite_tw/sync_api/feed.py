@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from ..room_api.api import OUTPUT_ROOM_EVENT, OutputRoomEvent, RoomAPI
@@ -34,9 +35,13 @@ from .positions import Heard
 from .presence import PresenceBoard
 from .receipts import PRIVATE, ReceiptLog
 from .rooms import RoomCache
+from .tokens import SyncToken
 from .typing import TypingBoard
 
 log = Logger()
+
+WATCH_SECONDS = 5.0
+"""How often it is made sure that what is on disk was heard of too."""
 
 IGNORED_USERS = "m.ignored_user_list"
 
@@ -70,6 +75,7 @@ class Feed:
         receipts: ReceiptLog,
         typing: TypingBoard,
         presence: PresenceBoard,
+        time: IReactorTime,
     ) -> None:
         self._rooms = rooms
         self._users = users
@@ -79,7 +85,10 @@ class Feed:
         self._receipts = receipts
         self._typing = typing
         self._presence = presence
+        self._time = time
         self._listening: list[Any] = []
+        self._watch: IDelayedCall | None = None
+        self._on_disk = SyncToken()
 
     async def start(self, queue: Queue) -> None:
         """Listen, and take up the positions that are on disk already."""
@@ -92,11 +101,12 @@ class Feed:
         self._listen(queue, OUTPUT_TYPING_EVENT, Typing, self._typing.hear, with_sequence=True)
         self._listen(queue, OUTPUT_PRESENCE_EVENT, Presence, self.presence, with_sequence=True)
         await self.resume()
+        self._watch_again()
 
     async def resume(self) -> None:
         """Forget what may be out of date and go on from the positions on disk.
 
-        At the start, and again after the connection to the queue was lost for a while.
+        At the start, and again when something was missed.
         """
         self._cache.clear()
         self._notifier.clear()
@@ -106,7 +116,25 @@ class Feed:
         self._heard.room = max(self._heard.room, await self._rooms.position())
         self._heard.advance()
 
+    def _watch_again(self) -> None:
+        self._watch = self._time.callLater(WATCH_SECONDS, self._start_look)
+
+    def _start_look(self) -> None:
+        looking = Deferred.fromCoroutine(self.look())
+        looking.addErrback(lambda failure: log.failure("the positions on disk cannot be read", failure=failure))
+        looking.addBoth(lambda _: self._watch_again() if self._listening else None)
+
+    async def look(self) -> None:
+        """Begin anew where what was on disk at the last look has still not been heard: then it was missed."""
+        missed = not self._heard.has(self._on_disk.room, self._on_disk.user)
+        self._on_disk = SyncToken(await self._rooms.position(), await self._users.position())
+        if missed:
+            log.warn("messages of the queue were missed; sync begins anew from what is on disk")
+            await self.resume()
+
     def stop(self) -> None:
+        if self._watch is not None and self._watch.active():
+            self._watch.cancel()
         for listening in self._listening:
             listening.stop()
         self._listening.clear()
@@ -190,6 +218,14 @@ class Feed:
 
     def key_change(self, change: KeyChange) -> None:
         """Wake all who share a room with the user; for one who does not sync here that has to be asked."""
+        if change.only_for:
+            signer = self._notifier.active(change.only_for)
+            if signer is not None:
+                signer.key_changes = max(signer.key_changes, change.position)
+                self._notifier.wake(signer, change.position)
+            self._user_position(change.position)
+            self._notifier.schedule()
+            return
         stream = self._notifier.active(change.user_id)
         if stream is not None and stream.loading is None:
             self._keys_changed(change, stream.joined)

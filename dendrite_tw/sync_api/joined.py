@@ -79,20 +79,27 @@ class JoinedReader:
     async def read(
         self, request: SyncRequest, member: Membership, since: SyncToken | None, upto: SyncToken
     ) -> JoinedRoom:
-        """What happened in a room in (since, upto]; all of it where `since` is `None` or the user is new."""
+        """What happened in a room in (since, upto]; all of it where `since` is `None` or the user is new.
+
+        One who is new may have been there before and know some of its timeline; ``limited`` says that
+        this one stands alone.
+        """
         room_id = member.room_id
         newly = since is None or await self.newly_joined(request, member, since.room)
         full = newly or request.full_state
         after = 0 if newly or since is None else since.room
         room = self._cache.peek(room_id) or await self._cache.get(room_id)
         timeline = await self._timelines.read(request, room, after, upto.room, newly, str(since or upto))
+        if newly and since is not None:
+            timeline = msgspec.structs.replace(timeline, limited=True)
         changed = None if full else room.changed_after(after)
         if changed is not None and not changed:
             if not request.filter.lazy_load_members:
                 return JoinedRoom(room_id=room_id, timeline=timeline)
             state = self._with_senders(request, room, StateSpan(room, upto.room, timeline.events), [], timeline, upto)
             return JoinedRoom(room_id=room_id, timeline=timeline, state=await fill_in(self._rooms, state))
-        return await self._with_state(request, room_id, after, upto, timeline, full, newly)
+        told = since.room if since is not None else upto.room
+        return await self._with_state(request, room_id, after, upto, timeline, full, newly, told)
 
     async def _with_state(
         self,
@@ -103,7 +110,9 @@ class JoinedReader:
         timeline: Timeline,
         full: bool,
         newly: bool,
+        told: int,
     ) -> JoinedRoom:
+        """The room with what changed of its state; ``told`` is how far the client was told of anything."""
         room = await self._cache.get(room_id)
         base = {} if newly else room.changed_after(after)
         if base is None and not full and timeline.limited:
@@ -117,7 +126,7 @@ class JoinedReader:
         arrived, departed = (everybody(span), []) if newly else moved(span, whose)
         summary = self._summary(request, span, full or any(slot[0] == MEMBER for slot in whose))
         if full:
-            values = full_state(span, self._wanted_slots(request, span, timeline, summary), request.state_after)
+            values = full_state(span, self._wanted_slots(request, span, timeline, summary, told), request.state_after)
         else:
             if base is None and not request.state_after:
                 whose = {slot: old for slot, old in whose.items() if slot not in span.first_in_timeline}
@@ -144,14 +153,18 @@ class JoinedReader:
         return Summary(heroes, room.joined_count, room.invited_count)
 
     def _wanted_slots(
-        self, request: SyncRequest, span: StateSpan, timeline: Timeline, summary: Summary | None
+        self, request: SyncRequest, span: StateSpan, timeline: Timeline, summary: Summary | None, told: int
     ) -> Iterable[Slot]:
-        """The slots of a full state: with lazy loading, of the members who matter only."""
+        """The slots of a full state: with lazy loading, of the members who matter only.
+
+        These are also all who changed after `told`: the client may know them from an earlier time.
+        """
         slots = span.slots_at_end()
         if not request.filter.lazy_load_members:
             return slots
         users = relevant_members(request, timeline, summary)
         users.setdefault(request.user_id)
+        users.update((user, None) for user, event in span.room.members.items() if event.position > told)
         return [slot for slot in slots if slot[0] != MEMBER or slot[1] in users]
 
     def _with_senders(

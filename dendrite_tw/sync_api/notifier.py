@@ -185,8 +185,9 @@ class Notifier:
         while True:
             stream = self._streams.get(user_id)
             if stream is None:
-                stream = await self._make(user_id)
-            elif stream.loading is not None:
+                await self._make(user_id)
+                continue
+            if stream.loading is not None:
                 waiter: Deferred[None] = Deferred(stream.loading.remove)
                 stream.loading.append(waiter)
                 await waiter
@@ -194,7 +195,7 @@ class Notifier:
             stream.last_used = self._time.seconds()
             return stream
 
-    async def _make(self, user_id: str) -> UserStream:
+    async def _make(self, user_id: str) -> None:
         self._make_way()
         stream = self._streams[user_id] = UserStream(user_id, self._heard.token())
         try:
@@ -206,7 +207,6 @@ class Notifier:
             waiters, stream.loading = stream.loading or [], None
             for waiter in waiters:
                 waiter.callback(None)
-        return stream
 
     async def _load(self, stream: UserStream) -> None:
         """Fill a stream with what is on disk; the feed writes to it from the start."""

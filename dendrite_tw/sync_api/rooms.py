@@ -221,6 +221,7 @@ class RoomCache:
         self.cache: Cache[str, Room] = Cache("sync_rooms", budget, lambda room: room.size)
         self._loading: dict[str, tuple[list[OutputRoomEvent], list[Deferred[Room | None]]]] = {}
         self._refreshing: dict[str, list[Deferred[None]]] = {}
+        self._cleared = 0
 
     def peek(self, room_id: str) -> Room | None:
         """The room if it is in memory and can be used as it is."""
@@ -252,12 +253,13 @@ class RoomCache:
                 self.cache.put(room_id, room)
 
     def clear(self) -> None:
-        """Forget all rooms: for when the feed may have missed something."""
+        """Forget all rooms, those being loaded too: for when the feed may have missed something."""
+        self._cleared += 1
         while self.cache.evict_oldest():
             pass
 
     async def _load(self, room_id: str) -> Room | None:
-        """Load a room, or wait for another who does; `None` where that one failed or gave up."""
+        """Load a room, or wait for another who does; `None` where that came to nothing."""
         loading = self._loading.get(room_id)
         if loading is not None:
             waiter: Deferred[Room | None] = Deferred(loading[1].remove)
@@ -267,14 +269,16 @@ class RoomCache:
         waiters: list[Deferred[Room | None]] = []
         self._loading[room_id] = (missed, waiters)
         room = None
+        cleared = self._cleared
         try:
             view = await self._rooms.room_view(room_id, TIMELINE_LOADED)
             if not await self._heard.reach(view.position, 0, CATCH_UP_SECONDS):
                 raise Unavailable("events are not being passed on")
-            room = Room(view)
-            for output in missed:
-                room.apply(output)
-            self.cache.put(room_id, room)
+            if cleared == self._cleared:
+                room = Room(view)
+                for output in missed:
+                    room.apply(output)
+                self.cache.put(room_id, room)
         finally:
             del self._loading[room_id]
             for each in list(waiters):

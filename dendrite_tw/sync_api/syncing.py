@@ -15,7 +15,7 @@ from ..matrix.errors import invalid_param
 from ..user_api.api import Caller, KeyAPI
 from ..world import Clock
 from .filters import Filters
-from .model import SyncModel
+from .model import SyncChanges, SyncModel
 from .notifier import Notifier
 from .online import OnlineMarker
 from .positions import Heard
@@ -111,26 +111,49 @@ class SyncHandler:
         """What there is to tell after `since`, waiting for something for `seconds` at most."""
         deadline = self._time.seconds() + seconds
         while True:
+            await self._renew(request)
             upto = self._heard.token()
-            stream = request.stream
-            if since is None or request.full_state or self._notifier.may_have_changed(stream, since):
+            if since is None or request.full_state or self._notifier.may_have_changed(request.stream, since):
                 request.now = self._clock.now_ms()
                 changes = await self._model.collect(request, since, upto)
-                sections = await self._view.write(request, changes)
-                if sections:
-                    return answer_json(str(changes.upto), sections, await self._counts(request.caller))
                 upto = changes.upto
-                if since is None or request.full_state:
-                    break
+                sections = await self._view.write(request, changes)
+                if sections or since is None or request.full_state:
+                    return answer_json(str(upto), sections, await self._counts(request.caller))
                 since = upto
-            left = deadline - self._time.seconds()
-            if left <= 0 or self._notifier.stopped:
-                break
-            if not self._notifier.may_have_changed(stream, since):
-                await stream.wait(self._time, left)
-            if self._notifier.active(stream.user_id) is not stream:
-                request.stream = await self._notifier.open(stream.user_id)
-        return answer_json(str(upto), b"", await self._counts(request.caller))
+            if not await self._wait(request, since, deadline):
+                return answer_json(str(upto), b"", await self._counts(request.caller))
+
+    async def changes(self, request: SyncRequest, since: SyncToken, timeout_ms: int) -> SyncChanges | None:
+        """The next changes after `since` that have events of joined rooms; `None` where the time is over."""
+        since = await self._reachable(since)
+        deadline = self._time.seconds() + max(0, min(timeout_ms, MAX_TIMEOUT_MS)) / 1000
+        while True:
+            await self._renew(request)
+            upto = self._heard.token()
+            if self._notifier.may_have_changed(request.stream, since):
+                found = await self._model.collect(request, since, upto)
+                if any(room.timeline.events for room in found.joined):
+                    return found
+                since = found.upto
+            if not await self._wait(request, since, deadline):
+                return None
+
+    async def _wait(self, request: SyncRequest, since: SyncToken, deadline: float) -> bool:
+        """Wait until something may have changed after `since`; `False` where there is no more time."""
+        left = deadline - self._time.seconds()
+        if left <= 0 or self._notifier.stopped:
+            return False
+        stream = request.stream
+        if not self._notifier.may_have_changed(stream, since):
+            await stream.wait(self._time, left)
+        return True
+
+    async def _renew(self, request: SyncRequest) -> None:
+        """Take the user's new stream where the one that the request began with has been given up."""
+        stream = request.stream
+        if self._notifier.active(stream.user_id) is not stream and not self._notifier.stopped:
+            request.stream = await self._notifier.open(stream.user_id)
 
     async def _counts(self, caller: Caller) -> bytes:
         if caller.device_id is None:

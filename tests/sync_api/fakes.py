@@ -572,8 +572,8 @@ class FakeKeys:
         self.messages.append(message)
         self._queue.tell(OUTPUT_SEND_TO_DEVICE_EVENT, message)
 
-    def change(self, user_id: str) -> None:
-        change = KeyChange(user_id=user_id, position=self._users.next())
+    def change(self, user_id: str, only_for: str = "") -> None:
+        change = KeyChange(user_id=user_id, position=self._users.next(), only_for=only_for)
         self.changes.append(change)
         self._queue.tell(OUTPUT_KEY_CHANGE_EVENT, change)
 
@@ -590,7 +590,10 @@ class FakeKeys:
         ]
 
     async def key_changes_since(self, after: int, upto: int) -> list[str]:
-        return [change.user_id for change in self.changes if after < change.position <= upto]
+        return [c.user_id for c in self.changes if not c.only_for and after < c.position <= upto]
+
+    async def signatures_since(self, user_id: str, after: int, upto: int) -> list[str]:
+        return [c.user_id for c in self.changes if c.only_for == user_id and after < c.position <= upto]
 
     async def key_counts(self, user_id: str, device_id: str) -> KeyCounts:
         return self.counts

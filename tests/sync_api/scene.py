@@ -6,6 +6,7 @@ import json
 from typing import Any
 from urllib.parse import urlencode
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.cache import CacheBudget
@@ -38,7 +39,7 @@ class SyncCase(SynchronousTestCase):
         self.callers = {**CALLERS, "carol": CAROL, "alice2": ALICE2}
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, wait: bool = True) -> None:
         """A new process over the same rooms and users."""
         if hasattr(self, "component"):
             self.component.stop()
@@ -54,12 +55,12 @@ class SyncCase(SynchronousTestCase):
             presence_enabled=True,
         )
         self.component.prepare()
-        self.run_now(self.component.start())
+        started = Deferred.fromCoroutine(self.component.start())
+        if wait:
+            self.successResultOf(started)
         self.web = serve(self.component.routes(), self.clock, self.callers)
 
     def run_now(self, coroutine: Any) -> Any:
-        from twisted.internet.defer import Deferred
-
         return self.successResultOf(Deferred.fromCoroutine(coroutine))
 
     def ask(self, token: str, since: str | None = None, **query: Any) -> Answer:

@@ -11,6 +11,9 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
+from twisted.internet.task import deferLater
+
+from tests.harness import Answer
 from tests.sync_api.fakes import MEMBER
 from tests.sync_api.scene import A, B, C, SyncCase
 
@@ -37,11 +40,15 @@ class Client:
             "filter": {"room": {"timeline": timeline, "state": {"lazy_load_members": lazy}}},
             "use_state_after": state_after,
         }
+        self.starts: list[tuple[str, dict[Slot, str], set[Slot]]] = []
+        """For each timeline of the last answer its first event, and the state that the client has before it
+        at the slots that the timeline shows."""
         self.timelines: dict[str, list[str]] = {}
         self.states: dict[str, dict[Slot, str]] = {}
 
     def take(self, answer: Any) -> None:
         self.token = answer["next_batch"]
+        self.starts.clear()
         rooms = answer.get("rooms", {})
         for room_id, room in rooms.get("join", {}).items():
             self._joined(room_id, room)
@@ -57,14 +64,17 @@ class Client:
         known += events
         assert len(set(known)) == len(known), f"an event came twice: {known}"
         state = self.states.setdefault(room_id, {})
-        if self.state_after:
-            assert "state" not in room
-            told = room["state_after"]["events"]
-        else:
-            assert "state_after" not in room
-            told = room["state"]["events"] + [e for e in room["timeline"]["events"] if "state_key" in e]
-        for event in told:
+        assert ("state_after" in room) is self.state_after
+        assert ("state" in room) is not self.state_after
+        for event in room["state_after" if self.state_after else "state"]["events"]:
             state[event["type"], event["state_key"]] = event["event_id"]
+        if not self.state_after:
+            if events:
+                shown = {(e["type"], e["state_key"]) for e in room["timeline"]["events"] if "state_key" in e}
+                self.starts.append((events[0], {slot: e for slot, e in state.items() if slot in shown}, shown))
+            for event in room["timeline"]["events"]:
+                if "state_key" in event:
+                    state[event["type"], event["state_key"]] = event["event_id"]
         if self.lazy:
             for event in room["timeline"]["events"]:
                 assert (MEMBER, event["sender"]) in state or event["type"] == "m.room.create", event
@@ -95,10 +105,40 @@ def history(chance: Random, length: int, without: str = "") -> list[Play]:
     return [(name, chance.randrange(2), chance.randrange(3), chance.randrange(4)) for name in names if name != without]
 
 
+class Slow:
+    """An interface whose answers take their time: they are made before or after a wait of random length."""
+
+    def __init__(self, target: Any, time: Any, chance: Random) -> None:
+        self._target = target
+        self._time = time
+        self._chance = chance
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._target, name)
+
+        async def ask(*args: Any) -> Any:
+            early = self._chance.random() < 0.5
+            result = await method(*args) if early else None
+            if self._chance.random() < 0.7:
+                await deferLater(self._time, self._chance.random() / 10, lambda: None)
+            return result if early else await method(*args)
+
+        return ask
+
+
 class Histories(SyncCase):
     def play(self, plays: list[Play], cache_bytes: int, resolutions: bool) -> None:
         self.cache_bytes = cache_bytes
+        self.resolved = False
         self.setUp()
+        self.begin()
+        for action, room, user, number in plays:
+            self.act(action, ROOMS[room], USERS[user], number, resolutions)
+        for client in self.clients:
+            self.follow(client)
+        self.check_all(resolutions)
+
+    def begin(self) -> None:
         self.clients = [
             Client(False, False, 3),
             Client(True, False, 3),
@@ -109,10 +149,8 @@ class Histories(SyncCase):
             self.rooms.create(room_id, B, visibility=visibility)
             self.rooms.join(room_id, C)
         self.rooms.join(ROOMS[0], A)
-        for action, room, user, number in plays:
-            self.act(action, ROOMS[room], USERS[user], number, resolutions)
-        for client in self.clients:
-            self.follow(client)
+
+    def check_all(self, resolutions: bool = False) -> None:
         for number, client in enumerate(self.clients):
             if resolutions and not client.state_after:
                 continue
@@ -121,6 +159,13 @@ class Histories(SyncCase):
 
     def follow(self, client: Client) -> None:
         client.take(self.sync("alice", client.token, **client.query))
+        for event_id, state, slots in client.starts:
+            room = self.rooms.rooms[self.rooms.by_id[event_id].room_id]
+            before = {slot: e.event_id for slot, e in room.before[event_id].items() if slot in slots}
+            if client.lazy:
+                before, state = ({s: e for s, e in m.items() if s[0] != MEMBER} for m in (before, state))
+            if not self.resolved:
+                self.assertEqual({slot: state.get(slot) for slot in before}, before, f"before {event_id}")
 
     def act(self, action: str, room_id: str, user: str, number: int, resolutions: bool) -> None:
         membership = self.membership(room_id, user)
@@ -156,6 +201,7 @@ class Histories(SyncCase):
         current = room.state.get((type_, ""))
         earlier = [e for e in room.events if (e.type, e.state_key) == (type_, "") and e is not current]
         if earlier:
+            self.resolved = True
             self.rooms.message(room_id, B, also_replaced=[earlier[0]])
 
     def membership(self, room_id: str, user: str) -> str | None:
@@ -189,3 +235,49 @@ class Histories(SyncCase):
         for seed in range(SEEDS):
             with self.subTest(seed=seed):
                 self.play(history(Random(seed), 80, without="restart"), 64 << 20, resolutions=True)
+
+    def test_clients_follow_while_answers_take_time(self) -> None:
+        for seed in range(SEEDS):
+            with self.subTest(seed=seed):
+                self.play_slowly(Random(seed))
+
+    def play_slowly(self, chance: Random) -> None:
+        """Events go on happening while syncs are being answered; what is heard comes late."""
+        self.cache_bytes = chance.choice([1, 20_000, 64 << 20])
+        self.resolved = False
+        self.setUp()
+        self.begin()
+        rooms = self.rooms
+        self.rooms = Slow(rooms, self.clock, chance)
+        self.restart_slow()
+        self.rooms = rooms
+        pending: dict[int, Answer] = {}
+        for action, room, user, number in history(chance, 80, without="resolve"):
+            if action in ("sync", "lose", "restart"):
+                client = self.clients[number]
+                if number not in pending:
+                    pending[number] = self.ask("alice", client.token, timeout=chance.choice([0, 1000]), **client.query)
+            else:
+                self.act(action, ROOMS[room], USERS[user], number, False)
+            self.clock.advance(chance.random() / 10)
+            self.collect(pending)
+        self.clock.pump([0.05] * 400)
+        self.collect(pending)
+        self.assertEqual(pending, {})
+        for number, client in enumerate(self.clients):
+            pending[number] = self.ask("alice", client.token, **client.query)
+        self.clock.pump([0.05] * 400)
+        self.collect(pending)
+        self.check_all()
+
+    def restart_slow(self) -> None:
+        """A process over slow interfaces, which takes a while to start."""
+        self.restart(wait=False)
+        self.clock.pump([0.05] * 20)
+
+    def collect(self, pending: dict[int, Answer]) -> None:
+        for number, answer in list(pending.items()):
+            if answer.done:
+                del pending[number]
+                self.assertEqual(answer.status, 200, answer.body)
+                self.clients[number].take(answer.json)

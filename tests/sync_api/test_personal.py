@@ -266,6 +266,14 @@ class DeviceLists(PersonalCase):
         self.assertEqual(self.lists(self.sync("alice", since)), (["@remote:far"], []))
         gate.callback(None)
 
+    def test_a_signature_is_told_to_the_signer_alone(self) -> None:
+        since, others = (self.sync(who)["next_batch"] for who in ("alice", "bob"))
+        answer = self.ask("alice", since, timeout=30000)
+        self.keys.change(B, only_for=A)
+        self.settle()
+        self.assertEqual(self.lists(answer.json), ([B], []))
+        self.assertNotIn("device_lists", self.sync("bob", others))
+
     def test_after_a_restart(self) -> None:
         self.keys.change(B)
         self.restart()

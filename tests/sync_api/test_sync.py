@@ -200,6 +200,16 @@ class LongPolling(SyncCase):
         self.clock.advance(6)
         self.assertEqual(answer.json["next_batch"].split("_")[0], self.since.split("_")[0])
 
+    def test_begins_anew_when_messages_were_missed(self) -> None:
+        self.rooms.held = []
+        event = self.rooms.message(ROOM, B)
+        self.rooms.held = None
+        self.assertNotIn("rooms", self.sync("alice", self.since))
+        answer = self.ask("alice", self.since, timeout=60000)
+        for _ in range(3):
+            self.clock.advance(5)
+        self.assertEqual(timeline_ids(answer.json), [event.event_id])
+
     def test_a_component_that_stops_leaves_none_waiting(self) -> None:
         self.ask("alice", self.since, timeout=30000)
         self.assertEqual(self.component.notifier.waiting, 1)
