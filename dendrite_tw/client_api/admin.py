@@ -61,9 +61,9 @@ class AdminSection:
             Route("POST", f"{DENDRITE}/resetPassword/{{user_id}}", self.reset_password, Access.ADMIN),
             Route("POST", f"{tokens}/new", self.new_token, Access.ADMIN),
             Route("GET", tokens, self.tokens, Access.ADMIN),
-            Route("GET", f"{tokens}/{{token}}", self.token, Access.ADMIN),
-            Route("PUT", f"{tokens}/{{token}}", self.update_token, Access.ADMIN),
-            Route("DELETE", f"{tokens}/{{token}}", self.delete_token, Access.ADMIN),
+            Route("GET", f"{tokens}/{{registration_token}}", self.token, Access.ADMIN),
+            Route("PUT", f"{tokens}/{{registration_token}}", self.update_token, Access.ADMIN),
+            Route("DELETE", f"{tokens}/{{registration_token}}", self.delete_token, Access.ADMIN),
         ]
 
     # --- users ---
@@ -142,15 +142,15 @@ class AdminSection:
             found = [one for one in found if valid[one.token] == query.valid]
         return {"registration_tokens": [msgspec.structs.asdict(one) for one in found]}
 
-    async def token(self, token: str) -> RegistrationToken:
+    async def token(self, registration_token: str) -> RegistrationToken:
         for one in await self._users.registration_tokens():
-            if one.token == token:
+            if one.token == registration_token:
                 return one
         raise not_found("There is no such registration token.")
 
-    async def update_token(self, token: str, body: dict[str, Any]) -> RegistrationToken:
+    async def update_token(self, registration_token: str, body: dict[str, Any]) -> RegistrationToken:
         """Change what the body names; `None` takes a limit away."""
-        old = await self.token(token)
+        old = await self.token(registration_token)
         if not body.keys() & {"uses_allowed", "expiry_time"}:
             raise missing_param("uses_allowed or expiry_time is required.")
         values = {"uses_allowed": old.uses_allowed, "expiry_time": old.expiry_time}
@@ -159,7 +159,9 @@ class AdminSection:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise bad_json(f"{name} must be a number or null.")
             values[name] = value
-        return await self._users.update_registration_token(token, values["uses_allowed"], values["expiry_time"])
+        return await self._users.update_registration_token(
+            registration_token, values["uses_allowed"], values["expiry_time"]
+        )
 
-    async def delete_token(self, token: str) -> None:
-        await self._users.delete_registration_token(token)
+    async def delete_token(self, registration_token: str) -> None:
+        await self._users.delete_registration_token(registration_token)
