@@ -12,15 +12,17 @@ from typing import Any, Protocol
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 
 from .cache import CacheBudget
 from .client_api.keys import KeysRoutes, RequireUIA
-from .client_api.login import LoginSection
-from .client_api.register import RegisterSection
+from .client_api.last_seen import LastSeen
 from .client_api.room_keys import RoomKeysRoutes
 from .client_api.rooms import RoomRoutes
+from .client_api.routes import account_routes
 from .client_api.settings import CaptchaSettings, ClientSettings, Turn
 from .client_api.to_device import ToDeviceRoutes
 from .client_api.uia import PASSWORD, InteractiveAuth
@@ -52,6 +54,8 @@ from .web.site import make_root
 from .world import World
 
 log = Logger()
+
+PRUNE_SECONDS = 3600
 
 DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
 """The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
@@ -170,14 +174,14 @@ class Parts:
         to_keys.connect(self.keys)
         self.components: list[Component] = [self.users, self.rooms, self.sync, self.media]
         self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
+        self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
+        self._prune_keys.clock = world.time
         for component in self.components:
             component.prepare()
 
         settings = client_settings(config)
         auth = InteractiveAuth(users, world, settings)
         sections: list[Any] = [
-            LoginSection(users, settings, auth),
-            RegisterSection(users, settings, auth, world),
             RoomRoutes(rooms, users, world.clock, server_name),
             KeysRoutes(keys, password_again(auth)),
             RoomKeysRoutes(keys),
@@ -186,11 +190,13 @@ class Parts:
             self.media,
             MonitorRoutes([lambda: self.queue.degraded]),
         ]
+        self.last_seen = LastSeen(users, world)
         metrics = Metrics(budget)
         self.routes = client_paths(row for section in sections for row in section.routes())
+        self.routes += account_routes(settings, users, rooms, client, world, auth)
         self.root = make_root(
             self.routes,
-            TokenAuthenticator(users),
+            TokenAuthenticator(users, self.last_seen),
             limiter(config, world),
             metrics.observe,
             metrics_resource(config, metrics),
@@ -202,17 +208,32 @@ class Parts:
         await self.queue.start()
         for component in self.components:
             await component.start()
+        self.users.unread_store.on_stored = self._users_reached
+        self._users_reached(await self.users.unread_store.stored_position())
         for relay in self.relays:
             await relay.start()
+        self.last_seen.start()
+        self._prune_keys.start(PRUNE_SECONDS, now=False)
+
+    def _users_reached(self, position: int) -> None:
+        """The user component has stored what follows from room events up to this position."""
+        self.relays[0].consumed("UserAPIRoomServerConsumer", position)
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
+        if self._prune_keys.running:
+            self._prune_keys.stop()
+        await self.last_seen.stop()
         for relay in self.relays:
             relay.stop()
         for component in reversed(self.components):
             await _ended(component.stop())
         await self.queue.stop()
         self.databases.close()
+
+
+def unpruned(failure: Failure) -> None:
+    log.failure("what is kept for a while only could not be deleted", failure=failure)
 
 
 async def _ended(stopping: Any) -> None:

@@ -27,6 +27,14 @@ from dendrite_tw.web.routes import Access, Endpoint, Route
 from dendrite_tw.world import World, test_world
 
 
+class Wire(StringTransport):
+    """A transport into a string that, as a socket does, lets a producer go that never came."""
+
+    def unregisterProducer(self) -> None:
+        if self.producer is not None:
+            super().unregisterProducer()
+
+
 class Answer:
     """What came back for a request so far."""
 
@@ -97,7 +105,7 @@ class Web:
         if token is not None:
             lines.append(f"Authorization: Bearer {token}")
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        transport = StringTransport(
+        transport = Wire(
             hostAddress=IPv4Address("TCP", "127.0.0.1", 8008), peerAddress=IPv4Address("TCP", "192.0.2.1", 4242)
         )
         channel = self.site.buildProtocol(None)

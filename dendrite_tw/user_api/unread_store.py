@@ -8,6 +8,7 @@ What is read from disk is completed with what is still on its way there.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
@@ -66,6 +67,8 @@ class UnreadStore:
         self._waiting = Batch()
         self._leaving: Batch | None = None
         self._lock = DeferredLock()
+        self.on_stored: Callable[[int], None] = lambda position: None
+        """Is told of the position up to which all is stored, each time it is."""
 
     # --- questions ---
 
@@ -209,6 +212,7 @@ class UnreadStore:
         self._leaving = batch
         try:
             await self._database.write(_store, batch)
+            self.on_stored(batch.position)
         except BaseException:
             batch.follow(self._waiting)
             self._waiting = batch
