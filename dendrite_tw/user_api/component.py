@@ -26,7 +26,7 @@ from .receipts import Receipts
 from .registration_tokens import RegistrationTokens
 from .settings import UserSettings
 from .tables import unread as unread_table
-from .tokens import DeviceHook, Tokens
+from .tokens import DeviceHook, DeviceIdCheck, Tokens
 from .unread import PRUNE_SECONDS, UnreadCounts
 from .unread_store import UnreadStore
 from .verdicts import Judge
@@ -40,8 +40,8 @@ class UserComponent:
     """Everything about local users, over one database and one outbox.
 
     It is a `UserAPI`: each method is that of the part which knows.  Whoever keeps more of users
-    in the same database (their keys) adds to ``on_device_deleted`` and ``on_account_deactivated``,
-    which run in the transaction of the change.
+    in the same database (their keys) adds to ``on_device_deleted``, ``on_device_renamed``,
+    ``is_device_id_taken`` and ``on_account_deactivated``, which run in the transaction of the change.
     """
 
     def __init__(
@@ -71,6 +71,8 @@ class UserComponent:
         self._pruning = LoopingCall(self._prune)
         self._pruning.clock = world.time
         self.on_device_deleted: list[DeviceHook] = self.tokens.on_device_deleted
+        self.on_device_renamed: list[DeviceHook] = self.tokens.on_device_renamed
+        self.is_device_id_taken: list[DeviceIdCheck] = self.tokens.is_device_id_taken
         self.on_account_deactivated: list[AccountHook] = self.accounts.on_account_deactivated
         self.on_account_deactivated.append(self._forget_deactivated)
         if settings.auto_join_rooms:

@@ -33,7 +33,10 @@ TOKEN_LENGTH = 43
 DEVICE_ID_LENGTH = 10
 
 DeviceHook = Callable[[Transaction, str, str], Awaitable[None]]
-"""Told in the transaction that deletes a device: user ID and device ID."""
+"""Told in the transaction that deletes or renames a device: user ID and device ID."""
+
+DeviceIdCheck = Callable[[Transaction, str, str], Awaitable[bool]]
+"""Asked in the transaction that makes a device whether its ID is something else's already."""
 
 
 def digest(token: str) -> bytes:
@@ -68,6 +71,8 @@ class Tokens:
         self._digests: dict[str, set[bytes]] = {}
         self._changes = 0
         self.on_device_deleted: list[DeviceHook] = []
+        self.on_device_renamed: list[DeviceHook] = []
+        self.is_device_id_taken: list[DeviceIdCheck] = []
 
     # --- whose token is it ---
 
@@ -188,6 +193,9 @@ class Tokens:
     ) -> int:
         if await sessions.device_count(txn, user_id) >= DEVICES_LIMIT:
             raise MatrixError(403, "M_FORBIDDEN", f"A user may have {DEVICES_LIMIT} devices at most.")
+        for is_taken in self.is_device_id_taken:
+            if await is_taken(txn, user_id, device_id):
+                raise MatrixError(403, "M_FORBIDDEN", "The device ID is that of a cross-signing key.")
         now = self._clock.now_ms()
         name = check_display_name(display_name)
         return await sessions.insert_device(txn, user_id, device_id, name, now, now if ip else 0, ip, user_agent)
@@ -201,6 +209,8 @@ class Tokens:
         if await sessions.device(txn, user_id, device_id) is not None:
             if display_name is not None:
                 await sessions.rename_device(txn, user_id, device_id, check_display_name(display_name))
+                for hook in self.on_device_renamed:
+                    await hook(txn, user_id, device_id)
         elif create:
             await self._insert_device(txn, user_id, check_device_id(device_id), display_name, "", "")
         else:
