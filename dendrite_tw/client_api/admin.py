@@ -5,7 +5,7 @@ Client-Server API, "Server Administration"; Dendrite's admin API.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -16,6 +16,7 @@ from .settings import ClientSettings
 
 DENDRITE = "/_dendrite/admin"
 DEFAULT_TOKEN_LENGTH = 16
+LARGEST_NUMBER = 2**53 - 1
 
 
 class LockedBody(msgspec.Struct):
@@ -31,11 +32,14 @@ class ResetBody(msgspec.Struct, kw_only=True):
     logout_devices: bool = False
 
 
+Number = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_NUMBER)]
+
+
 class NewTokenBody(msgspec.Struct, kw_only=True):
     token: str | None = None
-    uses_allowed: int | None = None
-    expiry_time: int | None = None
-    length: int = DEFAULT_TOKEN_LENGTH
+    uses_allowed: Number | None = None
+    expiry_time: Number | None = None
+    length: Number = DEFAULT_TOKEN_LENGTH
 
 
 class ValidQuery(msgspec.Struct):
@@ -156,8 +160,8 @@ class AdminSection:
         values = {"uses_allowed": old.uses_allowed, "expiry_time": old.expiry_time}
         for name in values.keys() & body.keys():
             value = body[name]
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise bad_json(f"{name} must be a number or null.")
+            if value is not None and (type(value) is not int or not 0 <= value <= LARGEST_NUMBER):
+                raise bad_json(f"{name} must be a number of 0 or more, or null.")
             values[name] = value
         return await self._users.update_registration_token(
             registration_token, values["uses_allowed"], values["expiry_time"]
