@@ -142,7 +142,7 @@ class Parts:
 
         user_database = self.databases.of("user_api")
         self.users = UserComponent(
-            user_settings(config), user_database, Outbox("user_api", user_database), client, world, rooms
+            user_settings(config), user_database, Outbox("user_api", user_database), client, world, rooms, budget
         )
         self.rooms = RoomComponent(
             database=self.databases.of("room_server"),

@@ -7,6 +7,7 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
 from ..database.outbox import Outbox
@@ -52,19 +53,20 @@ class UserComponent:
         queue: Any,
         world: World,
         rooms: RoomAPI,
+        budget: CacheBudget,
         appservices: AppServices | None = None,
     ) -> None:
         self.settings = settings
         self.database = database
         self.outbox = outbox
         services = appservices or AppServices()
-        self.tokens = Tokens(settings, database, world)
+        self.tokens = Tokens(settings, database, world, budget)
         self.accounts = Accounts(settings, database, world, self.tokens, services, rooms)
         self.profiles = Profiles(database, rooms, self.accounts)
-        self.data = AccountData(database, outbox)
+        self.data = AccountData(database, outbox, budget)
         self.rules = PushRules(database, self.data)
-        self.unread_store = UnreadStore(database)
-        judge = Judge(settings, rooms, self.rules, self.profiles)
+        self.unread_store = UnreadStore(database, budget)
+        judge = Judge(settings, rooms, self.rules, self.profiles, budget)
         self.counts = UnreadCounts(settings, self.unread_store, judge, self.rules, rooms, world)
         self.receipts = Receipts(settings, database, outbox, self.data, self.unread_store, rooms, world)
         self._queue = queue
