@@ -157,7 +157,7 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     ``device_id`` and ``transaction_id`` name the client's transaction: sent
     again, it yields the first event's ID.  ``timestamp`` is for application
-    services.
+    services; ``is_guest`` matters where the event is the sender's own join.
     """
 
     room_id: str
@@ -169,6 +169,7 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
     device_id: str | None = None
     transaction_id: str | None = None
     timestamp: int | None = None
+    is_guest: bool = False
 
 
 class MembershipChange(msgspec.Struct, frozen=True, kw_only=True):

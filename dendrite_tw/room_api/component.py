@@ -9,7 +9,7 @@ from ..database.outbox import Outbox
 from ..matrix.keys import SigningKey
 from ..user_api.api import UserAPI
 from ..world import World
-from .actions import Actions
+from .actions import Actions, to_the_end
 from .directory import Directory
 from .input import RoomWriter
 from .queries import Queries
@@ -47,6 +47,7 @@ class RoomComponent:
             database=database,
             outbox=self.outbox,
             names=names,
+            rooms=self.rooms,
             store=store,
             clock=world.clock,
             random=world.random,
@@ -92,17 +93,17 @@ class RoomComponent:
             clock=world.clock,
             server_name=server_name,
         )
-        self.create_room = actions.create_room
-        self.send = actions.send
-        self.change_membership = actions.change_membership
-        self.forget = actions.forget
-        self.update_profile = actions.update_profile
+        self.create_room = to_the_end(actions.create_room)
+        self.send = to_the_end(actions.send)
+        self.change_membership = to_the_end(actions.change_membership)
+        self.forget = to_the_end(actions.forget)
+        self.update_profile = to_the_end(actions.update_profile)
         self.resolve_alias = directory.resolve_alias
         self.aliases = directory.aliases
-        self.create_alias = directory.create_alias
-        self.delete_alias = directory.delete_alias
+        self.create_alias = to_the_end(directory.create_alias)
+        self.delete_alias = to_the_end(directory.delete_alias)
         self.published = directory.published
-        self.set_published = directory.set_published
+        self.set_published = to_the_end(directory.set_published)
         self.public_rooms = directory.public_rooms
         self.room_summary = directory.room_summary
         self.memberships = queries.memberships

@@ -65,7 +65,9 @@ class Directory:
 
     async def aliases(self, room_id: str, user_id: str) -> list[str]:
         """The local aliases of a room, for one who is in it or may look into it."""
-        room = await self._known(room_id)
+        room = await self._rooms.find(room_id)
+        if room is None:
+            raise forbidden("You are not in this room.")
         membership = await self._viewer.require_member(room.room_nid, user_id)
         if membership is not None and membership.membership != "join":
             raise forbidden("You are not in this room.")
