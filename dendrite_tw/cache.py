@@ -72,6 +72,11 @@ class Cache(Generic[K, V]):
             self._values.move_to_end(key)
             return found[0]
 
+    def peek(self, key: K) -> V | None:
+        """The value at `key`, without counting that as a use of it."""
+        found = self._values.get(key)
+        return None if found is None else found[0]
+
     def put(self, key: K, value: V) -> None:
         """Remember `value`, in place of what stood at `key`."""
         size = self._size(value)

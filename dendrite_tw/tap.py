@@ -182,16 +182,11 @@ def check_file_limit() -> None:
 
 def http_factory(root: IResource) -> Factory:
     """The protocol factory that serves a tree of resources: HTTP/1.1 without an access log."""
-    from twisted.web.server import Site
+    from twisted.internet import reactor
 
-    class QuietSite(Site):
-        noisy = False
-        displayTracebacks = False
+    from dendrite_tw.web.site import make_site
 
-        def log(self, request: Any) -> None:
-            """Leave access logs to the reverse proxy: they cost more than the parsing."""
-
-    return cast("Factory", QuietSite(root))
+    return cast("Factory", make_site(cast(Any, root), reactor))
 
 
 class Listener(Service):

@@ -21,6 +21,7 @@ from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.user_api.api import Caller
 from dendrite_tw.web.auth import access_token, require, unknown_token
+from dendrite_tw.web.bodies import BoundedSite, apis_below
 from dendrite_tw.web.resource import ApiResource, Exchange
 from dendrite_tw.web.routes import Access, Endpoint, Route
 from dendrite_tw.world import World, test_world
@@ -63,6 +64,11 @@ class Answer:
     def errcode(self) -> Any:
         return self.json["errcode"]
 
+    @property
+    def disconnecting(self) -> bool:
+        """Whether the server closed the connection."""
+        return self._transport.disconnecting
+
     def __repr__(self) -> str:
         return f"Answer({self._transport.value()!r})"
 
@@ -72,8 +78,10 @@ class Web:
 
     def __init__(self, root: IResource, clock: Clock) -> None:
         self.clock = clock
-        self._site = Site(root, reactor=clock)
-        self._site.displayTracebacks = False
+        self.site: Site = BoundedSite(
+            root, [(b"", root.api)] if isinstance(root, Root) else apis_below(root), reactor=clock
+        )
+        self.site.displayTracebacks = False
 
     def request(
         self,
@@ -92,7 +100,7 @@ class Web:
         transport = StringTransport(
             hostAddress=IPv4Address("TCP", "127.0.0.1", 8008), peerAddress=IPv4Address("TCP", "192.0.2.1", 4242)
         )
-        channel = self._site.buildProtocol(None)
+        channel = self.site.buildProtocol(None)
         channel.makeConnection(transport)
         channel.dataReceived("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
         return Answer(transport)
@@ -157,10 +165,10 @@ class Root(Resource):
 
     def __init__(self, api: ApiResource) -> None:
         super().__init__()
-        self._api = api
+        self.api = api
 
     def getChild(self, path: bytes, request: Any) -> ApiResource:
-        return self._api
+        return self.api
 
 
 def serve(routes: Iterable[Route], clock: Clock, callers: Mapping[str, Caller] | None = None) -> Web:

@@ -283,6 +283,15 @@ class RoomAPI(Protocol):
 
     async def room_view(self, room_id: str, timeline_limit: int) -> RoomView: ...
 
+    async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
+        """The position of the newest live event in each of these rooms."""
+
+    async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
+        """What one who is invited or knocks is shown of a room: stripped state events as JSON, theirs among them."""
+
+    async def pdus(self, event_ids: Sequence[str]) -> dict[str, bytes]:
+        """Stored events among these IDs as they travel between servers; no visibility applied."""
+
     async def timeline(
         self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None
     ) -> tuple[list[RoomEvent], bool]:

@@ -111,6 +111,9 @@ class RoomComponent:
         self.joined_users = queries.joined_users
         self.shares_room = queries.shares_room
         self.room_view = queries.room_view
+        self.newest_positions = queries.newest_positions
+        self.stripped_state = queries.stripped_state
+        self.pdus = queries.pdus
         self.timeline = queries.timeline
         self.state_at = queries.state_at
         self.state_before = queries.state_before
@@ -132,6 +135,12 @@ class RoomComponent:
         """Bring the database up to date and take up its positions; before the reactor runs."""
         self.database.prepare(migrate, "room_api", steps_of("dendrite_tw.room_api"))
         self.database.prepare(self.outbox.create)
+
+    async def start(self) -> None:
+        """Nothing is consumed here; rooms are loaded when they are asked for."""
+
+    async def stop(self) -> None:
+        """Nothing is kept in memory that is not on disk."""
 
     async def position(self) -> int:
         """The newest position that is on disk."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import orjson
+
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
+from ..matrix.events import stripped
 from .api import Context, EventFilter, Membership, Page, RoomEvent, RoomView, timeline_token
 from .paging import Place, chosen, parse_token
 from .room import Rooms
@@ -23,6 +26,20 @@ from .tables.names import Names, Slot
 from .viewing import Viewer
 
 MEMBER = "m.room.member"
+
+STRIPPED_STATE = tuple(
+    (type, "")
+    for type in (
+        "m.room.create",
+        "m.room.join_rules",
+        "m.room.canonical_alias",
+        "m.room.avatar",
+        "m.room.name",
+        "m.room.topic",
+        "m.room.encryption",
+    )
+)
+"""What the specification recommends to show of a room before it is joined."""
 
 PAGE_LIMIT = 1000
 """Events in one page at the most."""
@@ -101,6 +118,27 @@ class Queries:
             timeline=await self._shown.show_in(txn, newest[:limit][::-1]),
             complete=len(newest) <= limit,
         )
+
+    async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
+        """The position of the newest live event in each of these rooms."""
+        rows = await self._database.read(room_table.newest_positions, room_ids)
+        return {row.room_id: row.position for row in rows}
+
+    async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
+        """What one who is invited or knocks is shown of a room."""
+        room = await self._rooms.get(room_id)
+        slots = [*STRIPPED_STATE, (MEMBER, user_id)]
+        nids = await self._look_up(room.head.chain.snapshot_nid, slots)
+        events = await self._store.by_nid(nids)
+        inviter = next((event.sender for event in events.values() if event.state_key == user_id), None)
+        if inviter is not None and inviter != user_id:
+            found = await self._look_up(room.head.chain.snapshot_nid, [(MEMBER, inviter)])
+            events |= await self._store.by_nid(found)
+        return [orjson.dumps(stripped(event)) for event in events.values()]
+
+    async def pdus(self, event_ids: Sequence[str]) -> dict[str, bytes]:
+        """Stored events as they travel between servers."""
+        return {row.event_id: row.pdu for row in await self._store.rows(event_ids)}
 
     async def timeline(
         self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None

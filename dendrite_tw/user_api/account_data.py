@@ -93,8 +93,12 @@ class AccountData:
         if old is None and await table.count(txn, user_id) >= ACCOUNT_DATA_COUNT_LIMIT:
             raise MatrixError(403, "M_FORBIDDEN", "There is no room for more account data; reuse some.")
         shown = _for_client(user_id, room_id, type, content)
-        change = AccountDataChange(user_id=user_id, room_id=room_id, type=type, content=shown)
-        position = await self._outbox.append(txn, OUTPUT_CLIENT_DATA, msgspec.msgpack.encode(change))
+
+        def change(position: int) -> bytes:
+            told = AccountDataChange(user_id=user_id, room_id=room_id, type=type, content=shown, position=position)
+            return msgspec.msgpack.encode(told)
+
+        position = await self._outbox.append(txn, OUTPUT_CLIENT_DATA, change)
         await table.put(txn, user_id, room_id, type, content, position)
         if type == IGNORED_USERS and not room_id:
             txn.after_commit(lambda: self.forget(user_id))

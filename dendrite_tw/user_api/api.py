@@ -201,10 +201,20 @@ class ToDeviceMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyChange(msgspec.Struct, frozen=True, kw_only=True):
-    """The devices or cross-signing keys of a user changed."""
+    """The devices or cross-signing keys of a user changed.
+
+    ``device_id`` names the device, empty where it was the cross-signing keys (or a
+    remote user, whose device is not known); ``previous`` is the position of
+    this user's change before.  ``only_for`` is set where only that user may
+    see the change: they signed the master key of ``user_id``.
+    """
 
     user_id: str
     position: int = 0
+    device_id: str = ""
+    deleted: bool = False
+    previous: int = 0
+    only_for: str = ""
 
 
 class Unread(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,6 +240,70 @@ class KeyCounts(msgspec.Struct, frozen=True, kw_only=True):
 
     one_time_keys: dict[str, int]
     unused_fallback_types: list[str]
+
+
+class QueriedKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``/keys/query`` answers; keys are JSON objects, ready to be spliced."""
+
+    device_keys: dict[str, dict[str, bytes]] = {}
+    master_keys: dict[str, bytes] = {}
+    self_signing_keys: dict[str, bytes] = {}
+    user_signing_keys: dict[str, bytes] = {}
+    failures: dict[str, dict[str, Any]] = {}
+    """Server name to what went wrong with it."""
+
+
+class ClaimedKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``/keys/claim`` answers: user, device, ``algorithm:key_id``, JSON of the key."""
+
+    one_time_keys: dict[str, dict[str, dict[str, bytes]]] = {}
+    failures: dict[str, dict[str, Any]] = {}
+
+
+class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A device with identity keys (JSON)."""
+
+    device_id: str
+    keys: bytes
+    display_name: str | None = None
+
+
+class DeviceList(msgspec.Struct, frozen=True, kw_only=True):
+    """All devices of a local user that have identity keys, as other servers are told."""
+
+    user_id: str
+    stream_id: int
+    devices: list[DeviceEntry]
+    master_key: bytes | None = None
+    self_signing_key: bytes | None = None
+
+
+class BackupInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A backup of room keys; ``auth_data`` is JSON."""
+
+    version: str
+    algorithm: str
+    auth_data: bytes
+    count: int
+    etag: str
+
+
+class BackupKey(msgspec.Struct, frozen=True, kw_only=True):
+    """The key of a Megolm session; ``session_data`` is JSON that the server cannot read."""
+
+    room_id: str
+    session_id: str
+    first_message_index: int
+    forwarded_count: int
+    is_verified: bool
+    session_data: bytes
+
+
+class BackupState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a change of a backup answers."""
+
+    count: int
+    etag: str
 
 
 class UserAPI(Protocol):
@@ -418,6 +492,9 @@ class UserAPI(Protocol):
         ``threads`` to them where the client did not ask for threads apart.
         """
 
+    async def forget_room(self, room_id: str) -> int:
+        """Delete receipts and unread counts of a room that is purged; returns how many rows went."""
+
     async def ignored_users(self, user_id: str) -> frozenset[str]: ...
 
 
@@ -439,3 +516,84 @@ class KeyAPI(Protocol):
         """Users whose keys changed in (after, upto], local and remote."""
 
     async def key_counts(self, user_id: str, device_id: str) -> KeyCounts: ...
+
+    async def signatures_since(self, user_id: str, after: int, upto: int) -> list[str]:
+        """Users whose master key `user_id` signed in (after, upto]: changed in the eyes of `user_id` alone."""
+
+    # --- keys of devices ---
+
+    async def upload_keys(
+        self,
+        user_id: str,
+        device_id: str,
+        device_keys: dict[str, Any] | None,
+        one_time_keys: dict[str, Any],
+        fallback_keys: dict[str, Any],
+    ) -> KeyCounts:
+        """Store what ``/keys/upload`` brings, all of it or nothing; `MatrixError` says what is wrong with it."""
+
+    async def query_keys(
+        self, requester: str, device_keys: dict[str, list[str]], timeout_ms: int, local_only: bool = False
+    ) -> QueriedKeys:
+        """The keys of users' devices (an empty list: of all) and their cross-signing keys, as `requester` may see them.
+
+        Users of other servers are asked for within `timeout_ms`, unless `local_only`.
+        """
+
+    async def claim_keys(
+        self, one_time_keys: dict[str, dict[str, str]], timeout_ms: int, local_only: bool = False
+    ) -> ClaimedKeys:
+        """Take a one-time key (user, device, algorithm) of each; a fallback key where none is left."""
+
+    async def device_list(self, user_id: str) -> DeviceList:
+        """All devices with keys of a local user, for ``/user/devices`` of the federation."""
+
+    async def remote_keys_changed(self, user_ids: list[str]) -> None:
+        """Users of other servers changed their devices or cross-signing keys; tell those who share rooms."""
+
+    # --- cross-signing ---
+
+    async def upload_cross_signing_keys(self, user_id: str, keys: dict[str, dict[str, Any]], replace: bool) -> bool:
+        """Store keys by usage (``master``, ``self_signing``, ``user_signing``).
+
+        Returns `False`, with nothing stored, where that would put a new key beside or in the
+        place of existing ones and `replace` was not granted.
+        """
+
+    async def upload_signatures(
+        self, user_id: str, signed: dict[str, dict[str, Any]]
+    ) -> dict[str, dict[str, dict[str, str]]]:
+        """Add signatures to keys: user, key, signed JSON; returns user, key, error of those that failed."""
+
+    # --- messages between devices ---
+
+    async def send_to_device(
+        self, sender: str, device_id: str, event_type: str, txn_id: str, messages: dict[str, dict[str, Any]]
+    ) -> None:
+        """Send messages (user, device or ``*``, content), once for each `txn_id` of a device and type.
+
+        For a sender of another server `device_id` is empty, `txn_id` the EDU's ``message_id``, and only users
+        of this server are reached.
+        """
+
+    # --- backup of room keys ---
+
+    async def create_backup(self, user_id: str, algorithm: str, auth_data: bytes) -> str:
+        """Make a backup, now the current one; returns its version."""
+
+    async def backup(self, user_id: str, version: str | None) -> BackupInfo:
+        """A backup, or (`None`) the current one; ``M_NOT_FOUND`` where there is none."""
+
+    async def update_backup(self, user_id: str, version: str, algorithm: str, auth_data: bytes) -> None: ...
+
+    async def delete_backup(self, user_id: str, version: str) -> None: ...
+
+    async def put_backup_keys(self, user_id: str, version: str, keys: list[BackupKey]) -> BackupState:
+        """Store keys where they are better than those that are there; ``M_WRONG_ROOM_KEYS_VERSION`` …"""
+
+    async def backup_keys(self, user_id: str, version: str, room_id: str | None, session_id: str | None) -> bytes:
+        """JSON: all rooms, the sessions of a room, or one key (``M_NOT_FOUND`` without it)."""
+
+    async def delete_backup_keys(
+        self, user_id: str, version: str, room_id: str | None, session_id: str | None
+    ) -> BackupState: ...

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
 from ..database.outbox import Outbox
@@ -15,14 +18,20 @@ from .accounts import AccountHook, Accounts
 from .appservices import AppServices
 from .auto_join import AutoJoin
 from .devices import Devices
+from .notifications import Notifications
 from .profiles import Profiles
 from .push_rules import PushRules
 from .pushers import Pushers
+from .receipts import Receipts
 from .registration_tokens import RegistrationTokens
 from .settings import UserSettings
-from .tables import account_data as account_data_table
-from .tables import receipts as receipts_table
+from .tables import unread as unread_table
 from .tokens import DeviceHook, Tokens
+from .unread import PRUNE_SECONDS, UnreadCounts
+from .unread_store import UnreadStore
+from .verdicts import Judge
+
+log = Logger()
 
 PACKAGE = "dendrite_tw.user_api"
 
@@ -32,8 +41,7 @@ class UserComponent:
 
     It is a `UserAPI`: each method is that of the part which knows.  Whoever keeps more of users
     in the same database (their keys) adds to ``on_device_deleted`` and ``on_account_deactivated``,
-    which run in the transaction of the change, and to ``floors``: questions for the highest
-    position that a table knows.
+    which run in the transaction of the change.
     """
 
     def __init__(
@@ -49,22 +57,29 @@ class UserComponent:
         self.settings = settings
         self.database = database
         self.outbox = outbox
-        self.floors = [account_data_table.highest_position, receipts_table.highest_position]
         services = appservices or AppServices()
         self.tokens = Tokens(settings, database, world)
         self.accounts = Accounts(settings, database, world, self.tokens, services, rooms)
         self.profiles = Profiles(database, rooms, self.accounts)
         self.data = AccountData(database, outbox)
         self.rules = PushRules(database, self.data)
+        self.unread_store = UnreadStore(database)
+        judge = Judge(settings, rooms, self.rules, self.profiles)
+        self.counts = UnreadCounts(settings, self.unread_store, judge, self.rules, rooms, world)
+        self.receipts = Receipts(settings, database, outbox, self.data, self.unread_store, rooms, world)
+        self._queue = queue
+        self._pruning = LoopingCall(self._prune)
+        self._pruning.clock = world.time
         self.on_device_deleted: list[DeviceHook] = self.tokens.on_device_deleted
         self.on_account_deactivated: list[AccountHook] = self.accounts.on_account_deactivated
         self.on_account_deactivated.append(self._forget_deactivated)
         if settings.auto_join_rooms:
             self.accounts.on_registered.append(AutoJoin(settings, rooms, self.profiles).join)
-        self._offer(Devices(database), Pushers(database, world), RegistrationTokens(database, world))
+        self._offer_accounts(Devices(database), RegistrationTokens(database, world))
+        self._offer_data(Pushers(database, world), Notifications(database, self.unread_store, rooms))
 
-    def _offer(self, devices: Devices, pushers: Pushers, registration_tokens: RegistrationTokens) -> None:
-        """The methods of `UserAPI`, each from the part that has it."""
+    def _offer_accounts(self, devices: Devices, registration_tokens: RegistrationTokens) -> None:
+        """The methods of `UserAPI` about accounts and sessions, each from the part that has it."""
         self.caller_of = self.accounts.caller_of
         self.session_of = self.tokens.session_of
         self.acting_as = self.accounts.acting_as
@@ -92,6 +107,9 @@ class UserComponent:
         self.delete_devices = self.tokens.delete_devices
         self.new_openid_token = self.tokens.new_openid_token
         self.owner_of_openid_token = self.tokens.owner_of_openid_token
+
+    def _offer_data(self, pushers: Pushers, notifications: Notifications) -> None:
+        """The methods of `UserAPI` about users' data."""
         self.profile = self.profiles.profile
         self.profile_fields = self.profiles.profile_fields
         self.set_profile_field = self.profiles.set_profile_field
@@ -111,6 +129,11 @@ class UserComponent:
         self.pushers = pushers.pushers
         self.put_pusher = pushers.put_pusher
         self.delete_pusher = pushers.delete_pusher
+        self.put_receipts = self.receipts.put_receipts
+        self.read_up_to = self.receipts.read_up_to
+        self.receipts_since = self.receipts.receipts_since
+        self.unread = self.counts.unread
+        self.notifications = notifications.notifications
 
     async def position(self) -> int:
         return self.outbox.position
@@ -128,10 +151,21 @@ class UserComponent:
 
     async def start(self) -> None:
         """Take up what an earlier run left, and begin to consume."""
-        highest = [await self.database.read(floor) for floor in self.floors]
-        await self.outbox.load(max(highest))
         await self.rules.load()
+        await self.counts.start(self._queue)
+        self._pruning.start(PRUNE_SECONDS, now=False)
         await self.accounts.resume()
 
     async def stop(self) -> None:
-        """Store what is only in memory."""
+        """Consume no more, and store what is only in memory."""
+        if self._pruning.running:
+            self._pruning.stop()
+        await self.counts.stop()
+
+    async def forget_room(self, room_id: str) -> int:
+        """Delete everything about a room that is purged; returns the number of rows that went."""
+        return await self.receipts.delete_room(room_id) + await self.unread_store.delete_room(room_id)
+
+    def _prune(self) -> None:
+        pruned = self.database.write(unread_table.prune, self.counts.oldest_kept())
+        pruned.addErrback(lambda failure: log.failure("old notifications could not be deleted", failure=failure))

@@ -8,7 +8,6 @@ becomes the specification's JSON here and nowhere else.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -17,14 +16,14 @@ import msgspec
 import orjson
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
-from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from ..matrix.errors import MatrixError, invalid_param, too_large
+from ..matrix.errors import MatrixError, invalid_param, not_found, too_large
 from ..user_api.api import Caller
-from .routes import Access, Endpoint, Response, Route, RouteTree
+from .files import FilePart, narrow, send
+from .routes import Access, BodyFile, Endpoint, Response, Route, RouteTree
 
 log = Logger()
 
@@ -33,6 +32,8 @@ CORS_HEADERS = (
     (b"Access-Control-Allow-Methods", b"GET, POST, PUT, DELETE, OPTIONS"),
     (b"Access-Control-Allow-Headers", b"X-Requested-With, Content-Type, Authorization"),
 )
+
+COPY_BYTES = 1 << 16
 
 QUERY_FIELD_LIMIT = 200
 """How many fields a query string may have."""
@@ -103,6 +104,24 @@ class Exchange:
     def body(self) -> bytes:
         content = self.request.content
         return content.read() if content is not None else b""
+
+    def body_file(self) -> BodyFile:
+        """The file that the body was written to, for a route with ``body_file``.
+
+        A site that writes bodies elsewhere first (`bodies.BoundedSite` does not) costs a copy here.
+        """
+        opener = self.endpoint.route.body_file
+        assert opener is not None
+        written: BodyFile | None = getattr(self.request, "body_file", None)
+        if written is not None:
+            return written
+        copy, content = opener(), self.request.content
+        self.request.notifyFinish().addBoth(lambda _: copy.close())
+        while content is not None and (piece := content.read(COPY_BYTES)):
+            copy.write(piece)
+            if copy.tell() > self.endpoint.route.body_limit:
+                raise body_too_large(self.endpoint.route.body_limit)
+        return copy
 
     @property
     def ip(self) -> str:
@@ -175,6 +194,19 @@ class ApiResource(Resource):
         answer.addErrback(self._lost, request)
         return NOT_DONE_YET
 
+    def endpoint_of(self, method: bytes, uri: bytes) -> Endpoint | None:
+        """The endpoint that a request will reach, if any: asked before its body is read."""
+        try:
+            return self.tree.find(method.decode("ascii", "replace"), uri.partition(b"?")[0])[0]
+        except MatrixError:
+            return None
+
+    async def admit(self, request: Request, endpoint: Endpoint) -> None:
+        """Hold a request's head, before its body is read, against the endpoint's `Access`; `MatrixError` if refused."""
+        if endpoint.route.access is not Access.PUBLIC:
+            exchange = Exchange(request, endpoint, self._real_ip_header)
+            await self._authenticator.caller(endpoint.route.access, exchange)
+
     async def _answer(self, exchange: Exchange, values: list[str]) -> Response:
         endpoint = exchange.endpoint
         try:
@@ -199,13 +231,15 @@ class ApiResource(Resource):
             arguments["caller"] = caller
         if endpoint.wants_request:
             arguments["request"] = exchange
-        if endpoint.query is not None:
-            arguments["query"] = endpoint.query(exchange.pairs)
+        if route.body_file is not None:
+            arguments["body"] = exchange.body_file()
         if endpoint.body is not None:
             body = exchange.body
             if len(body) > route.body_limit:
-                raise too_large(f"The request body may have {route.body_limit} bytes at most.")
+                raise body_too_large(route.body_limit)
             arguments["body"] = endpoint.body(body)
+        if endpoint.query is not None:
+            arguments["query"] = endpoint.query(exchange.pairs)
         return await route.handler(**arguments)
 
     def _reply(self, response: Response, request: Request, endpoint: Endpoint) -> None:
@@ -225,10 +259,19 @@ def write(request: Request, response: Response, cors: bool) -> None:
     """Send `response` and finish the request, unless the client is gone."""
     if request._disconnected:
         return
+    part = None
+    if response.file is not None:
+        response = narrow(request.requestHeaders, response)
+    if response.file is not None and request.method != b"HEAD":
+        try:
+            part = FilePart(response.file, response.file_offset, response.file_length)
+        except OSError:
+            response = error_response(not_found("The file is gone."))
     headers = request.responseHeaders
     request.setResponseCode(response.status)
     headers.addRawHeader(b"Content-Type", response.content_type)
-    headers.addRawHeader(b"Content-Length", b"%d" % (len(response.body) + response.file_length))
+    if response.status != 304:
+        headers.addRawHeader(b"Content-Length", b"%d" % (len(response.body) + response.file_length))
     if cors:
         for name, value in CORS_HEADERS:
             headers.addRawHeader(name, value)
@@ -236,42 +279,15 @@ def write(request: Request, response: Response, cors: bool) -> None:
         headers.addRawHeader(name, value)
     if request.method != b"HEAD":
         request.write(response.body)
-        if response.file is not None:
-            _send_file(request, response)
+        if part is not None:
+            send(part, request)
             return
     request.finish()
 
 
-class _Part:
-    """The bytes of a file from here on, `length` of them."""
-
-    def __init__(self, path: str, offset: int, length: int) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115, PTH123
-        self._file.seek(offset)
-        self._left = length
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(min(size, self._left))
-        self._left -= len(data)
-        return data
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _send_file(request: Request, response: Response) -> None:
-    assert response.file is not None
-    part = _Part(response.file, response.file_offset, response.file_length)
-
-    def done(_: Any) -> None:
-        part.close()
-        if not request._disconnected:
-            with contextlib.suppress(RuntimeError):
-                request.finish()
-
-    sender = FileSender()
-    request.notifyFinish().addErrback(lambda _: part.close())
-    sender.beginFileTransfer(part, request).addBoth(done)
+def body_too_large(limit: int) -> MatrixError:
+    """The answer to a body of more than `limit` bytes."""
+    return too_large(f"The request body may have {limit} bytes at most.")
 
 
 def error_response(error: MatrixError) -> Response:

@@ -8,6 +8,8 @@ body checked against the annotation, `query` the query string likewise,
 `request` the exchange itself; every other parameter is a part of the path.
 What it returns becomes the answer: a dict or Struct is encoded as JSON,
 bytes are JSON already, a `Response` is sent as it is, `None` means ``{}``.
+A row for GET answers HEAD too.  A row with ``body_file`` has its bodies
+written to a file while they arrive; the handler's `body` is that file.
 
 The rows give dispatch, authentication, limits, labels of metrics, the
 manual's list, a reverse proxy's map, and the test against the specification.
@@ -20,7 +22,7 @@ import inspect
 import re
 import typing
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -55,6 +57,25 @@ class Limit(msgspec.Struct, frozen=True):
     name: str
 
 
+class BodyFile(Protocol):
+    """Where a body is written while it arrives.
+
+    The web closes it when the exchange is over, also where the client went
+    away or was refused; what a handler wants to keep, it must take before.
+    """
+
+    def write(self, data: bytes, /) -> Any:
+        """Append `data`; `MatrixError` where it may not grow so far, `OSError` where it cannot."""
+
+    def tell(self) -> int:
+        """How many bytes were written."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> Any:
+        """Called once with 0, when the body is complete."""
+
+    def close(self) -> None: ...
+
+
 class Route(msgspec.Struct, frozen=True):
     """A row of an API's table."""
 
@@ -65,13 +86,15 @@ class Route(msgspec.Struct, frozen=True):
     limit: Limit | None = None
     body_limit: int = DEFAULT_BODY_LIMIT
     cors: bool = True
+    body_file: Callable[[], BodyFile] | None = None
 
 
 class Response(msgspec.Struct):
     """An answer that is more than a JSON object with status 200.
 
     ``file`` names a file whose bytes from ``file_offset``, ``file_length`` of
-    them, follow ``body``; they are sent piece by piece.
+    them, follow ``body``; they are sent piece by piece.  The web answers
+    requests for a range of it, and conditional ones where it has an ``ETag``.
     """
 
     status: int = 200
@@ -107,7 +130,10 @@ class Endpoint:
             raise TypeError(f"{route.method} {route.path}: the handler takes {names}")
         self.wants_caller = "caller" in names
         self.wants_request = "request" in names
-        self.body = make_body_decoder(hints["body"]) if "body" in names else None
+        takes_json = "body" in names and route.body_file is None
+        self.body = make_body_decoder(hints["body"]) if takes_json else None
+        if route.body_file is not None and "body" not in names:
+            raise TypeError(f"{route.method} {route.path}: the handler takes no body")
         self.query = QueryDecoder(hints["query"]) if "query" in names else None
         self.label = route.path.rsplit("/_matrix/", 1)[-1]
 
@@ -232,7 +258,7 @@ class RouteTree:
             node.methods[endpoint.route.method] = endpoint
 
     def find(self, method: str, path: bytes) -> tuple[Endpoint, list[str]]:
-        """The endpoint and the decoded path parameters, in the order of the path.
+        """The endpoint and the decoded path parameters, in the order of the path; HEAD finds that of GET.
 
         ``M_UNRECOGNIZED`` with 404 for an unknown path, 405 for a wrong method.
         """
@@ -240,7 +266,7 @@ class RouteTree:
         if found is None:
             raise unrecognized()
         node, values = found
-        endpoint = node.methods.get(method)
+        endpoint = node.methods.get("GET" if method == "HEAD" else method)
         if endpoint is None:
             raise unrecognized(405, f"This endpoint does not answer {method}.")
         return endpoint, values

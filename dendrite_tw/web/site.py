@@ -14,6 +14,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from ..matrix.errors import unrecognized
+from .bodies import BoundedSite, apis_below
 from .resource import ApiResource, Authenticator, Limiter, Observer, error_response, write
 from .routes import Response, Route
 
@@ -100,7 +101,7 @@ def _plant(root: Resource, prefix: str, resource: Resource) -> None:
     node.putChild(leaf, resource)
 
 
-class QuietSite(Site):
+class QuietSite(BoundedSite):
     """A site without an access log, which costs a third of a small request."""
 
     displayTracebacks = False
@@ -117,4 +118,4 @@ class QuietSite(Site):
 
 def make_site(root: Resource, reactor: Any) -> Site:
     """What listens: HTTP/1.1 with keep-alive, idle connections closed after a minute."""
-    return QuietSite(root, reactor=reactor, timeout=90)
+    return QuietSite(root, apis_below(root), reactor=reactor, timeout=90)

@@ -21,7 +21,9 @@ class GrammarTests(SynchronousTestCase):
             ids.is_server_name,
             [
                 "matrix.org",
+                "matrix.org:65535",
                 "matrix.org:8888",
+                "255.255.255.255",
                 "1.2.3.4",
                 "1.2.3.4:1234",
                 "[1234:5678::abcd]",
@@ -39,6 +41,7 @@ class GrammarTests(SynchronousTestCase):
                 "matrix.org:123456",
                 "matrix.org:65536",
                 "under_score.example",
+                "1.2.3.256",
                 "1.2.3.400",
                 "[1.2.3.4",
                 "[]",

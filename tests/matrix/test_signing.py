@@ -36,6 +36,10 @@ class Base64Tests(SynchronousTestCase):
         self.assertRaises(ValueError, decode_base64, "+/8", urlsafe=True)
         for either in ("-_8", "+/8"):
             self.assertEqual(signing.decode_base64_either(either), b"\xfb\xff")
+        for either in ("-A", "+A"):
+            self.assertEqual(signing.decode_base64_either(either), b"\xf8")
+        for either in ("_A", "/A"):
+            self.assertEqual(signing.decode_base64_either(either), b"\xfc")
         self.assertRaises(ValueError, signing.decode_base64_either, "-/8")
 
     def test_refusals(self):

@@ -23,22 +23,28 @@ class Users:
         self.memory = Memory()
         self.clock = self.memory.clock
         self.database = self.memory.database()
-        self.outbox = Outbox("user_api", self.database)
         self.told: list[OutboxRow] = []
-        self.outbox.on_commit = self.told.extend
         self.queue = FakeQueue()
         self.rooms: Any = FakeRooms()
         self.settings = UserSettings(server_name="test", bcrypt_cost=4, **settings)
-        self.component = UserComponent(
+        self.appservices = AppServices(appservices)
+        self.component = self.made()
+
+    def made(self) -> UserComponent:
+        """A component on the database as it is, as after a start."""
+        self.outbox = Outbox("user_api", self.database)
+        self.outbox.on_commit = self.told.extend
+        component = UserComponent(
             self.settings,
             self.database,
             self.outbox,
             self.queue,
             self.memory.world,
             self.rooms,
-            AppServices(appservices),
+            self.appservices,
         )
-        self.component.prepare()
+        component.prepare()
+        return component
 
     def streams(self) -> list[str]:
         """The names of the streams that were told, in order."""
@@ -53,6 +59,11 @@ class UsersCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.users = Users(**self.settings)
         self.api = self.users.component
+        self.wait(self.api.start())
+
+    def restart(self) -> None:
+        """Start anew on what is on disk, as after a kill."""
+        self.api = self.users.component = self.users.made()
         self.wait(self.api.start())
 
     def wait(self, coroutine: Any) -> Any:

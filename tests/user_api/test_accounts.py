@@ -201,9 +201,9 @@ class Deactivation(UsersCase):
         self.wait(self.api.deactivate("@alice:test", False))
         self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
         self.users.rooms.change_membership = works
-        self.wait(self.api.start())
+        self.restart()
         self.assertEqual(["!a:test"], [change.room_id for change in self.users.rooms.changes])
-        self.wait(self.api.start())
+        self.restart()
         self.assertEqual(1, len(self.users.rooms.changes))
 
 
@@ -286,8 +286,7 @@ class Restart(UsersCase):
         self.wait(self.api.put_account_data("@alice:test", "", "a", b"{}"))
         before = self.wait(self.api.position())
         self.wait(self.users.outbox.delete_upto(before))
-        self.users.outbox.position = 0
-        self.wait(self.api.start())
+        self.restart()
         self.assertEqual(before, self.wait(self.api.position()))
 
     def test_an_empty_server_starts_at_nothing(self) -> None:

@@ -74,6 +74,20 @@ def room_by_nid(txn: Transaction, room_nid: int) -> None: ...
 def update_room(txn: Transaction, room_nid: int, depth: int, extremities: bytes, snapshot_nid: int) -> None: ...
 
 
+class NewestRow(msgspec.Struct, frozen=True):
+    room_id: str
+    position: int
+
+
+@many(
+    NewestRow,
+    "SELECT r.room_id, COALESCE((SELECT MAX(e.position) FROM events e WHERE e.room_nid = r.room_nid "
+    "AND e.status = 0), 0) FROM rooms r WHERE r.room_id = ANY(:room_ids)",
+)
+def newest_positions(txn: Transaction, room_ids: Sequence[str]) -> None:
+    """The position of the newest live event of each room."""
+
+
 # --- memberships ---
 
 

@@ -113,8 +113,10 @@ CREATE TABLE unread_log (
     event_id TEXT NOT NULL,
     sender TEXT NOT NULL,
     ts BIGINT NOT NULL,
+    highlight BIGINT NOT NULL,
     PRIMARY KEY (room_id, position)
 );
+CREATE INDEX unread_log_age ON unread_log (ts);
 
 -- Events whose outcome for one user is not that of the log.
 CREATE TABLE unread_personal (
@@ -131,6 +133,7 @@ CREATE TABLE unread_personal (
     PRIMARY KEY (user_id, room_id, position)
 );
 CREATE INDEX unread_personal_age ON unread_personal (ts);
+CREATE INDEX unread_personal_event ON unread_personal (room_id, position);
 
 -- The part of a room's log that counts for a user whose push rules were changed; room "" is all rooms.
 CREATE TABLE unread_spans (

@@ -59,7 +59,3 @@ def delete_all(txn: Transaction, user_id: str) -> None: ...
 @many(UserContent, "SELECT user_id, content FROM account_data WHERE room_id = '' AND type = :type")
 def everybodys(txn: Transaction, type: str) -> None:
     """The global data of one type of all users who have any."""
-
-
-@one(int, "SELECT COALESCE(MAX(position), 0) FROM account_data")
-def highest_position(txn: Transaction) -> None: ...

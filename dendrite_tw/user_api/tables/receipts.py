@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ...database.statements import Transaction, many, maybe, none, one
+from ...database.statements import Transaction, many, maybe, none
 
 RETENTION = "one row for each room, user, type and thread; a room's go with the room"
 
@@ -58,10 +58,6 @@ def put(
     ts: int,
     position: int,
 ) -> None: ...
-
-
-@one(int, "SELECT COALESCE(MAX(position), 0) FROM receipts")
-def highest_position(txn: Transaction) -> None: ...
 
 
 @none("DELETE FROM receipts WHERE room_id = :room_id")

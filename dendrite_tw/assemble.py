@@ -1,0 +1,331 @@
+"""All wiring on one page: every component made, then introduced to the others.
+
+`monolith` puts all components into one process with the embedded queue.
+Components call each other through handles, which exist before they do; what a
+component tells the others leaves its outbox through a relay to the queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.web.resource import IResource, Resource
+
+from .cache import CacheBudget
+from .client_api.keys import KeysRoutes, RequireUIA
+from .client_api.login import LoginSection
+from .client_api.register import RegisterSection
+from .client_api.room_keys import RoomKeysRoutes
+from .client_api.rooms import RoomRoutes
+from .client_api.settings import CaptchaSettings, ClientSettings, Turn
+from .client_api.to_device import ToDeviceRoutes
+from .client_api.uia import PASSWORD, InteractiveAuth
+from .config import Component as DatabaseOwner
+from .config import Config
+from .config.key_files import signing_key
+from .database.engines import Database, SQLiteDatabase
+from .database.outbox import Outbox
+from .jetstream.embedded import EmbeddedQueue
+from .jetstream.outbox import OutboxRelay
+from .links.handle import Direct, handle
+from .matrix.room_versions import ROOM_VERSIONS
+from .media_api.api import Method, ThumbnailSize
+from .media_api.component import MediaComponent
+from .metrics import Metrics, MetricsResource
+from .monitor import MonitorRoutes
+from .room_api.api import RoomAPI
+from .room_api.component import RoomComponent
+from .sync_api.component import SyncComponent
+from .user_api.api import Caller, KeyAPI, UserAPI
+from .user_api.component import UserComponent
+from .user_api.keys_component import KeyComponent
+from .user_api.settings import UserSettings
+from .web.auth import TokenAuthenticator
+from .web.limits import SlotLimiter
+from .web.resource import Exchange
+from .web.routes import client_paths
+from .web.site import make_root
+from .world import World
+
+log = Logger()
+
+DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
+"""The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
+
+
+class Component(Protocol):
+    """What every component can be told."""
+
+    def prepare(self) -> None: ...
+
+    async def start(self) -> None: ...
+
+    def stop(self) -> Any:
+        """May take its time: a coroutine or a `Deferred`."""
+
+
+class Databases:
+    """The databases that the configuration names: one object for each connection string."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self._config = config
+        self._world = world
+        self._open: dict[str, SQLiteDatabase] = {}
+
+    def of(self, component: DatabaseOwner) -> Database:
+        """The database of a component, as ``dendrite.yaml`` names it."""
+        wanted = self._config.database_of(component)
+        if not wanted.is_sqlite:
+            raise self._config.error(
+                "global.database.connection_string",
+                "This version keeps its data in SQLite only.",
+                "Give each component a database of the form file:name.db.",
+            )
+        path = wanted.sqlite_path
+        if path not in self._open:
+            self._open[path] = SQLiteDatabase(path, self._world.threads)
+        return self._open[path]
+
+    def close(self) -> None:
+        for database in self._open.values():
+            database.close()
+
+
+class Server(MultiService):
+    """The whole of a homeserver as a service; ``site`` is the root of what it serves."""
+
+    site: Resource
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.parts = parts
+        self.site = parts.root
+        self.started: Deferred[None] = Deferred()
+        """Fires when everything has started."""
+
+    def startService(self) -> None:
+        super().startService()
+        Deferred.fromCoroutine(self.parts.start()).chainDeferred(self.started)
+        self.started.addErrback(lambda failure: log.failure("The server did not start", failure))
+
+    def stopService(self) -> Deferred[Any]:
+        stopped = maybeDeferred(super().stopService)
+        return stopped.addCallback(lambda _: Deferred.fromCoroutine(self.parts.stop()))
+
+
+class Parts:
+    """Everything that a monolith is made of."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        server_name = config.global_.server_name
+        budget = CacheBudget(config.global_.cache.max_size_estimated)
+        self.databases = Databases(config, world)
+        self.queue = EmbeddedQueue(
+            world.time,
+            runner(world),
+            config.global_.jetstream.storage_path,
+            config.global_.jetstream.in_memory,
+            config.global_.jetstream.topic_prefix,
+        )
+        client = self.queue.client
+
+        to_rooms, to_users, to_keys = Direct(), Direct(), Direct()
+        rooms, users, keys = handle(RoomAPI, to_rooms), handle(UserAPI, to_users), handle(KeyAPI, to_keys)
+
+        user_database = self.databases.of("user_api")
+        self.users = UserComponent(
+            user_settings(config), user_database, Outbox("user_api", user_database), client, world, rooms
+        )
+        self.rooms = RoomComponent(
+            database=self.databases.of("room_server"),
+            users=users,
+            world=world,
+            budget=budget,
+            server_name=server_name,
+            key=signing_key(config),
+            default_room_version=config.room_server.default_room_version,
+        )
+        self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, budget)
+        self.users.on_device_deleted.append(self.keys.device_deleted)
+        self.users.on_account_deactivated.append(self.keys.account_deactivated)
+        self.sync = SyncComponent(
+            rooms, users, keys, client, self.databases.of("sync_api"), world, budget, server_name, presence_enabled=True
+        )
+        self.media = MediaComponent(
+            self.databases.of("media_api"),
+            config.media_api.base_path,
+            config.media_api.max_file_size_bytes,
+            [ThumbnailSize(size.width, size.height, Method(size.method)) for size in config.media_api.thumbnail_sizes],
+            config.media_api.dynamic_thumbnails,
+            config.media_api.max_thumbnail_generators,
+            world,
+            server_name,
+        )
+        to_rooms.connect(self.rooms)
+        to_users.connect(self.users)
+        to_keys.connect(self.keys)
+        self.components: list[Component] = [self.users, self.rooms, self.sync, self.media]
+        self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
+        for component in self.components:
+            component.prepare()
+
+        settings = client_settings(config)
+        auth = InteractiveAuth(users, world, settings)
+        sections: list[Any] = [
+            LoginSection(users, settings, auth),
+            RegisterSection(users, settings, auth, world),
+            RoomRoutes(rooms, users, world.clock, server_name),
+            KeysRoutes(keys, password_again(auth)),
+            RoomKeysRoutes(keys),
+            ToDeviceRoutes(keys),
+            self.sync,
+            self.media,
+            MonitorRoutes([lambda: self.queue.degraded]),
+        ]
+        metrics = Metrics(budget)
+        self.routes = client_paths(row for section in sections for row in section.routes())
+        self.root = make_root(
+            self.routes,
+            TokenAuthenticator(users),
+            limiter(config, world),
+            metrics.observe,
+            metrics_resource(config, metrics),
+            config.sync_api.real_ip_header,
+        )
+
+    async def start(self) -> None:
+        """The queue first, then who consumes from it, then what is told to it."""
+        await self.queue.start()
+        for component in self.components:
+            await component.start()
+        for relay in self.relays:
+            await relay.start()
+
+    async def stop(self) -> None:
+        """In the reverse order; what was accepted is on disk when this returns."""
+        for relay in self.relays:
+            relay.stop()
+        for component in reversed(self.components):
+            await _ended(component.stop())
+        await self.queue.stop()
+        self.databases.close()
+
+
+async def _ended(stopping: Any) -> None:
+    """Wait for what `Component.stop` returned."""
+    if isinstance(stopping, Deferred) or hasattr(stopping, "__await__"):
+        await stopping
+
+
+def monolith(config: Config, world: World) -> Server:
+    """All components in one process, over the embedded queue.
+
+    Opens databases and files at once, so that what is wrong with them stops the start:
+    `ConfigError` where the operator can mend it.
+    """
+    return Server(Parts(config, world))
+
+
+def relay(outbox: Outbox, client: Any, world: World) -> OutboxRelay:
+    """The way of a component's outbox to the queue."""
+    read: Any = outbox.read_after
+    made = OutboxRelay(outbox.name, read, outbox.delete_upto, client, world.time, DURABLES)
+    offer: Any = made.offer
+    outbox.on_commit = offer
+    return made
+
+
+def runner(world: World) -> Callable[..., Deferred[Any]]:
+    """Runs blocking work in a thread, or at once where the world has none."""
+
+    def run(function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        threads = world.threads
+        if threads is None:
+            return maybeDeferred(function, *args)
+        answer: Deferred[Any] = Deferred()
+
+        def work() -> None:
+            try:
+                result = function(*args)
+            except Exception as error:
+                threads.call_from_thread(answer.errback, error)
+            else:
+                threads.call_from_thread(answer.callback, result)
+
+        threads.call_in_thread(work)
+        return answer
+
+    return run
+
+
+def password_again(auth: InteractiveAuth) -> RequireUIA:
+    """Asks a user for the password before their cross-signing keys are replaced."""
+
+    async def require(caller: Caller, request: Exchange, body: dict[str, Any]) -> object:
+        purpose = "POST /keys/device_signing/upload"
+        return await auth.require(request, purpose, caller.user_id, body.get("auth"), [[PASSWORD]])
+
+    return require
+
+
+# --- configuration, cut to what each part needs ---
+
+
+def user_settings(config: Config) -> UserSettings:
+    notices = config.global_.server_notices
+    return UserSettings(
+        server_name=config.global_.server_name,
+        bcrypt_cost=config.user_api.bcrypt_cost,
+        openid_token_lifetime_ms=config.user_api.openid_token_lifetime_ms,
+        auto_join_rooms=tuple(config.user_api.auto_join_rooms),
+        reserved_localparts=frozenset([notices.local_part] if notices.local_part else []),
+    )
+
+
+def client_settings(config: Config) -> ClientSettings:
+    api, turn = config.client_api, config.client_api.turn
+    captcha = CaptchaSettings(
+        public_key=api.recaptcha_public_key,
+        private_key=api.recaptcha_private_key,
+        siteverify_api=api.recaptcha_siteverify_api,
+        api_js_url=api.recaptcha_api_js_url,
+        form_field=api.recaptcha_form_field,
+        sitekey_class=api.recaptcha_sitekey_class,
+        bypass_secret=api.recaptcha_bypass_secret,
+    )
+    return ClientSettings(
+        server_name=config.global_.server_name,
+        registration_disabled=api.registration_disabled,
+        registration_requires_token=api.registration_requires_token,
+        guests_disabled=api.guests_disabled,
+        registration_shared_secret=api.registration_shared_secret,
+        captcha=captcha if api.enable_registration_captcha else None,
+        turn=Turn(
+            uris=tuple(turn.turn_uris),
+            lifetime_seconds=int(turn.turn_user_lifetime or 300),
+            shared_secret=turn.turn_shared_secret,
+            username=turn.turn_username,
+            password=turn.turn_password,
+        ),
+        well_known_client_name=config.global_.well_known_client_name,
+        well_known_server_name=config.global_.well_known_server_name,
+        well_known_sliding_sync_proxy=config.global_.well_known_sliding_sync_proxy,
+        default_room_version=config.room_server.default_room_version,
+        room_versions={name: "stable" if version.stable else "unstable" for name, version in ROOM_VERSIONS.items()},
+    )
+
+
+def limiter(config: Config, world: World) -> SlotLimiter:
+    limits = config.client_api.rate_limiting
+    return SlotLimiter(world.clock, limits.enabled, limits.threshold, limits.cooloff_ms, limits.exempt_user_ids)
+
+
+def metrics_resource(config: Config, metrics: Metrics) -> dict[bytes, IResource]:
+    if not config.global_.metrics.enabled:
+        return {}
+    auth = config.global_.metrics.basic_auth
+    return {b"metrics": MetricsResource(metrics, auth.username, auth.password)}
