@@ -7,13 +7,14 @@ leave to the server (Client-Server API, "Room membership").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 import orjson
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..database.engines import Database
@@ -35,6 +36,9 @@ from .tables import relations as relation_table
 from .tables import rooms as room_table
 from .tables.events import event_of_transaction
 from .tables.names import Names, Slot
+from .user_directory import UserDirectory
+
+log = Logger()
 
 MEMBER = "m.room.member"
 CANONICAL_ALIAS = "m.room.canonical_alias"
@@ -80,6 +84,7 @@ class Actions:
         writer: RoomWriter,
         store: EventStore,
         users: UserAPI,
+        user_directory: UserDirectory,
         clock: Clock,
         random: Random,
         server_name: str,
@@ -91,10 +96,13 @@ class Actions:
         self._writer = writer
         self._events = store
         self._users = users
+        self._user_directory = user_directory
         self._clock = clock
         self._random = random
         self._server_name = server_name
         self._default_room_version = default_room_version
+        self.after_join: Callable[[Room, str], Awaitable[None]] | None = None
+        """Is told when a local user has joined a room by `change_membership`."""
         self._aliases_in_the_making: set[str] = set()
         self._last_creation = 0
         self._annotating: set[tuple[str, str, str, str]] = set()
@@ -350,6 +358,13 @@ class Actions:
             room_id=room.room_id, sender=change.sender, type=MEMBER, content=content, state_key=change.target
         )
         await self._deliver(room, event)
+        if change.action == "join" and self.after_join is not None:
+            try:
+                await self.after_join(room, change.target)
+            except MatrixError as error:
+                log.warn(
+                    "{user} has joined {room} without more: {error}", user=change.target, room=room.room_id, error=error
+                )
         return room.room_id
 
     async def _join(self, room: Room, change: MembershipChange) -> dict[str, Any] | None:
@@ -394,7 +409,7 @@ class Actions:
         rules = state[rules_key].content if rules_key in state else {}
         if rules.get("join_rule") not in ("restricted", "knock_restricted"):
             return None
-        if not await self._in_allowed_room(rules.get("allow"), user_id):
+        if not await self.in_allowed_room(rules.get("allow"), user_id):
             raise forbidden("You are in none of the rooms whose members may join this one.")
         levels = PowerLevels(state[create_key], state.get(levels_key))
         for member in await self._database.read(room_table.joined_users, room.room_nid):
@@ -402,7 +417,8 @@ class Actions:
                 return member
         raise MatrixError(400, "M_UNABLE_TO_GRANT_JOIN", "No user of this server may let others into the room.")
 
-    async def _in_allowed_room(self, allow: object, user_id: str) -> bool:
+    async def in_allowed_room(self, allow: object, user_id: str) -> bool:
+        """Whether a user is joined to one of the rooms that ``allow`` of restricted join rules names."""
         for rule in allow if isinstance(allow, list) else []:
             if not isinstance(rule, dict) or rule.get("type") != "m.room_membership":
                 continue
@@ -475,6 +491,7 @@ class Actions:
         user_nid = await self._database.read(self._names.find, user_id)
         if user_nid is None:
             return
+        await self._user_directory.renew(user_id, profile)
         for row in await self._database.read(room_table.memberships_of, user_nid):
             room = await self._rooms.find(row.room_id) if row.membership == "join" else None
             current = (await self.state(room, (MEMBER, user_id))).get((MEMBER, user_id)) if room else None

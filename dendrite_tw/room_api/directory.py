@@ -160,13 +160,14 @@ class Directory:
 
     async def _entry(self, room_id: str) -> PublicRoom | None:
         room = await self._rooms.find(room_id)
-        return await self._describe(room) if room is not None else None
+        return await self.describe(room) if room is not None else None
 
     async def room_summary(self, room_id: str) -> PublicRoom | None:
         """What a room shows of itself; `None` where this server does not know it."""
         return await self._entry(room_id)
 
-    async def _describe(self, room: Room) -> PublicRoom:
+    async def describe(self, room: Room) -> PublicRoom:
+        """What a room shows of itself."""
         state = await self._actions.state(room, *SHOWN_STATE)
         content = {type: event.content for (type, _), event in state.items()}
         rules = content.get("m.room.join_rules", {})

@@ -32,6 +32,7 @@ from ..matrix.relations import relation_of
 from ..matrix.signing import encode_base64
 from ..world import Clock, Random
 from .api import OUTPUT_ROOM_EVENT, OutputRoomEvent, RoomEvent
+from .duties import GUESTS, TOMBSTONE, Duties
 from .room import Also, Before, Draft, Head, Room, Rooms, Work
 from .snapshots import Link, advance, encode_changes
 from .store import EventStore, room_event, stored_event
@@ -39,6 +40,7 @@ from .tables import events as event_table
 from .tables import rooms as room_table
 from .tables.names import Names, Slot
 from .tables.state import insert_snapshots
+from .user_directory import UserDirectory
 
 log = Logger()
 
@@ -110,6 +112,8 @@ class RoomWriter:
         random: Random,
         server_name: str,
         key: SigningKey,
+        duties: Duties,
+        user_directory: UserDirectory,
     ) -> None:
         self._database = database
         self._outbox = outbox
@@ -120,6 +124,8 @@ class RoomWriter:
         self._random = random
         self._server_name = server_name
         self._key = key
+        self._duties = duties
+        self._user_directory = user_directory
         self._event_numbers = Numbers(database, "event")
         self._snapshot_numbers = Numbers(database, "snapshot")
         self._levels: OrderedDict[tuple[str, str], PowerLevels] = OrderedDict()
@@ -450,7 +456,7 @@ class RoomWriter:
     async def _store_consequences(
         self, txn: Transaction, room_nid: int, steps: list[Step], names: dict[str, int]
     ) -> None:
-        """Memberships, relations and redactions."""
+        """Memberships, relations and redactions, the user directory, and what remains to be done."""
         await room_table.upsert_memberships(
             txn,
             [
@@ -468,6 +474,12 @@ class RoomWriter:
                 and "\0" not in relation.event_id + relation.rel_type
             ],
         )
+        state = [step.event for step in steps if step.event.state_key is not None]
+        await self._user_directory.follow(
+            txn, room_nid, [(event, self._is_local(event.state_key or "")) for event in state], names
+        )
+        for duty in filter(None, map(_duty, steps)):
+            await self._duties.note(txn, duty, room_nid)
         for step in steps:
             if step.event.redacts is not None:
                 row = (step.event.redacts, step.event_nid, room_nid, int(step.redacted is not None))
@@ -475,6 +487,22 @@ class RoomWriter:
             if step.redacted is not None and step.redacted_nid is not None:
                 await event_table.replace_redacted(txn, step.redacted_nid, step.redacted.pdu, step.event_nid)
                 await room_table.delete_relation(txn, step.redacted_nid)
+
+
+def _duty(step: Step) -> str | None:
+    """The kind of what an event leaves to be done."""
+    event, before = step.event, step.replaced
+    if event.state_key != "":
+        return None
+    if event.type == "m.room.tombstone":
+        return TOMBSTONE
+    if event.type == "m.room.guest_access" and before is not None and _lets_guests_in(before):
+        return None if _lets_guests_in(event) else GUESTS
+    return None
+
+
+def _lets_guests_in(event: Event) -> bool:
+    return event.content.get("guest_access") == "can_join"
 
 
 def _refuse(work: Work, error: Exception) -> None:

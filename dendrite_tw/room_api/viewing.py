@@ -37,7 +37,8 @@ class Viewer:
         if not rows:
             return []
         room = await self._database.read(room_by_id, rows[0].room_id)
-        assert room is not None
+        if room is None:
+            return []
         current = await self.membership(room.room_nid, user_id)
         forgotten = current is not None and current.forgotten
         sides = await self._sides({row.snapshot_nid for row in rows}, user_id)

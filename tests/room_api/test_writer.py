@@ -93,7 +93,7 @@ class Performance:
                 error = result.value
                 if isinstance(error, MatrixError) and error.status < 500:
                     self.refused.add(mark)
-                elif not isinstance(error, Unavailable | ValueError):
+                elif error is not None and not isinstance(error, Unavailable | ValueError):
                     self.errors.append(error)
             elif is_event:
                 self.acknowledged.add(result)
