@@ -142,7 +142,7 @@ class Parts:
 
         user_database = self.databases.of("user_api")
         self.users = UserComponent(
-            user_settings(config), user_database, Outbox("user_api", user_database), client, world, rooms
+            user_settings(config), user_database, Outbox("user_api", user_database), client, world, rooms, budget
         )
         self.rooms = RoomComponent(
             database=self.databases.of("room_server"),
@@ -155,6 +155,8 @@ class Parts:
         )
         self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, budget)
         self.users.on_device_deleted.append(self.keys.device_deleted)
+        self.users.on_device_renamed.append(self.keys.device_changed)
+        self.users.is_device_id_taken.append(self.keys.is_key_of)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
         self.sync = SyncComponent(
             rooms, users, keys, client, self.databases.of("sync_api"), world, budget, server_name, presence_enabled=True

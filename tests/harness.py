@@ -15,15 +15,15 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.resource import IResource, Resource
-from twisted.web.server import Site
 
 from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.user_api.api import Caller
 from dendrite_tw.web.auth import access_token, require, unknown_token
-from dendrite_tw.web.bodies import BoundedSite, apis_below
+from dendrite_tw.web.bodies import apis_below
 from dendrite_tw.web.resource import ApiResource, Exchange
 from dendrite_tw.web.routes import Access, Endpoint, Route
+from dendrite_tw.web.site import QuietSite
 from dendrite_tw.world import World, test_world
 
 
@@ -86,9 +86,7 @@ class Web:
 
     def __init__(self, root: IResource, clock: Clock) -> None:
         self.clock = clock
-        self.site: Site = BoundedSite(
-            root, [(b"", root.api)] if isinstance(root, Root) else apis_below(root), reactor=clock
-        )
+        self.site = QuietSite(root, [(b"", root.api)] if isinstance(root, Root) else apis_below(root), reactor=clock)
         self.site.displayTracebacks = False
 
     def request(
@@ -101,7 +99,7 @@ class Web:
     ) -> Answer:
         """Send a request; `body` is JSON unless it is bytes already."""
         data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-        lines = [f"{method} {path} HTTP/1.1", "Host: test", f"Content-Length: {len(data)}", "Connection: close"]
+        lines = [f"{method} {path} HTTP/1.1", "Host: test", f"Content-Length: {len(data)}"]
         if token is not None:
             lines.append(f"Authorization: Bearer {token}")
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]

@@ -5,7 +5,7 @@ Client-Server API, "Server Administration"; Dendrite's admin API.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -16,6 +16,7 @@ from .settings import ClientSettings
 
 DENDRITE = "/_dendrite/admin"
 DEFAULT_TOKEN_LENGTH = 16
+LARGEST_NUMBER = 2**53 - 1
 
 
 class LockedBody(msgspec.Struct):
@@ -31,11 +32,14 @@ class ResetBody(msgspec.Struct, kw_only=True):
     logout_devices: bool = False
 
 
+Number = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_NUMBER)]
+
+
 class NewTokenBody(msgspec.Struct, kw_only=True):
     token: str | None = None
-    uses_allowed: int | None = None
-    expiry_time: int | None = None
-    length: int = DEFAULT_TOKEN_LENGTH
+    uses_allowed: Number | None = None
+    expiry_time: Number | None = None
+    length: Number = DEFAULT_TOKEN_LENGTH
 
 
 class ValidQuery(msgspec.Struct):
@@ -61,9 +65,9 @@ class AdminSection:
             Route("POST", f"{DENDRITE}/resetPassword/{{user_id}}", self.reset_password, Access.ADMIN),
             Route("POST", f"{tokens}/new", self.new_token, Access.ADMIN),
             Route("GET", tokens, self.tokens, Access.ADMIN),
-            Route("GET", f"{tokens}/{{token}}", self.token, Access.ADMIN),
-            Route("PUT", f"{tokens}/{{token}}", self.update_token, Access.ADMIN),
-            Route("DELETE", f"{tokens}/{{token}}", self.delete_token, Access.ADMIN),
+            Route("GET", f"{tokens}/{{registration_token}}", self.token, Access.ADMIN),
+            Route("PUT", f"{tokens}/{{registration_token}}", self.update_token, Access.ADMIN),
+            Route("DELETE", f"{tokens}/{{registration_token}}", self.delete_token, Access.ADMIN),
         ]
 
     # --- users ---
@@ -142,24 +146,26 @@ class AdminSection:
             found = [one for one in found if valid[one.token] == query.valid]
         return {"registration_tokens": [msgspec.structs.asdict(one) for one in found]}
 
-    async def token(self, token: str) -> RegistrationToken:
+    async def token(self, registration_token: str) -> RegistrationToken:
         for one in await self._users.registration_tokens():
-            if one.token == token:
+            if one.token == registration_token:
                 return one
         raise not_found("There is no such registration token.")
 
-    async def update_token(self, token: str, body: dict[str, Any]) -> RegistrationToken:
+    async def update_token(self, registration_token: str, body: dict[str, Any]) -> RegistrationToken:
         """Change what the body names; `None` takes a limit away."""
-        old = await self.token(token)
+        old = await self.token(registration_token)
         if not body.keys() & {"uses_allowed", "expiry_time"}:
             raise missing_param("uses_allowed or expiry_time is required.")
         values = {"uses_allowed": old.uses_allowed, "expiry_time": old.expiry_time}
         for name in values.keys() & body.keys():
             value = body[name]
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise bad_json(f"{name} must be a number or null.")
+            if value is not None and (type(value) is not int or not 0 <= value <= LARGEST_NUMBER):
+                raise bad_json(f"{name} must be a number of 0 or more, or null.")
             values[name] = value
-        return await self._users.update_registration_token(token, values["uses_allowed"], values["expiry_time"])
+        return await self._users.update_registration_token(
+            registration_token, values["uses_allowed"], values["expiry_time"]
+        )
 
-    async def delete_token(self, token: str) -> None:
-        await self._users.delete_registration_token(token)
+    async def delete_token(self, registration_token: str) -> None:
+        await self._users.delete_registration_token(registration_token)

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from ..matrix.errors import bad_json, missing_param
 from ..user_api.api import Caller, UserAPI
 from ..web.routes import Access, Route
 from .settings import PUSH
@@ -20,10 +21,6 @@ class PlaceQuery(msgspec.Struct):
 
 class EnabledBody(msgspec.Struct):
     enabled: bool
-
-
-class ActionsBody(msgspec.Struct):
-    actions: list[Any]
 
 
 class PushRulesSection:
@@ -70,5 +67,9 @@ class PushRulesSection:
     async def actions(self, caller: Caller, kind: str, rule_id: str) -> dict[str, Any]:
         return {"actions": (await self.rule(caller, kind, rule_id))["actions"]}
 
-    async def set_actions(self, caller: Caller, kind: str, rule_id: str, body: ActionsBody) -> None:
-        await self._users.set_push_rule_actions(caller.user_id, kind, rule_id, body.actions)
+    async def set_actions(self, caller: Caller, kind: str, rule_id: str, body: dict[str, Any]) -> None:
+        if "actions" not in body:
+            raise missing_param("actions is required.")
+        if not isinstance(body["actions"], list):
+            raise bad_json("actions must be a list.")
+        await self._users.set_push_rule_actions(caller.user_id, kind, rule_id, body["actions"])

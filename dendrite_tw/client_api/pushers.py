@@ -10,7 +10,7 @@ import orjson
 from ..matrix.errors import invalid_param, missing_param
 from ..room_api.api import RoomAPI, RoomEvent
 from ..user_api.api import Caller, Notification, Pusher, UserAPI
-from ..web.routes import Access, Route
+from ..web.routes import Access, Route, shape_error
 from .settings import PUSH
 
 CLIENT = "/_matrix/client/v3"
@@ -55,7 +55,10 @@ class PushersSection:
         rows = [msgspec.to_builtins(pusher) for pusher in found]
         return {"pushers": [{key: value for key, value in row.items() if value is not None} for row in rows]}
 
-    async def put(self, caller: Caller, body: PusherBody) -> None:
+    async def put(self, caller: Caller, body: dict[str, Any]) -> None:
+        await self._put(caller, shaped(body))
+
+    async def _put(self, caller: Caller, body: PusherBody) -> None:
         if body.kind is None:
             await self._users.delete_pusher(caller.user_id, body.app_id, body.pushkey)
             return
@@ -87,6 +90,14 @@ class PushersSection:
         if len(found) == limit:
             answer["next_token"] = str(found[-1].position)
         return answer
+
+
+def shaped(body: dict[str, Any]) -> PusherBody:
+    """A body in its shape; its ``data`` is kept as it came, so no number in it may be beyond what JSON carries."""
+    try:
+        return msgspec.convert(body, PusherBody)
+    except msgspec.ValidationError as error:
+        raise shape_error(error) from None
 
 
 def _position(token: str | None) -> int | None:

@@ -75,8 +75,7 @@ class ReceiptsSection:
     async def markers(self, caller: Caller, room_id: str, body: MarkersBody) -> None:
         given = dict(zip(RECEIPT_TYPES, (body.read, body.read_private, body.fully_read), strict=True))
         receipts = {type: event_id for type, event_id in given.items() if event_id}
-        if receipts:
-            await self._users.read_up_to(caller.user_id, room_id, receipts, None)
+        await self._users.read_up_to(caller.user_id, room_id, receipts, None)
 
     async def typing(self, caller: Caller, room_id: str, user_id: str, body: TypingBody) -> None:
         own(caller, user_id)

@@ -43,11 +43,6 @@ class CreateRoomBody(msgspec.Struct):
     power_level_content_override: dict[str, Any] | None = None
 
 
-class JoinBody(msgspec.Struct):
-    reason: str | None = None
-    third_party_signed: dict[str, Any] | None = None
-
-
 class ReasonBody(msgspec.Struct):
     reason: str | None = None
 
@@ -178,16 +173,20 @@ class RoomRoutes:
         caller: Caller,
         room_id: str,
         action: str,
-        reason: str | None,
+        body: dict[str, Any],
         via: list[str],
-        signed: dict[str, Any] | None,
     ) -> dict[str, str]:
+        reason = _reason(body)
+        signed = body.get("third_party_signed")
+        if signed is not None and not isinstance(signed, dict):
+            raise bad_json("third_party_signed must be an object.")
         change = MembershipChange(
             room_id=room_id,
             sender=caller.user_id,
             target=caller.user_id,
             action=action,
             reason=reason,
+            content={key: value for key, value in body.items() if key not in ("reason", "third_party_signed")},
             profile=await self._users.profile(caller.user_id),
             via=via,
             third_party_signed=signed,
@@ -195,18 +194,19 @@ class RoomRoutes:
         )
         return {"room_id": await self._rooms.change_membership(change)}
 
-    async def join_any(self, caller: Caller, room_id_or_alias: str, body: JoinBody, query: ViaQuery) -> dict[str, str]:
+    async def join_any(
+        self, caller: Caller, room_id_or_alias: str, body: dict[str, Any], query: ViaQuery
+    ) -> dict[str, str]:
         room_id = await self._room_of(room_id_or_alias)
-        return await self._enter(
-            caller, room_id, "join", body.reason, query.via or query.server_name, body.third_party_signed
-        )
+        return await self._enter(caller, room_id, "join", body, query.via or query.server_name)
 
-    async def join(self, caller: Caller, room_id: str, body: JoinBody) -> dict[str, str]:
-        return await self._enter(caller, room_id, "join", body.reason, [], body.third_party_signed)
+    async def join(self, caller: Caller, room_id: str, body: dict[str, Any]) -> dict[str, str]:
+        return await self._enter(caller, room_id, "join", body, [])
 
     async def knock(self, caller: Caller, room_id_or_alias: str, body: ReasonBody, query: ViaQuery) -> dict[str, str]:
         room_id = await self._room_of(room_id_or_alias)
-        return await self._enter(caller, room_id, "knock", body.reason, query.via or query.server_name, None)
+        given = {} if body.reason is None else {"reason": body.reason}
+        return await self._enter(caller, room_id, "knock", given, query.via or query.server_name)
 
     async def _change(
         self, caller: Caller, room_id: str, target: str, action: str, reason: str | None
@@ -256,6 +256,7 @@ class RoomRoutes:
             redacts = body.get("redacts")
             if not isinstance(redacts, str):
                 raise bad_json("A redaction names the event that it redacts.")
+            body = {key: value for key, value in body.items() if key != "redacts"}
         event = NewEvent(
             room_id=room_id,
             sender=caller.user_id,
@@ -289,15 +290,16 @@ class RoomRoutes:
             content=body,
             state_key=state_key,
             timestamp=query.ts if caller.appservice_id is not None else None,
+            is_guest=caller.is_guest,
         )
         return {"event_id": await self._rooms.send(event)}
 
     async def redact(
         self, caller: Caller, room_id: str, event_id: str, txn_id: str, body: dict[str, Any]
     ) -> dict[str, str]:
-        reason = body.get("reason")
-        if reason is not None and not isinstance(reason, str):
-            raise bad_json("The reason must be a string.")
+        if len(txn_id) > TRANSACTION_LIMIT:
+            raise invalid_param("The transaction ID is too long.")
+        reason = _reason(body)
         event = NewEvent(
             room_id=room_id,
             sender=caller.user_id,
@@ -357,6 +359,13 @@ class RoomRoutes:
         if previous is not None:
             page["prev_batch"] = previous
         return page
+
+
+def _reason(body: dict[str, Any]) -> str | None:
+    reason = body.get("reason")
+    if reason is not None and not isinstance(reason, str):
+        raise bad_json("The reason must be a string.")
+    return reason
 
 
 def _listed(room: dict[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,12 @@ from dendrite_tw.jetstream.times import NEVER, format_time, parse_time
 C = TypeVar("C")
 
 PREFIX: Final = "$JS.API."
+API_LEVEL: Final = 2
+"""The level of the JetStream API: 2 has message schedules, atomic batches and promotion of mirrors."""
 PAGE_NAMES: Final = 1024
 PAGE_INFOS: Final = 256
+MAX_DIRECT: Final = 1024
+"""Messages that one direct request may ask for."""
 MAX_DETAILS: Final = 100_000
 """Subjects or deleted sequences that one answer lists."""
 
@@ -74,35 +78,41 @@ def natural(value: Any, default: int = 0) -> int:
 class Api:
     """Serves the requests of the JetStream API."""
 
-    def __init__(self, engine: JetStream) -> None:
+    def __init__(self, engine: JetStream, domain: str = "") -> None:
         self.engine = engine
+        self.domain = domain
         self.calls = 0
         self.failures = 0
         engine.server.subscribe(PREFIX + ">", self._on_request)
+        if domain:
+            engine.server.subscribe(f"$JS.{domain}.API.>", self._on_domain_request)
         engine.next_message = self._next_for  # type: ignore[method-assign]
 
-    def _on_request(self, subject: str, reply: str, headers: bytes, payload: bytes) -> None:
+    def _on_domain_request(self, subject: str, reply: str, headers: bytes, payload: bytes) -> bool:
+        return self._on_request(subject.replace(f".{self.domain}.", ".", 1), reply, headers, payload)
+
+    def _on_request(self, subject: str, reply: str, headers: bytes, payload: bytes) -> bool:
+        """Serve a request; false if nobody is there for it (a stream or consumer that does not exist)."""
         words = subject[len(PREFIX) :].split(".")
         if words[0] == "DIRECT":
-            self._direct(words, payload, reply)
-            return
+            return self._direct(words, payload, reply)
         if words[:3] == ["CONSUMER", "MSG", "NEXT"]:
-            self._on_next(words, payload, reply)
-            return
+            return self._on_next(words, payload, reply)
         for size in (3, 2, 1):
             route = _ROUTES.get(".".join(words[:size]))
             if route is not None:
                 self._serve(route, Request(words[size:], payload, reply))
-                return
+                return True
+        return False
 
     def _serve(self, route: Route, request: Request) -> None:
-        self.calls += 1
         answer: dict[str, Any] = {"type": f"io.nats.jetstream.api.v1.{route.answer}"}
         try:
             answer.update(route.serve(self, request))
         except ApiError as error:
             self.failures += 1
             answer["error"] = error.body()
+        self.calls += 1
         if request.reply:
             data = orjson.dumps(answer)
             # What was changed is on disk before it is said to be done.
@@ -112,23 +122,16 @@ class Api:
 
     def account_info(self, request: Request) -> dict[str, Any]:
         totals = self.engine.info()
-        limits = {
-            "max_memory": -1,
-            "max_storage": -1,
-            "max_streams": -1,
-            "max_consumers": -1,
-            "max_ack_pending": -1,
-            "memory_max_stream_bytes": -1,
-            "storage_max_stream_bytes": -1,
-            "max_bytes_required": False,
-        }
-        return {
+        answer = {
             **totals,
             "reserved_memory": 0,
             "reserved_storage": 0,
-            "limits": limits,
-            "api": {"level": 1, "total": self.calls, "errors": self.failures},
+            "limits": msgspec.to_builtins(self.engine.limits),
+            "api": {"level": API_LEVEL, "total": self.calls, "errors": self.failures},
         }
+        if self.domain:
+            answer["domain"] = self.domain
+        return answer
 
     # --- streams ---
 
@@ -138,7 +141,8 @@ class Api:
         if existing is not None:
             if existing.stream.config != config:
                 raise refusal(errors.STREAM_NAME_IN_USE)
-            return self._stream_info(existing)
+            return {**self._stream_info(existing), "did_create": True}
+        rules.check_account(self.engine.limits, config, self.engine.streams.values())
         self._check_overlap(config)
         hosted = self.engine.create_stream(config)
         return {**self._stream_info(hosted), "did_create": True}
@@ -161,25 +165,28 @@ class Api:
         hosted = self.engine.stream(config.name)
         rules.check_stream_update(hosted.stream.config, config)
         self._check_overlap(config)
-        hosted.stream.config = config
+        hosted.stream.configure(config)
         hosted.stream.enforce_all_limits()
         hosted.save()
         hosted.listen()
+        self.engine.advise_stream(hosted, "modify")
         return self._stream_info(hosted)
 
     def stream_info(self, request: Request) -> dict[str, Any]:
         hosted = self._named_stream(request)
         asked = request.json()
-        info = self._stream_info(hosted)
+        info = {**self._stream_info(hosted), "cluster": {"leader": self.engine.server.settings.name}}
         index = hosted.stream.index
-        if asked.get("deleted_details"):
-            info["state"]["deleted"] = index.gaps(MAX_DETAILS)
+        deleted = index.gaps(MAX_DETAILS) if asked.get("deleted_details") else []
+        if deleted:
+            info["state"]["deleted"] = deleted
         pattern = asked.get("subjects_filter")
         if isinstance(pattern, str) and pattern:
             states = index.matching([pattern])
             offset = natural(asked.get("offset"))
             page = states[offset : offset + MAX_DETAILS]
-            info["state"]["subjects"] = {state.name: state.count for state in page}
+            if page:
+                info["state"]["subjects"] = {state.name: state.count for state in page}
             info.update(total=len(states), offset=offset, limit=MAX_DETAILS)
         return info
 
@@ -193,7 +200,7 @@ class Api:
         if config.sealed:
             raise refusal(errors.STREAM_SEALED)
         if config.deny_purge:
-            raise refusal(errors.DELETE_DENIED, "stream purge not permitted")
+            raise refusal(errors.PURGE_DENIED, "stream purge not permitted")
         asked = request.json()
         before, keep = natural(asked.get("seq")), natural(asked.get("keep"))
         if before and keep:
@@ -222,7 +229,7 @@ class Api:
         ]
 
     def _page(self, request: Request, items: list[C], limit: int) -> tuple[list[C], dict[str, int]]:
-        offset = natural(request.json().get("offset"))
+        offset = min(natural(request.json().get("offset")), len(items))
         return items[offset : offset + limit], {"total": len(items), "offset": offset, "limit": limit}
 
     def _named_stream(self, request: Request) -> Hosted:
@@ -232,13 +239,18 @@ class Api:
 
     def _stream_info(self, hosted: Hosted) -> dict[str, Any]:
         stream = hosted.stream
-        return {
+        info: dict[str, Any] = {
             "config": stream.config.body(),
             "created": format_time(stream.created),
             "state": self._stream_state(hosted),
-            "cluster": {"leader": self.engine.server.settings.name},
             "ts": format_time(self.engine.now()),
         }
+        feeds = [feed.info() for feed in hosted.fed_by]
+        if stream.config.mirror and feeds:
+            info["mirror"] = feeds[0]
+        elif feeds:
+            info["sources"] = feeds
+        return info
 
     def _stream_state(self, hosted: Hosted) -> dict[str, Any]:
         index = hosted.stream.index
@@ -290,31 +302,99 @@ class Api:
             raise refusal(errors.DELETE_DENIED, "message delete not permitted")
         seq = natural(request.json().get("seq"))
         if not hosted.stream.erase(seq):
-            raise refusal(errors.SEQUENCE_NOT_FOUND, seq)
+            gone = 0 < seq <= hosted.stream.index.last_seq
+            raise refusal(errors.DELETE_DENIED, "no message found" if gone else "stream store EOF")
         return {"success": True}
 
-    def _direct(self, words: list[str], payload: bytes, reply: str) -> None:
-        """DIRECT.GET: the message itself is the answer."""
+    def _direct(self, words: list[str], payload: bytes, reply: str) -> bool:
+        """DIRECT.GET: the message itself is the answer, or several of them."""
         hosted = self.engine.streams.get(words[2]) if len(words) > 2 and words[1] == "GET" else None
-        if hosted is None or not hosted.stream.config.allow_direct or not reply:
-            return
-        server = self.engine.server
+        if hosted is None or not hosted.stream.config.allow_direct:
+            return False
         try:
             if len(words) > 3:
-                message = self._find(hosted, {"last_by_subj": ".".join(words[3:])})
+                asked: dict[str, Any] = {"last_by_subj": ".".join(words[3:])}
             else:
-                message = self._find(hosted, Request([], payload, reply).json())
+                asked = Request([], payload, reply).json()
+        except ApiError:
+            self._say(reply, 408, "Malformed Request")
+            return True
+        try:
+            if "batch" in asked or "multi_last" in asked:
+                self._direct_many(hosted, asked, reply)
+            elif not asked:
+                self._say(reply, 408, "Empty Request")
+            else:
+                self._send_direct(hosted, self._find(hosted, asked), reply, {})
         except ApiError as error:
-            code, text = (404, "Message Not Found") if error.code == 404 else (408, "Bad Request")
-            server.publish(reply, "", wire.encode_headers((), code, text), b"")
-            return
+            self._say(reply, *((404, "Message Not Found") if error.code == 404 else (408, "Bad Request")))
+        return True
+
+    def _say(self, reply: str, code: int, text: str, fields: dict[str, str] | None = None) -> None:
+        if reply:
+            self.engine.server.publish(
+                reply, "", wire.encode_headers((fields or {}).items(), code, text), b""
+            )
+
+    def _send_direct(self, hosted: Hosted, message: Stored, reply: str, more: dict[str, str]) -> None:
         fields = {
             "Nats-Stream": hosted.stream.config.name,
             "Nats-Subject": message.subject,
             "Nats-Sequence": str(message.seq),
             "Nats-Time-Stamp": format_time(message.time),
+            **more,
         }
-        server.publish(reply, "", wire.replace_headers(message.headers, (), fields), message.payload)
+        block = wire.replace_headers(message.headers, (), fields)
+        self.engine.server.publish(reply, "", block, message.payload)
+
+    def _direct_many(self, hosted: Hosted, asked: dict[str, Any], reply: str) -> None:
+        """Several messages, each with how many are still to come, and a status that ends them."""
+        index = hosted.stream.index
+        patterns = asked.get("multi_last")
+        end: dict[str, str] = {}
+        limit = min(natural(asked.get("batch")) or MAX_DIRECT, MAX_DIRECT)
+        if patterns is not None:
+            if not isinstance(patterns, list) or not all(isinstance(p, str) and p for p in patterns):
+                raise refusal(errors.BAD_REQUEST)
+            seqs = sorted({state.last for state in index.matching(patterns)})
+            end["Nats-UpTo-Sequence"] = str(index.last_seq)
+        else:
+            seqs = self._sequences_from(hosted, asked, limit + 1)
+        if not seqs:
+            raise refusal(errors.NO_MESSAGE)
+        total = len(seqs) if patterns is not None else self._left_from(hosted, asked, seqs[0])
+        last = 0
+        for number, seq in enumerate(seqs[:limit], start=1):
+            message = hosted.stream.read(seq)
+            if message is not None:
+                more = {"Nats-Num-Pending": str(total - number), "Nats-Last-Sequence": str(last)}
+                self._send_direct(hosted, message, reply, more)
+                last = seq
+        sent = min(len(seqs), limit)
+        fields = {"Nats-Num-Pending": str(total - sent), "Nats-Last-Sequence": str(last), **end}
+        self._say(reply, 204, "EOB", fields)
+
+    def _sequences_from(self, hosted: Hosted, asked: dict[str, Any], limit: int) -> list[int]:
+        index = hosted.stream.index
+        filters, seq = self._where(asked)
+        if isinstance(asked.get("start_time"), str):
+            try:
+                seq = index.at_time(parse_time(asked["start_time"]))
+            except ValueError:
+                raise refusal(errors.BAD_REQUEST) from None
+        found: list[int] = []
+        seq = index.next_matching(max(seq, 1), filters)
+        while seq and len(found) < limit:
+            found.append(seq)
+            seq = index.next_matching(seq + 1, filters)
+        return found
+
+    def _where(self, asked: dict[str, Any]) -> tuple[list[str], int]:
+        pattern = asked.get("next_by_subj")
+        return ([pattern] if isinstance(pattern, str) and pattern else []), natural(asked.get("seq"))
+
+    def _left_from(self, hosted: Hosted, asked: dict[str, Any], seq: int) -> int:
+        return hosted.stream.index.count_from(seq, self._where(asked)[0])
 
     # --- consumers ---
 
@@ -331,6 +411,8 @@ class Api:
             raise refusal(errors.BAD_REQUEST)
         asked = request.json()
         hosted = self.engine.stream(request.words[0])
+        if asked.get("stream_name", request.words[0]) != request.words[0]:
+            raise refusal(errors.STREAM_NAME_MISMATCH)
         config = convert(asked.get("config") or {}, ConsumerConfig)
         name = rules.consumer_name(config, request.words, durable=durable)
         config = rules.checked_consumer(config, hosted.stream.config)
@@ -343,11 +425,15 @@ class Api:
         if action == "update":
             raise refusal(errors.CONSUMER_DOES_NOT_EXIST)
         rules.check_new_consumer(config, hosted.stream.config, hosted.consumers)
+        rules.check_consumer_limits(config, self.engine.limits)
         consumer = self.engine.create_consumer(hosted, name, config, durable=bool(config.durable_name))
         self._set_start(consumer)
         self.engine.host(hosted, consumer)
         hosted.save()
-        return self._consumer_info(hosted, consumer)
+        info = self._consumer_info(hosted, consumer)
+        self.engine.advise_consumer(consumer, "create")
+        consumer.begin(self.engine.now())
+        return info
 
     def _update_consumer(
         self, hosted: Hosted, consumer: Consumer, config: ConsumerConfig, action: str
@@ -356,6 +442,9 @@ class Api:
             if action == "create":
                 raise refusal(errors.CONSUMER_EXISTS)
             rules.check_consumer_update(consumer.config, config)
+            destination = consumer.config.deliver_subject or ""
+            if destination != (config.deliver_subject or "") and self.engine.server.reaches(destination):
+                raise refusal(errors.CONSUMER_IN_USE)
             self.engine.reconfigure(hosted, consumer, config)
             hosted.save()
         return self._consumer_info(hosted, consumer)
@@ -414,6 +503,10 @@ class Api:
             raise refusal(errors.BAD_REQUEST) from None
         consumer.pause(at, now)
         hosted.save()
+        fields = {"paused": at > now, "pause_until": format_time(at) if at else NEVER}
+        names = {"stream": hosted.stream.config.name, "consumer": consumer.name}
+        subject = f"CONSUMER.PAUSE.{names['stream']}.{consumer.name}"
+        self.engine.advise(subject, "consumer_pause", {**names, **fields})
         answer: dict[str, Any] = {"paused": at > now, "pause_until": format_time(at) if at else NEVER}
         if at > now:
             answer["pause_remaining"] = at - now
@@ -432,7 +525,6 @@ class Api:
             "num_redelivered": consumer.redelivering,
             "num_waiting": len(consumer.requests),
             "num_pending": consumer.unread,
-            "cluster": {"leader": self.engine.server.settings.name},
             "ts": format_time(now),
         }
         if consumer.is_push:
@@ -445,11 +537,14 @@ class Api:
 
     # --- pull requests ---
 
-    def _on_next(self, words: list[str], payload: bytes, reply: str) -> None:
+    def _on_next(self, words: list[str], payload: bytes, reply: str) -> bool:
         hosted = self.engine.streams.get(words[3]) if len(words) == 5 else None
         consumer = hosted.consumers.get(words[4]) if hosted else None
-        if consumer is not None and reply:
+        if consumer is None:
+            return False
+        if reply:
             self._next_for(consumer, reply, payload)
+        return True
 
     def _next_for(self, consumer: Consumer, reply: str, argument: bytes) -> None:
         """A pull request: a number of messages, or an object with conditions."""

@@ -20,7 +20,7 @@ import msgspec
 from dendrite_tw.jetstream.index import Entry
 from dendrite_tw.jetstream.streams import SECOND, Stored, Stream
 from dendrite_tw.jetstream.subjects import matches
-from dendrite_tw.jetstream.times import format_time
+from dendrite_tw.jetstream.times import format_time, parse_time
 
 DEFAULT_ACK_WAIT: Final = 30 * SECOND
 DEFAULT_MAX_ACK_PENDING: Final = 1000
@@ -90,6 +90,9 @@ class Output(Protocol):
     def reaches(self, destination: str, group: str) -> bool:
         """Whether anybody is subscribed to ``destination`` now."""
 
+    def given_up(self, consumer: Consumer, seq: int, deliveries: int) -> None:
+        """A message has been delivered as often as allowed, in vain."""
+
     def wake(self, consumer: Consumer, at: int) -> None:
         """`Consumer.tick` wants to be called at this time, earlier than was said before."""
 
@@ -107,7 +110,17 @@ class Pending:
 class Pull:
     """A pull request that has not been filled yet."""
 
-    __slots__ = ("batch", "deadline", "heartbeat", "heartbeat_at", "left_bytes", "no_wait", "reply", "sent")
+    __slots__ = (
+        "batch",
+        "deadline",
+        "heartbeat",
+        "heartbeat_at",
+        "left_bytes",
+        "max_bytes",
+        "no_wait",
+        "reply",
+        "sent",
+    )
 
     def __init__(
         self,
@@ -123,7 +136,7 @@ class Pull:
         self.batch = batch
         self.deadline = deadline
         self.no_wait = no_wait
-        self.left_bytes = max_bytes
+        self.max_bytes = self.left_bytes = max_bytes
         self.heartbeat = heartbeat
         self.heartbeat_at = 0
         self.sent = 0
@@ -139,6 +152,7 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True):
     floor_stream: int
     pending: list[tuple[int, int]]
     redelivered: dict[int, int]
+    abandoned: dict[int, int] = {}
 
 
 class Consumer:
@@ -167,11 +181,12 @@ class Consumer:
         self.pending: dict[int, Pending] = {}
         """By stream sequence, ascending: what is delivered again keeps its place."""
         self.redelivered: dict[int, int] = {}
+        self.abandoned: dict[int, int] = {}
+        """Delivered as often as allowed, in vain: their number, and the sequence of the consumer."""
         self.requests: deque[Pull] = deque()
         self.unread = 0
         """Messages of the filter that were never delivered."""
         self.dirty = False
-        self.paused_until = 0
         self.last_active = created
         self.last_ack = 0
         self.last_delivery = 0
@@ -181,6 +196,7 @@ class Consumer:
         self._again: list[int] = []
         self._initial: deque[int] = deque()
         self._armed = 0
+        self._hold_until = 0
         self.configure(config)
 
     def configure(self, config: ConsumerConfig) -> None:
@@ -194,6 +210,8 @@ class Consumer:
         self.backoff = config.backoff or []
         limit = config.max_ack_pending
         self.max_pending = limit if limit and limit > 0 else 0
+        self._paced = bool(config.rate_limit_bps) or config.replay_policy == "original"
+        self.paused_until = parse_time(config.pause_until) if config.pause_until else 0
         self.ack_prefix = f"$JS.ACK.{self.stream.config.name}.{self.name}."
 
     def start_at(self, seq: int, *, initial: list[int] | None = None) -> None:
@@ -230,34 +248,41 @@ class Consumer:
     def wants(self, subject: str) -> bool:
         return not self.filters or any(matches(pattern, subject) for pattern in self.filters)
 
-    def needs(self, seq: int, subject: str) -> bool:
-        if seq > self.stream_seq:
-            return self.wants(subject)
-        return seq in self.pending
+    def needs(self, seq: int) -> bool:
+        if seq <= self.stream_seq:
+            return seq in self.pending or seq in self.abandoned
+        if not self.filters:
+            return True
+        entry = self.stream.index.get(seq)
+        return entry is not None and self.wants(entry.subject)
 
     def lost(self, entry: Entry) -> None:
         if entry.seq > self.stream_seq:
             if self.unread and self.wants(entry.subject):
                 self.unread -= 1
-        elif entry.seq in self.pending:
+        elif entry.seq in self.pending or entry.seq in self.abandoned:
             self._forget(entry.seq)
 
     def _forget(self, seq: int) -> None:
-        del self.pending[seq]
+        self.pending.pop(seq, None)
+        self.abandoned.pop(seq, None)
         self.redelivered.pop(seq, None)
         self.dirty = True
         self._raise_floor()
 
     def _raise_floor(self) -> None:
-        """The floor is just below the oldest delivery that is still pending."""
+        """The floor is just below the oldest delivery that is not settled."""
+        oldest, consumer_seq = self.stream_seq + 1, self.consumer_seq + 1
         if self.pending:
-            first = next(iter(self.pending))
-            floor = first - 1
-            if floor > self.floor_stream:
-                self.floor_stream = floor
-                self.floor_consumer = max(self.pending[first].consumer_seq - 1, self.floor_consumer)
-        else:
-            self.floor_stream, self.floor_consumer = self.stream_seq, self.consumer_seq
+            oldest = next(iter(self.pending))
+            consumer_seq = self.pending[oldest].consumer_seq
+        if self.abandoned:
+            first = min(self.abandoned)
+            if first < oldest:
+                oldest, consumer_seq = first, self.abandoned[first]
+        if oldest - 1 >= self.floor_stream:
+            self.floor_stream = oldest - 1
+            self.floor_consumer = max(consumer_seq - 1, self.floor_consumer)
 
     # --- delivering ---
 
@@ -278,7 +303,10 @@ class Consumer:
             if now < self.paused_until:
                 return False
             self.paused_until = 0
-        if self.max_pending and len(self.pending) >= self.max_pending:
+        if self.max_pending and len(self.pending) >= self.max_pending and not self._again:
+            return False
+        if self._hold_until > now:
+            self._arm(self._hold_until)
             return False
         if self.is_push:
             if self.config.flow_control and self._flow_bytes >= FLOW_WINDOW:
@@ -314,7 +342,7 @@ class Consumer:
                 self.unread = 0
                 break
             self._deliver_next(message, now)
-        if self.requests:
+        if self.requests and not self._again:
             self._answer_no_wait()
 
     def _next_new(self) -> Stored | None:
@@ -355,7 +383,11 @@ class Consumer:
     def _deliver_again(self, seq: int, now: int) -> None:
         deliveries = self.redelivered.get(seq, 1)
         if 0 < self.max_deliver <= deliveries:
-            self._give_up(seq)
+            pending = self.pending.pop(seq)
+            self.redelivered.pop(seq, None)
+            self.abandoned[seq] = pending.consumer_seq
+            self.dirty = True
+            self.output.given_up(self, seq, deliveries)
             return
         message = self.stream.read(seq)
         if message is None:
@@ -370,10 +402,6 @@ class Consumer:
         self.pending[seq].deadline = self._deadline(deliveries + 1, now)
         self._send(message, deliveries + 1, now)
 
-    def _give_up(self, seq: int) -> None:
-        """The message has been delivered as often as allowed: it counts no more, but stays in the stream."""
-        self._forget(seq)
-
     def _deadline(self, deliveries: int, now: int) -> int:
         wait = self.backoff[min(deliveries, len(self.backoff)) - 1] if self.backoff else self.ack_wait
         deadline = now + wait
@@ -385,24 +413,29 @@ class Consumer:
             self._armed = at
             self.output.wake(self, at)
 
+    def _reply(self, message: Stored, deliveries: int, consumer_seq: int, unread: int) -> str:
+        return f"{self.ack_prefix}{deliveries}.{message.seq}.{consumer_seq}.{message.time}.{unread}"
+
     def _fits(self, message: Stored) -> bool:
         """Whether the first request still has room for it; a request that has not is closed."""
         request = self.requests[0]
-        if not request.left_bytes:
+        if not request.max_bytes:
             return True
-        size = len(message.subject) + len(message.headers) + len(message.payload) + len(self.ack_prefix)
+        reply = self._reply(message, 1, self.consumer_seq + 1, max(self.unread - 1, 0))
+        size = len(message.subject) + len(reply) + len(message.headers) + len(message.payload)
         if size <= request.left_bytes:
             request.left_bytes -= size
             return True
         self.requests.popleft()
-        self._close(request, 409, "Message Size Exceeds MaxBytes" if not request.sent else "Batch Completed")
+        self._close(request, 409, "Message Size Exceeds MaxBytes")
         return False
 
     def _send(self, message: Stored, deliveries: int, now: int) -> None:
-        seq = message.seq
-        reply = f"{self.ack_prefix}{deliveries}.{seq}.{self.consumer_seq}.{message.time}.{self.unread}"
+        reply = self._reply(message, deliveries, self.consumer_seq, self.unread)
         headers_only = bool(self.config.headers_only)
         self.last_delivery = now
+        if self._paced:
+            self._pace(message, now)
         if self.is_push:
             if self.config.idle_heartbeat:
                 self.heartbeat_at = now + self.config.idle_heartbeat
@@ -418,6 +451,18 @@ class Consumer:
         if request.batch <= 0:
             self.requests.popleft()
         self.output.deliver(request.reply, message, reply, headers_only)
+
+    def _pace(self, message: Stored, now: int) -> None:
+        """Not faster than the rate limit, nor than the messages once came (replay policy "original")."""
+        self._hold_until = now
+        if self.config.rate_limit_bps:
+            bits = 8 * (len(message.headers) + len(message.payload))
+            self._hold_until = now + bits * SECOND // self.config.rate_limit_bps
+        if self.config.replay_policy == "original":
+            following = self.stream.index.next_matching(message.seq + 1, self.filters)
+            entry = self.stream.index.get(following) if following else None
+            if entry is not None:
+                self._hold_until = max(self._hold_until, now + entry.time - message.time)
 
     # --- flow control and heartbeats ---
 
@@ -453,7 +498,7 @@ class Consumer:
         for request in self.requests:
             if request.heartbeat and request.heartbeat_at <= now:
                 request.heartbeat_at = now + request.heartbeat
-                self.output.status(request.reply, 100, "Idle Heartbeat", {}, "")
+                self.output.status(request.reply, 100, "Idle Heartbeat", fields, "")
 
     # --- pull requests ---
 
@@ -466,6 +511,13 @@ class Consumer:
                 self.output.status(request.reply, 409, "Exceeded MaxWaiting", {}, "")
                 return
         self.last_active = now
+        if request.no_wait:
+            available = self.unread + len(self._again)
+            if not available and not request.deadline:
+                self.output.status(request.reply, 404, "No Messages", {}, "")
+                return
+            # Given that there is something, it does not wait for more; otherwise it waits its time.
+            request.no_wait = available > 0
         if request.heartbeat:
             request.heartbeat_at = now + request.heartbeat
             self._arm(request.heartbeat_at)
@@ -476,15 +528,13 @@ class Consumer:
 
     def _answer_no_wait(self) -> None:
         """Requests that do not wait have got what there was."""
-        if any(request.no_wait for request in self.requests):
+        if self.unread == 0 and any(request.no_wait for request in self.requests):
             waiting: deque[Pull] = deque()
             for request in self.requests:
-                if not request.no_wait:
-                    waiting.append(request)
-                elif request.sent:
-                    self._close(request, 408, "Request Timeout")
-                else:
+                if request.no_wait:
                     self.output.status(request.reply, 404, "No Messages", {}, "")
+                else:
+                    waiting.append(request)
             self.requests = waiting
 
     def _close(self, request: Pull, code: int, description: str) -> None:
@@ -495,7 +545,7 @@ class Consumer:
         """End all waiting requests, for instance because the consumer is deleted."""
         requests, self.requests = self.requests, deque()
         for request in requests:
-            self._close(request, code, description)
+            self.output.status(request.reply, code, description, {}, "")
 
     # --- acknowledgements ---
 
@@ -504,7 +554,7 @@ class Consumer:
         self.last_ack = now
         if self.config.ack_policy == "all":
             self._ack_through(seq, consumer_seq)
-        elif seq in self.pending:
+        elif seq in self.pending or seq in self.abandoned:
             self._forget(seq)
             self.stream.settle(seq)
         if self.unread > 0 or self._again:
@@ -516,7 +566,11 @@ class Consumer:
         done = list(takewhile(seq.__ge__, self.pending))
         for pending in done:
             del self.pending[pending]
-            self.redelivered.pop(pending, None)
+        if self.abandoned:
+            done.extend(number for number in self.abandoned if number <= seq)
+            self.abandoned = {number: at for number, at in self.abandoned.items() if number > seq}
+        if self.redelivered:
+            self.redelivered = {number: count for number, count in self.redelivered.items() if number > seq}
         self.dirty = True
         if self.pending:
             self.floor_stream, self.floor_consumer = seq, max(consumer_seq, self.floor_consumer)
@@ -564,7 +618,7 @@ class Consumer:
 
     @property
     def redelivering(self) -> int:
-        return len(self.redelivered)
+        return len(self.redelivered) + len(self.abandoned)
 
     def tick(self, now: int) -> None:
         """Do what has become due."""
@@ -593,6 +647,8 @@ class Consumer:
     def wake_at(self, now: int) -> int:
         """When something becomes due next (nanoseconds); 0 for nothing in sight."""
         moments = [pending.deadline for pending in self.pending.values() if pending.deadline > now]
+        if self._hold_until > now:
+            moments.append(self._hold_until)
         if self.paused_until > now:
             moments.append(self.paused_until)
         if self.is_push and self.config.idle_heartbeat:
@@ -616,6 +672,7 @@ class Consumer:
             self.floor_stream,
             pending,
             dict(self.redelivered),
+            dict(self.abandoned),
         )
 
     def restore(self, saved: Snapshot, now: int) -> None:
@@ -633,5 +690,6 @@ class Consumer:
         for seq, consumer_seq in saved.pending:
             if seq in self.stream.index:
                 self.pending[seq] = Pending(consumer_seq, now)
+        self.abandoned = {seq: at for seq, at in saved.abandoned.items() if seq in self.stream.index}
         self._again = sorted(self.pending)
         self._recount()

@@ -40,29 +40,37 @@ class Link:
         self._client = client
         self._syncer = syncer
         self._queue: deque[tuple[Callable[[Op], None], Op]] = deque()
-        self._scheduled = False
-        self._closed = False
+        self._scheduled = self._turning = self._closed = False
         self._session = server.open(self._to_client, self._no_close, trusted=True)
         client.connected(self._to_server)
+        # A batch ends in a turn of its own: its acknowledgements need not wait for the next one.
+        syncer.after_batch = self._turn
 
     def _no_close(self) -> None:
         log.error("The embedded queue refused an operation of its own client")
 
     def _to_client(self, op: Op) -> None:
         self._queue.append((self._client.handle, op))
-        if not self._scheduled:
+        if not (self._scheduled or self._turning):
             self._schedule()
 
     def _to_server(self, op: Op) -> None:
         self._queue.append((self._session.handle, op))
-        if not self._scheduled:
+        if not (self._scheduled or self._turning):
             self._schedule()
 
     def _schedule(self) -> None:
         self._scheduled = True
-        self._clock.callLater(0, self._turn)
+        self._clock.callLater(0, self._scheduled_turn)
+
+    def _scheduled_turn(self) -> None:
+        self._scheduled = False
+        self._turn()
 
     def _turn(self) -> None:
+        if self._turning:
+            return
+        self._turning = True
         queue, left = self._queue, TURN
         while left > 0:
             while queue and left > 0:
@@ -75,8 +83,8 @@ class Link:
             self._client.flush()
             if not queue:
                 break
-        self._scheduled = False
-        if queue and not self._closed:
+        self._turning = False
+        if queue and not self._closed and not self._scheduled:
             self._schedule()
         self._syncer.kick()
 
@@ -153,11 +161,11 @@ class EmbeddedQueue(Service):
             timer.cancel()
 
     def startService(self) -> None:
-        super().startService()  # type: ignore[no-untyped-call]
+        super().startService()
         Deferred.fromCoroutine(self.start()).addErrback(
             lambda failure: log.failure("The embedded queue did not start", failure)
         )
 
     def stopService(self) -> Deferred[None]:
-        super().stopService()  # type: ignore[no-untyped-call]
+        super().stopService()
         return Deferred.fromCoroutine(self.stop())

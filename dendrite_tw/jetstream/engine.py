@@ -8,6 +8,7 @@ consumers (``stream.json``), the consumers' progress (``progress``), and the seg
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +21,16 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from dendrite_tw.jetstream import errors, wire
+from dendrite_tw.jetstream.batches import Batches, Staged
 from dendrite_tw.jetstream.consumers import Consumer, ConsumerConfig, Snapshot
 from dendrite_tw.jetstream.errors import ApiError, refusal
+from dendrite_tw.jetstream.schedules import parse_schedule, scheduled_message
 from dendrite_tw.jetstream.server import Server, Subscription
+from dendrite_tw.jetstream.sources import Feed
 from dendrite_tw.jetstream.store import DamagedError, FileStorage, Syncer, sync_folder, write_file
-from dendrite_tw.jetstream.streams import MemoryStorage, Stored, Stream, StreamConfig
+from dendrite_tw.jetstream.streams import Accepted, MemoryStorage, Stored, Stream, StreamConfig
+from dendrite_tw.jetstream.times import format_time
+from dendrite_tw.jetstream.transforms import Transform
 
 SECOND: Final = 1_000_000_000
 SWEEP_SECONDS: Final = 1.0
@@ -49,6 +55,36 @@ class SavedStream(msgspec.Struct, kw_only=True):
     consumers: list[SavedConsumer] = []
 
 
+class Limits(msgspec.Struct, frozen=True):
+    """What an account may use; -1 is without limit."""
+
+    max_memory: int = -1
+    max_storage: int = -1
+    max_streams: int = -1
+    max_consumers: int = -1
+    max_ack_pending: int = -1
+    memory_max_stream_bytes: int = -1
+    storage_max_stream_bytes: int = -1
+    max_bytes_required: bool = False
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> Limits:
+        """The limits of an account in a configuration file, in that file's names."""
+        names = {
+            "max_mem": "max_memory",
+            "max_memory": "max_memory",
+            "max_file": "max_storage",
+            "max_store": "max_storage",
+            "max_streams": "max_streams",
+            "max_consumers": "max_consumers",
+            "max_ack_pending": "max_ack_pending",
+            "memory_max_stream_bytes": "memory_max_stream_bytes",
+            "store_max_stream_bytes": "storage_max_stream_bytes",
+            "max_stream_bytes": "max_bytes_required",
+        }
+        return msgspec.convert({names[key]: value for key, value in tree.items() if key in names}, cls)
+
+
 class Hosted:
     """A stream in the server: its consumers, its files, its subscriptions."""
 
@@ -59,19 +95,46 @@ class Hosted:
         self.consumers: dict[str, Consumer] = {}
         self.subscriptions: list[Subscription] = []
         self.expiry: IDelayedCall | None = None
+        self.feeds: list[Feed] = []
+        """Mirrors and others that take from this stream."""
+        self.fed_by: list[Feed] = []
+        """Where this stream takes from, if it is a mirror or has sources."""
         self.name_bytes = orjson.dumps(stream.config.name)
-        self._ages = stream.config.max_age > 0 or bool(stream.config.allow_msg_ttl)
+        self._batches = Batches()
+        self._schedules: list[tuple[int, int]] = []
+        self._republish: Transform | None = None
+        self._ages = False
+        self._configured()
+
+    def _configured(self) -> None:
+        config = self.stream.config
+        self._ages = config.max_age > 0 or bool(config.allow_msg_ttl) or bool(config.allow_msg_schedules)
+        rule = config.republish
+        self._republish = Transform(str(rule.get("src") or ">"), str(rule["dest"])) if rule else None
+        self.stream.check_schedule = lambda text: parse_schedule(text, 0, 0)
 
     def listen(self) -> None:
-        """Subscribe to the subjects of the configuration, in place of earlier ones."""
+        """Subscribe to the subjects of the configuration, in place of earlier ones; begin to follow
+        others.
+        """
+        config = self.stream.config
         for subscription in self.subscriptions:
             self.engine.server.remove(subscription)
         self.subscriptions = [
-            self.engine.server.subscribe(subject, self.ingest)
-            for subject in self.stream.config.subjects or ()
+            self.engine.server.subscribe(subject, self.ingest) for subject in config.subjects or ()
         ]
-        self._ages = self.stream.config.max_age > 0 or bool(self.stream.config.allow_msg_ttl)
+        self._configured()
         self.arm_expiry()
+        for feed in self.fed_by:
+            feed.close()
+        self.fed_by = [Feed(self, config.mirror, mirror=True)] if config.mirror else []
+        self.fed_by.extend(Feed(self, source, mirror=False) for source in config.sources or ())
+        for feed in self.fed_by:
+            origin = self.engine.streams.get(feed.name)
+            if origin is not None and origin is not self:
+                feed.attach(origin)
+
+    # --- taking messages ---
 
     def ingest(self, subject: str, reply: str, headers: bytes, payload: bytes) -> None:
         """A message was published on one of the stream's subjects."""
@@ -80,26 +143,98 @@ class Hosted:
         try:
             if self.files is not None:
                 self._check_disk(self.files)
-            accepted = self.stream.publish(subject, headers, payload, now)
+            if headers and b"\r\nNats-Batch-Id:" in headers:
+                answer = self._ingest_batch(Staged(subject, headers, payload), now)
+            else:
+                accepted = self.accept(subject, headers, payload, now)
+                answer = self._answer(accepted) if reply else b""
         except ApiError as error:
             if reply:
-                answer = {"error": error.body(), "stream": self.stream.config.name, "seq": 0}
-                engine.server.publish(reply, "", b"", orjson.dumps(answer))
+                body = {"error": error.body(), "stream": self.stream.config.name, "seq": 0}
+                engine.server.publish(reply, "", b"", orjson.dumps(body))
             return
-        message = accepted.message
-        if message is not None:
-            for consumer in tuple(self.consumers.values()):
-                consumer.stored(message, now)
-            if self._ages and self.expiry is None:
-                self.arm_expiry()
         if not reply or self.stream.config.no_ack:
             return
-        tail = b', "duplicate":true}' if accepted.duplicate else b"}"
-        answer_bytes = b'{"stream":%b, "seq":%d%b' % (self.name_bytes, accepted.seq, tail)
-        if self.files is None:
-            engine.server.publish(reply, "", b"", answer_bytes)
+        if self.files is None or not answer or self.stream.config.persist_mode == "async":
+            engine.server.publish(reply, "", b"", answer)
         else:
-            engine.syncer.when_synced(lambda: engine.acknowledge(reply, answer_bytes))
+            engine.syncer.when_synced(lambda: engine.acknowledge(reply, answer))
+
+    def _answer(self, accepted: Accepted) -> bytes:
+        tail = b', "duplicate":true}' if accepted.duplicate else b"}"
+        if accepted.value:
+            tail = b', "val":"%b"}' % accepted.value.encode()
+        return b'{"stream":%b, "seq":%d%b' % (self.name_bytes, accepted.seq, tail)
+
+    def accept(self, subject: str, headers: bytes, payload: bytes, now: int) -> Accepted:
+        """Store a message and do what follows from it; raises `errors.ApiError`."""
+        accepted = self.stream.publish(subject, headers, payload, now)
+        if accepted.message is not None:
+            self.stored(accepted.message, now)
+        return accepted
+
+    def stored(self, message: Stored, now: int) -> None:
+        """The stream has a new message: tell consumers, followers and clocks."""
+        for consumer in tuple(self.consumers.values()):
+            consumer.stored(message, now)
+        for feed in tuple(self.feeds):
+            feed.stored(message)
+        if self._republish is not None:
+            self._publish_again(message, self._republish)
+        if self._ages:
+            if message.headers and b"\r\nNats-Schedule:" in message.headers:
+                self.schedule(message, now)
+                self.arm_expiry()
+            elif self.expiry is None:
+                self.arm_expiry()
+
+    def _ingest_batch(self, staged: Staged, now: int) -> bytes:
+        """A message of an atomic batch; answers are empty until the one that commits it."""
+        if not self.stream.config.allow_atomic:
+            raise refusal(errors.BATCH_DISABLED)
+        asked = wire.nats_headers(staged.headers)
+        batch = self._batches.take(asked, staged, now)
+        if batch is None:
+            return b""
+        ids: set[str] = set()
+        examined = []
+        for ahead, part in enumerate(batch):
+            one = self.stream.examine(part.subject, part.headers, part.payload, now, ahead)
+            if one.duplicate_of or one.msg_id in ids:
+                raise refusal(errors.BATCH_DUPLICATE)
+            if one.msg_id:
+                ids.add(one.msg_id)
+            examined.append(one)
+        for one, part in zip(examined, batch, strict=True):
+            accepted = self.stream.accept(one, part.subject, part.headers, part.payload, now)
+            if accepted.message is not None:
+                self.stored(accepted.message, now)
+        return b'{"stream":%b, "seq":%d, "batch":%b, "count":%d}' % (
+            self.name_bytes,
+            accepted.seq,
+            orjson.dumps(asked["Batch-Id"]),
+            len(batch),
+        )
+
+    def _publish_again(self, message: Stored, rule: Transform) -> None:
+        destination = rule.apply(message.subject)
+        if destination is None:
+            return
+        state = self.stream.index.subjects.get(message.subject)
+        previous = self.stream.index.previous_of(state, message.seq) if state is not None else 0
+        fields = {
+            "Nats-Stream": self.stream.config.name,
+            "Nats-Subject": message.subject,
+            "Nats-Sequence": str(message.seq),
+            "Nats-Time-Stamp": format_time(message.time),
+            "Nats-Last-Sequence": str(previous),
+        }
+        payload = message.payload
+        if (self.stream.config.republish or {}).get("headers_only"):
+            fields["Nats-Msg-Size"] = str(len(payload))
+            payload = b""
+        block = wire.replace_headers(message.headers, (), fields)
+        self.engine.server.publish(destination, "", block, payload)
 
     def _check_disk(self, files: FileStorage) -> None:
         if self.engine.syncer.failing or files.is_full():
@@ -109,18 +244,55 @@ class Hosted:
 
     # --- time ---
 
+    def schedule(self, message: Stored, now: int) -> None:
+        """Remember when a message with a schedule is due."""
+        text = wire.nats_headers(message.headers).get("Schedule", "")
+        try:
+            heapq.heappush(self._schedules, (parse_schedule(text, message.time, now).at, message.seq))
+        except ApiError:
+            return
+
     def arm_expiry(self) -> None:
         if self.expiry is not None:
             self.expiry.cancel()
             self.expiry = None
-        at = self.stream.next_expiry()
-        if at:
-            self.expiry = self.engine.call_at(at, self._expire)
+        moments = [
+            at for at in (self.stream.next_expiry(), self._schedules[0][0] if self._schedules else 0) if at
+        ]
+        if moments:
+            self.expiry = self.engine.call_at(min(moments), self._due)
 
-    def _expire(self) -> None:
+    def _due(self) -> None:
         self.expiry = None
-        self.stream.expire(self.engine.now())
+        now = self.engine.now()
+        for subject in self.stream.expire(now):
+            self._leave_marker(subject, now)
+        while self._schedules and self._schedules[0][0] <= now:
+            self._fire(heapq.heappop(self._schedules)[1], now)
         self.arm_expiry()
+
+    def _leave_marker(self, subject: str, now: int) -> None:
+        """The last message of a subject has expired: say so to those who watch it."""
+        lifetime = self.stream.config.subject_delete_marker_ttl or 0
+        fields = {"Nats-Marker-Reason": "MaxAge", "Nats-TTL": str(-(-lifetime // SECOND))}
+        try:
+            self.accept(subject, wire.encode_headers(fields.items()), b"", now)
+        except ApiError as error:
+            log.warn("{stream}: no marker: {error}", stream=self.stream.config.name, error=error.description)
+
+    def _fire(self, seq: int, now: int) -> None:
+        """A scheduled message is due."""
+        message = self.stream.read(seq)
+        if message is None:
+            return
+        text = wire.nats_headers(message.headers)["Schedule"]
+        schedule = parse_schedule(text, message.time, now)
+        target, block, payload = scheduled_message(message, schedule, now)
+        if schedule.every:
+            heapq.heappush(self._schedules, (schedule.at, seq))
+        else:
+            self.stream.erase(seq)
+        self.ingest(target, "", block, payload)
 
     def close(self) -> None:
         """Stop all that runs for the stream; its files stay."""
@@ -132,6 +304,10 @@ class Hosted:
         self.subscriptions = []
         for consumer in self.consumers.values():
             self.engine.disarm(consumer)
+        for feed in self.fed_by:
+            feed.close()
+        for feed in tuple(self.feeds):
+            feed.detach()
 
     # --- files ---
 
@@ -194,8 +370,10 @@ class JetStream:
         clock: IReactorTime,
         syncer: Syncer,
         folder: Path | None,
+        limits: Limits | None = None,
     ) -> None:
         self.server = server
+        self.limits = limits or Limits()
         self.clock = clock
         self.syncer = syncer
         self.folder = folder
@@ -206,6 +384,7 @@ class JetStream:
         self._timers: dict[Consumer, IDelayedCall] = {}
         self._sweep: IDelayedCall | None = None
         self._by_destination: dict[str, Consumer] = {}
+        self._advisories = 0
         server.subscribe("$JS.ACK.>", self._on_ack)
         server.subscribe("$JS.FC.>", self._on_flow)
         server.interest_gained = self._on_interest
@@ -294,6 +473,42 @@ class JetStream:
     def reaches(self, destination: str, group: str) -> bool:
         return self.server.reaches(destination, group)
 
+    # --- advisories ---
+
+    def advise(self, subject: str, kind: str, body: dict[str, Any]) -> None:
+        """Tell who wants to know what happened."""
+        full = f"$JS.EVENT.ADVISORY.{subject}"
+        if not self.server.reaches(full):
+            return
+        self._advisories += 1
+        now = self.now()
+        head = {
+            "type": f"io.nats.jetstream.advisory.v1.{kind}",
+            "id": f"{now:x}{self._advisories:x}",
+            "timestamp": format_time(now),
+        }
+        if self.server.settings.domain:
+            head["domain"] = self.server.settings.domain
+        self.server.publish(full, "", b"", orjson.dumps({**head, **body}))
+
+    def advise_stream(self, hosted: Hosted, action: str) -> None:
+        name = hosted.stream.config.name
+        self.advise(f"STREAM.{_PAST[action]}.{name}", "stream_action", {"stream": name, "action": action})
+
+    def advise_consumer(self, consumer: Consumer, action: str) -> None:
+        names = {"stream": consumer.stream.config.name, "consumer": consumer.name}
+        subject = f"CONSUMER.{_PAST[action]}.{names['stream']}.{names['consumer']}"
+        self.advise(subject, "consumer_action", {**names, "action": action})
+
+    def _advise_delivery(self, consumer: Consumer, what: str, kind: str, **more: Any) -> None:
+        names = {"stream": consumer.stream.config.name, "consumer": consumer.name}
+        self.advise(f"CONSUMER.{what}.{names['stream']}.{names['consumer']}", kind, {**names, **more})
+
+    def given_up(self, consumer: Consumer, seq: int, deliveries: int) -> None:
+        self._advise_delivery(
+            consumer, "MAX_DELIVERIES", "max_deliver", stream_seq=seq, deliveries=deliveries
+        )
+
     # --- what comes back ---
 
     def _on_ack(self, subject: str, reply: str, headers: bytes, payload: bytes) -> None:
@@ -316,10 +531,15 @@ class JetStream:
             consumer.ack(seq, consumer_seq, now)
         elif word == b"-NAK":
             consumer.nak(seq, _delay(argument), now)
+            self._advise_delivery(consumer, "MSG_NAKED", "nak", stream_seq=seq, consumer_seq=consumer_seq)
         elif word == b"+WPI":
             consumer.progress(seq, now)
         elif word == b"+TERM":
             consumer.terminate(seq, now)
+            reason = {"reason": argument.decode("utf-8", "replace")} if argument else {}
+            self._advise_delivery(
+                consumer, "MSG_TERMINATED", "terminated", stream_seq=seq, consumer_seq=consumer_seq, **reason
+            )
         elif word.startswith(b"+NXT"):
             consumer.ack(seq, consumer_seq, now)
             if reply:
@@ -354,7 +574,16 @@ class JetStream:
         hosted = self.streams[config.name] = Hosted(self, stream, files)
         hosted.save()
         hosted.listen()
+        self._feed_others(hosted)
+        self.advise_stream(hosted, "create")
         return hosted
+
+    def _feed_others(self, origin: Hosted) -> None:
+        """Mirrors of the stream, and streams that gather from it, may have waited for it."""
+        for other in tuple(self.streams.values()):
+            for feed in other.fed_by:
+                if feed.name == origin.stream.config.name and feed.origin is None and other is not origin:
+                    feed.attach(origin)
 
     def _build(self, config: StreamConfig, created: int) -> tuple[Stream, FileStorage | None]:
         if config.storage == "memory" or self.folder is None:
@@ -372,8 +601,10 @@ class JetStream:
         for consumer in tuple(hosted.consumers.values()):
             consumer.close_requests(409, "Consumer Deleted")
             self._unhost(consumer)
+            self.advise_consumer(consumer, "delete")
         hosted.close()
         del self.streams[name]
+        self.advise_stream(hosted, "delete")
         if hosted.files is not None:
             hosted.files.abandon()
             self.syncer.later(_remove_folder, hosted.files.folder)
@@ -387,13 +618,12 @@ class JetStream:
         return Consumer(name, config, hosted.stream, self, created or self.now(), durable=durable)
 
     def host(self, hosted: Hosted, consumer: Consumer) -> None:
-        """Take a consumer into service."""
+        """Take a consumer into service; `Consumer.begin` lets it deliver."""
         hosted.consumers[consumer.name] = consumer
         hosted.stream.readers[consumer.name] = consumer
         if consumer.is_push:
             self._by_destination[consumer.config.deliver_subject or ""] = consumer
         consumer.dirty = True
-        consumer.begin(self.now())
 
     def delete_consumer(self, hosted: Hosted, consumer: Consumer) -> None:
         consumer.close_requests(409, "Consumer Deleted")
@@ -402,12 +632,14 @@ class JetStream:
         hosted.stream.readers.pop(consumer.name, None)
         hosted.stream.settle_all()
         hosted.save()
+        self.advise_consumer(consumer, "delete")
 
     def reconfigure(self, hosted: Hosted, consumer: Consumer, config: ConsumerConfig) -> None:
         """Give a consumer another configuration, in the middle of its work."""
         self._unhost(consumer)
         consumer.configure(config)
         self.host(hosted, consumer)
+        consumer.begin(self.now())
         hosted.stream.settle_all()
 
     def _unhost(self, consumer: Consumer) -> None:
@@ -449,6 +681,7 @@ class JetStream:
         now = self.now()
         for hosted in self.streams.values():
             stream = hosted.stream
+            stream.drop_unfinished_batch()
             stream.enforce_all_limits()
             stream.expire(now)
             stream.settle_all()
@@ -457,6 +690,7 @@ class JetStream:
             hosted.listen()
             for consumer in tuple(hosted.consumers.values()):
                 self.host(hosted, consumer)
+                consumer.begin(now)
 
     def _load(self, folder: Path) -> Hosted | None:
         description = folder / "stream.json"
@@ -474,11 +708,16 @@ class JetStream:
         if files is None:
             return None
         now = self.now()
+        scheduled: list[Stored] = []
         recovered = files.recover()
         for message, place in recovered.live():
             stream.recover(message, place, now)
+            if message.headers and b"\r\nNats-Schedule:" in message.headers:
+                scheduled.append(message)
         stream.index.skip_to(recovered.last_seq)
         hosted = Hosted(self, stream, files)
+        for message in scheduled:
+            hosted.schedule(message, now)
         self._load_consumers(hosted, saved, folder, now)
         return hosted
 
@@ -545,6 +784,7 @@ def _remove_folder(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
+_PAST: Final = {"create": "CREATED", "delete": "DELETED", "modify": "UPDATED"}
 _DELAY: Final = re.compile(rb'\{\s*"delay"\s*:\s*(\d{1,18})\s*\}')
 
 

@@ -149,11 +149,14 @@ class Index:
 
     def discard(self, seq: int) -> Entry | None:
         """Take a message out; returns what was known of it, or ``None`` if it was not there."""
-        entry = self.get(seq)
-        if entry is None:
-            return None
         number, offset = divmod(seq, BLOCK)
-        block = self._blocks[number]
+        block = self._blocks.get(number)
+        if block is None or offset >= len(block.subjects):
+            return None
+        state = self._names[block.subjects[offset]]
+        if state is None:
+            return None
+        entry = Entry(seq, state.name, block.sizes[offset], block.times[offset], block.places[offset])
         block.subjects[offset] = 0
         block.live -= 1
         if not block.live and number != self._tail:
@@ -162,7 +165,7 @@ class Index:
         self.bytes -= entry.size
         if seq == self.first_seq:
             self.first_seq = self.next(seq + 1) or self.last_seq + 1
-        self._leave_subject(self.subjects[entry.subject], seq)
+        self._leave_subject(state, seq)
         return entry
 
     def _leave_subject(self, state: SubjectState, seq: int) -> None:
@@ -217,6 +220,12 @@ class Index:
                 if subjects[offset] == wanted:
                     return number * BLOCK + offset
         return 0
+
+    def previous_of(self, state: SubjectState, seq: int) -> int:
+        """The sequence of the message of the same subject before this one; 0 if there is none."""
+        if seq <= state.first:
+            return 0
+        return self._previous_numbered(seq - 1, state.number)
 
     def next_matching(self, seq: int, filters: list[str]) -> int:
         """The first live sequence from ``seq`` on with a subject of the filters (all, if there are none)."""

@@ -6,7 +6,7 @@ The rules and their sentences are those of a NATS server, so that its clients un
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from hashlib import sha256
 from typing import Any, Final
 
@@ -22,15 +22,18 @@ from dendrite_tw.jetstream.consumers import (
     ConsumerConfig,
     Pull,
 )
+from dendrite_tw.jetstream.engine import Hosted, Limits
 from dendrite_tw.jetstream.errors import refusal
 from dendrite_tw.jetstream.streams import DEFAULT_DUPLICATE_WINDOW, SECOND, StreamConfig
 from dendrite_tw.jetstream.subjects import is_literal, is_subset, is_valid, overlaps
 from dendrite_tw.jetstream.times import parse_time
+from dendrite_tw.jetstream.transforms import Transform, TransformError
 
 MAX_NAME: Final = 255
 MAX_DESCRIPTION: Final = 4 * 1024
 MAX_FILTERS: Final = 1000
 MAX_SUBJECTS: Final = 1000
+MAX_REPLICAS: Final = 5
 MAX_PULL: Final = 1_000_000
 EPHEMERAL_INACTIVE: Final = 5 * SECOND
 
@@ -63,34 +66,141 @@ def checked_stream(config: StreamConfig) -> StreamConfig:
     ):
         if value not in allowed:
             raise refusal(errors.INVALID_JSON, f"unknown value {value!r}")
+    if config.num_replicas > MAX_REPLICAS:
+        raise refusal(errors.STREAM_INVALID, f"maximum replicas is {MAX_REPLICAS}")
+    if config.num_replicas > 1:
+        raise refusal(errors.REPLICAS_UNSUPPORTED)
+    _check_origins(config)
     _check_subjects(config)
+    _check_mappings(config)
     changes: dict[str, Any] = {}
     for name in ("max_msgs", "max_bytes", "max_msg_size", "max_consumers", "max_msgs_per_subject"):
         if getattr(config, name) <= 0:
             changes[name] = -1
+    if config.num_replicas < 1:
+        changes["num_replicas"] = 1
     _check_durations(config, changes)
-    if config.discard_new_per_subject and (config.discard != "new" or config.max_msgs_per_subject <= 0):
-        sentence = (
-            "discard new per subject requires discard new policy to be set"
-            if config.discard != "new"
-            else "discard new per subject requires max msgs per subject > 0"
-        )
-        raise refusal(errors.STREAM_INVALID, sentence)
+    _check_features(config, changes)
+    for name in _OPTIONAL:
+        if not getattr(config, name):
+            changes.setdefault(name, None)
     return msgspec.structs.replace(config, **changes)
+
+
+_OPTIONAL: Final = (
+    "description",
+    "no_ack",
+    "placement",
+    "subject_transform",
+    "republish",
+    "sources",
+    "metadata",
+    "first_seq",
+    "consumer_limits",
+    "allow_msg_ttl",
+    "allow_msg_counter",
+    "allow_atomic",
+    "allow_msg_schedules",
+    "discard_new_per_subject",
+)
+
+
+def _check_features(config: StreamConfig, changes: dict[str, Any]) -> None:
+    """Which features exclude, or bring with them, which."""
+    if config.discard_new_per_subject:
+        if config.discard != "new":
+            raise refusal(
+                errors.STREAM_INVALID, "discard new per subject requires discard new policy to be set"
+            )
+        if config.max_msgs_per_subject <= 0:
+            raise refusal(errors.STREAM_INVALID, "discard new per subject requires max msgs per subject > 0")
+    if config.mirror_direct and not config.mirror:
+        raise refusal(errors.STREAM_INVALID, "stream has no mirror but does have mirror direct")
+    if config.persist_mode == "default":
+        changes["persist_mode"] = None
+    elif config.persist_mode not in (None, "", "async"):
+        raise refusal(errors.INVALID_JSON, f"unknown value {config.persist_mode!r}")
+    elif config.persist_mode and config.allow_atomic:
+        raise refusal(errors.STREAM_INVALID, "async persist mode is not supported with atomic batch publish")
+    if config.subject_delete_marker_ttl:
+        changes.update(allow_msg_ttl=True, allow_rollup_hdrs=True)
+    if config.allow_msg_schedules:
+        changes["allow_rollup_hdrs"] = True
+    if config.sealed:
+        changes.update(deny_delete=True, deny_purge=True)
+
+
+def _check_origins(config: StreamConfig) -> None:
+    """Mirrors and sources."""
+    if config.mirror:
+        if config.subjects:
+            raise refusal(errors.MIRROR_WITH_SUBJECTS)
+        if config.sources:
+            raise refusal(errors.MIRROR_WITH_SOURCES)
+    for source in [config.mirror] if config.mirror else config.sources or ():
+        if not is_name(str(source.get("name") or "")) or source.get("external"):
+            raise refusal(errors.STREAM_INVALID, "the origin must be a stream of this server")
+        rows = source.get("subject_transforms") or []
+        if len(rows) > MAX_SUBJECTS:
+            raise refusal(errors.STREAM_INVALID, "too many subject transforms")
+        patterns = [str(row.get("src") or ">") for row in rows]
+        if any(subjects_overlap([one], patterns[:at]) for at, one in enumerate(patterns)):
+            raise refusal(errors.SOURCES_OVERLAP)
+        for row in rows:
+            _transform(str(row.get("src") or ""), str(row.get("dest") or ""))
+        if source.get("opt_start_time"):
+            _check_time(source["opt_start_time"])
+
+
+def _check_time(text: Any) -> None:
+    try:
+        parse_time(text)
+    except (ValueError, TypeError):
+        raise refusal(errors.INVALID_JSON, f"not a time: {text!r}") from None
+
+
+def _transform(source: str, destination: str) -> Transform:
+    try:
+        return Transform(source, destination)
+    except TransformError as error:
+        raise refusal(errors.TRANSFORM_INVALID, str(error)) from None
+
+
+def _check_mappings(config: StreamConfig) -> None:
+    """Subject transform and republishing."""
+    mapping = config.subject_transform
+    if mapping:
+        _transform(str(mapping.get("src") or ""), str(mapping.get("dest") or ""))
+    rule = config.republish
+    if rule:
+        source, destination = str(rule.get("src") or ">"), str(rule.get("dest") or "")
+        rule["src"] = source
+        if not is_valid(destination):
+            raise refusal(
+                errors.STREAM_INVALID, "stream configuration for republish with invalid destination"
+            )
+        _transform(source, destination)
+        if subjects_overlap([destination], config.subjects or []):
+            raise refusal(
+                errors.STREAM_INVALID, "stream configuration for republish destination forms a cycle"
+            )
 
 
 def _check_subjects(config: StreamConfig) -> None:
     if not config.subjects:
-        config.subjects = [config.name]
-    subjects = config.subjects
+        config.subjects = None if config.mirror or config.sources else [config.name]
+    subjects = config.subjects or []
     if len(subjects) > MAX_SUBJECTS:
         raise refusal(errors.STREAM_INVALID, "too many subjects")
     for position, subject in enumerate(subjects):
         if not is_valid(subject):
             raise refusal(errors.STREAM_INVALID, "invalid subject")
-        if subject in subjects[:position]:
-            raise refusal(errors.STREAM_INVALID, "duplicate subjects detected")
-        if overlaps(subject, "$JS.API.>") or overlaps(subject, "$JS.ACK.>"):
+        for other in subjects[:position]:
+            if overlaps(subject, other):
+                raise refusal(errors.STREAM_INVALID, f'subject "{subject}" overlaps with "{other}"')
+        if subject == ">" and not config.no_ack:
+            raise refusal(errors.STREAM_INVALID, "capturing all subjects requires no-ack to be true")
+        if subjects_overlap([subject], ["$JS.API.>", "$JS.ACK.>"]) and not config.no_ack:
             raise refusal(
                 errors.STREAM_INVALID, "subjects that overlap with jetstream api require no-ack to be true"
             )
@@ -108,6 +218,8 @@ def _check_durations(config: StreamConfig, changes: dict[str, Any]) -> None:
         raise refusal(errors.STREAM_INVALID, "duplicates window can not be larger then max age")
     if not config.subject_delete_marker_ttl:
         changes["subject_delete_marker_ttl"] = None
+    elif config.subject_delete_marker_ttl < SECOND:
+        raise refusal(errors.STREAM_INVALID, "subject delete marker TTL must be at least 1 second")
 
 
 def check_stream_update(old: StreamConfig, new: StreamConfig) -> None:
@@ -121,6 +233,8 @@ def check_stream_update(old: StreamConfig, new: StreamConfig) -> None:
             errors.STREAM_INVALID,
             "stream configuration update can not change retention policy to/from workqueue",
         )
+    if new.mirror and new.mirror != old.mirror:
+        raise refusal(errors.MIRROR_FIXED)
     if old.sealed and not new.sealed:
         raise refusal(errors.STREAM_INVALID, "stream configuration update can not unseal a sealed stream")
     if old.deny_delete and not new.deny_delete:
@@ -129,6 +243,26 @@ def check_stream_update(old: StreamConfig, new: StreamConfig) -> None:
         )
     if old.deny_purge and not new.deny_purge:
         raise refusal(errors.STREAM_INVALID, "stream configuration update can not cancel deny purge")
+
+
+def check_account(limits: Limits, config: StreamConfig, streams: Collection[Hosted]) -> None:
+    """Raises `errors.ApiError` if a new stream would go beyond what the account may use."""
+    if limits.max_bytes_required and config.max_bytes <= 0:
+        raise refusal(errors.MAX_BYTES_REQUIRED)
+    in_memory = config.storage == "memory"
+    largest = limits.memory_max_stream_bytes if in_memory else limits.storage_max_stream_bytes
+    if 0 < largest < config.max_bytes:
+        raise refusal(errors.MAX_STREAM_BYTES)
+    if 0 < limits.max_streams <= len(streams):
+        raise refusal(errors.MAX_STREAMS)
+    total = limits.max_memory if in_memory else limits.max_storage
+    reserved = sum(
+        max(hosted.stream.config.max_bytes, 0)
+        for hosted in streams
+        if hosted.stream.config.storage == config.storage
+    )
+    if 0 < total < reserved + max(config.max_bytes, 0):
+        raise refusal(errors.MEMORY_EXCEEDED if in_memory else errors.STORAGE_EXCEEDED)
 
 
 # --- consumers ---
@@ -144,9 +278,9 @@ def consumer_name(config: ConsumerConfig, words: list[str], *, durable: bool) ->
             raise refusal(errors.CONSUMER_DURABLE_NAME_MISMATCH)
         return _checked_name(named)
     if config.durable_name and not named:
-        raise refusal(errors.CONSUMER_EPHEMERAL_WITH_DURABLE)
-    if named and (config.name or config.durable_name or named) != named:
-        raise refusal(errors.CONSUMER_NAME_MISMATCH)
+        raise refusal(errors.CONSUMER_DURABLE_IN_REQUEST)
+    if config.durable_name and config.durable_name != named:
+        raise refusal(errors.CONSUMER_DURABLE_NAME_MISMATCH)
     if len(words) > 2 and ".".join(words[2:]) != (config.filter_subject or ""):
         raise refusal(errors.CONSUMER_FILTER_MISMATCH)
     name = named or config.name or ""
@@ -181,6 +315,7 @@ def checked_consumer(config: ConsumerConfig, stream: StreamConfig) -> ConsumerCo
             raise refusal(errors.INVALID_JSON, f"unknown value {value!r}")
     _check_filters(config, stream)
     _check_start(config)
+    _check_deliveries(config, stream)
     if config.deliver_subject:
         _check_push(config, stream)
     else:
@@ -209,15 +344,41 @@ def checked_consumer(config: ConsumerConfig, stream: StreamConfig) -> ConsumerCo
         )
         if not getattr(config, name)
     }
+    limits = stream.consumer_limits or {}
     changes["max_deliver"] = config.max_deliver or -1
     if config.ack_policy != "none":
         changes["ack_wait"] = config.backoff[0] if config.backoff else config.ack_wait or DEFAULT_ACK_WAIT
-        changes["max_ack_pending"] = config.max_ack_pending or DEFAULT_MAX_ACK_PENDING
+        changes["max_ack_pending"] = (
+            config.max_ack_pending or limits.get("max_ack_pending") or DEFAULT_MAX_ACK_PENDING
+        )
     if not config.deliver_subject:
         changes["max_waiting"] = config.max_waiting or DEFAULT_MAX_WAITING
-    if not config.durable_name and not config.inactive_threshold:
-        changes["inactive_threshold"] = EPHEMERAL_INACTIVE
+    if not config.inactive_threshold:
+        threshold = limits.get("inactive_threshold") or (0 if config.durable_name else EPHEMERAL_INACTIVE)
+        changes["inactive_threshold"] = threshold or None
     return msgspec.structs.replace(config, **changes)
+
+
+def _check_deliveries(config: ConsumerConfig, stream: StreamConfig) -> None:
+    if config.num_replicas > 1:
+        raise refusal(errors.REPLICAS_UNSUPPORTED)
+    if config.backoff and 0 < (config.max_deliver or 0) <= len(config.backoff):
+        raise refusal(errors.CONSUMER_BACKOFF)
+    limits = stream.consumer_limits or {}
+    largest = limits.get("max_ack_pending") or 0
+    if 0 < largest < (config.max_ack_pending or 0):
+        raise refusal(errors.MAX_ACK_PENDING, largest)
+    longest = limits.get("inactive_threshold") or 0
+    if 0 < longest < (config.inactive_threshold or 0):
+        raise refusal(errors.INACTIVE_THRESHOLD, longest)
+    if config.pause_until:
+        _check_time(config.pause_until)
+
+
+def check_consumer_limits(config: ConsumerConfig, limits: Limits) -> None:
+    """Raises `errors.ApiError` if a consumer would go beyond what the account may use."""
+    if 0 < limits.max_ack_pending < (config.max_ack_pending or 0):
+        raise refusal(errors.MAX_ACK_PENDING, limits.max_ack_pending)
 
 
 def _check_filters(config: ConsumerConfig, stream: StreamConfig) -> None:
@@ -229,15 +390,28 @@ def _check_filters(config: ConsumerConfig, stream: StreamConfig) -> None:
     for pattern in filters:
         if not is_valid(pattern):
             raise refusal(errors.CONSUMER_FILTER_NOT_SUBSET)
-        if not any(overlaps(pattern, subject) for subject in stream.subjects or ()):
+        if not _may_hold(stream, pattern):
             raise refusal(errors.CONSUMER_FILTER_NOT_SUBSET)
     for position, pattern in enumerate(filters):
         if any(is_subset(pattern, other) or is_subset(other, pattern) for other in filters[:position]):
             raise refusal(errors.CONSUMER_FILTERS_OVERLAP)
 
 
+def _may_hold(stream: StreamConfig, pattern: str) -> bool:
+    """Whether messages of such subjects can be in the stream."""
+    if stream.mirror or stream.sources or stream.subject_transform:
+        return True
+    return subjects_overlap([pattern], stream.subjects or [])
+
+
 def _check_start(config: ConsumerConfig) -> None:
     policy = config.deliver_policy
+    if config.opt_start_seq and policy != "by_start_sequence":
+        name = policy.replace("_", " ")
+        raise refusal(
+            errors.CONSUMER_INVALID_POLICY,
+            f"consumer delivery policy is deliver {name}, but optional start sequence is also set",
+        )
     if policy == "by_start_sequence" and not config.opt_start_seq:
         raise refusal(
             errors.CONSUMER_INVALID_POLICY,
@@ -254,7 +428,7 @@ def _check_start(config: ConsumerConfig) -> None:
     if policy == "last_per_subject" and not config.filters():
         raise refusal(
             errors.CONSUMER_INVALID_POLICY,
-            "consumer delivery policy is deliver last per subject, but FilterSubject is not set",
+            "consumer delivery policy is deliver last per subject, but optional filter subject is not set",
         )
 
 
@@ -290,7 +464,8 @@ def check_new_consumer(
     if stream.retention != "workqueue":
         return
     if config.ack_policy != "explicit":
-        raise refusal(errors.WORKQUEUE_EXPLICIT_ACK)
+        row = errors.WORKQUEUE_EXPLICIT_ACK if config.deliver_subject else errors.WORKQUEUE_PULL_EXPLICIT
+        raise refusal(row)
     if config.deliver_policy != "all":
         raise refusal(errors.WORKQUEUE_DELIVER_ALL)
     for other in consumers.values():
@@ -316,7 +491,8 @@ def check_consumer_update(old: ConsumerConfig, new: ConsumerConfig) -> None:
         if getattr(old, name) != getattr(new, name):
             raise refusal(errors.CONSUMER_CREATE, f"{name.replace('_', ' ')} can not be updated")
     if bool(old.deliver_subject) != bool(new.deliver_subject):
-        raise refusal(errors.CONSUMER_CREATE, "can not update pull consumer to push based")
+        kinds = ("push", "pull") if old.deliver_subject else ("pull", "push")
+        raise refusal(errors.CONSUMER_CREATE, "can not update {} consumer to {} based".format(*kinds))
 
 
 # --- pull requests ---
@@ -335,13 +511,13 @@ def pull_request(consumer: Consumer, reply: str, argument: bytes, now: int) -> P
     elif text:
         try:
             value = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
-            raise errors.ApiError(400, 0, f"Bad Request - {error}") from None
+        except orjson.JSONDecodeError:
+            value = None
         asked = value if isinstance(value, dict) else {}
     numbers = {key: asked.get(key) or 0 for key in ("batch", "expires", "max_bytes", "idle_heartbeat")}
-    if any(not isinstance(number, int) or number < 0 for number in numbers.values()):
+    if any(not isinstance(number, int) for number in numbers.values()):
         raise errors.ApiError(400, 0, "Bad Request")
-    batch, expires = min(numbers["batch"] or 1, MAX_PULL), numbers["expires"]
+    batch, expires = min(max(numbers["batch"], 1), MAX_PULL), numbers["expires"]
     config = consumer.config
     if config.max_batch and batch > config.max_batch:
         raise errors.ApiError(409, 0, f"Exceeded MaxRequestBatch of {config.max_batch}")
@@ -357,6 +533,6 @@ def pull_request(consumer: Consumer, reply: str, argument: bytes, now: int) -> P
         batch,
         now + expires if expires else 0,
         no_wait=bool(asked.get("no_wait")),
-        max_bytes=numbers["max_bytes"],
+        max_bytes=max(numbers["max_bytes"], 0),
         heartbeat=heartbeat,
     )

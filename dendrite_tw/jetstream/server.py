@@ -9,9 +9,8 @@ Reference: NATS documentation, "Client Protocol" and "Core NATS".
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -20,14 +19,17 @@ from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.subjects import Interest, is_literal, is_valid
 from dendrite_tw.jetstream.wire import Err, Info, Msg, Op, Pub
 
+if TYPE_CHECKING:
+    from dendrite_tw.jetstream.accounts import Gate, User
+
 ROUTES_REMEMBERED: Final = 4096
 MAX_SUBSCRIPTIONS: Final = 100_000
 """Subscriptions that one session may hold."""
 PROTOCOL_VERSION: Final = "2.12.0"
 """The release of nats-server whose behaviour clients may count on."""
 
-Receive = Callable[[str, str, bytes, bytes], None]
-"""Takes a message: subject, reply subject, headers, payload."""
+Receive = Callable[[str, str, bytes, bytes], "bool | None"]
+"""Takes a message: subject, reply subject, headers, payload.  False says that nobody is there for it."""
 
 
 class Subscription:
@@ -71,12 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 0
     max_payload: int = wire.DEFAULT_MAX_PAYLOAD
     jetstream: bool = True
-    users: dict[str, str] = {}
-    token: str = ""
-    no_auth_user: str = ""
-
-    def demands_login(self) -> bool:
-        return bool(self.users or self.token)
+    domain: str = ""
 
 
 class Server:
@@ -84,6 +81,8 @@ class Server:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.gate: Gate | None = None
+        """Who may enter; ``None`` lets everybody in."""
         self.sessions: dict[int, Session] = {}
         self.in_messages = 0
         self.out_messages = 0
@@ -131,11 +130,16 @@ class Server:
     ) -> int:
         """Hand a message to all who subscribed; returns to how many."""
         self.in_messages += 1
-        if subject.startswith(("_INBOX.", "$JS.ACK.")):
-            # Such subjects are used once; remembering their routes would only drive out others.
-            route = Route(self._interest.match(subject))
-        else:
-            route = self._routes.get(subject) or self._route(subject)
+        route = self._routes.get(subject)
+        if route is None:
+            if subject.startswith(("_INBOX.", "$JS.ACK.")):
+                # Such subjects are used once: remembering their routes would only drive out others.
+                members = self._interest.match(subject)
+                if len(members) == 1:
+                    return int(self._give(members[0], subject, reply, headers, payload))
+                route = Route(members)
+            else:
+                route = self._route(subject)
         return self._hand_out(route, subject, reply, headers, payload, origin)
 
     def forward(self, destination: str, subject: str, reply: str, headers: bytes, payload: bytes) -> int:
@@ -150,25 +154,25 @@ class Server:
         silent = origin is not None and not origin.echo
         for member in route.plain:
             if not (silent and member.session is origin):
-                self._give(member, subject, reply, headers, payload)
-                count += 1
+                count += self._give(member, subject, reply, headers, payload)
         if route.groups:
             route.turn += 1
             for group in route.groups:
-                self._give(group[route.turn % len(group)], subject, reply, headers, payload)
-                count += 1
+                count += self._give(group[route.turn % len(group)], subject, reply, headers, payload)
         return count
 
-    def _give(self, member: Subscription, subject: str, reply: str, headers: bytes, payload: bytes) -> None:
+    def _give(self, member: Subscription, subject: str, reply: str, headers: bytes, payload: bytes) -> bool:
         session = member.session
         if session is None:
-            member.receive(subject, reply, headers, payload)
-            return
+            return member.receive(subject, reply, headers, payload) is not False
+        if not session.may_hear(subject):
+            return False
         self.out_messages += 1
         session.send(Msg(subject, member.sid, reply, headers, payload))
         member.received += 1
         if 0 < member.limit <= member.received:
             session.unsubscribe(member)
+        return True
 
     # --- sessions ---
 
@@ -178,7 +182,7 @@ class Server:
         """A new session; it introduces the server at once.  ``trusted`` ones need no credentials."""
         self._next_session += 1
         session = Session(self, self._next_session, send, close, trusted)
-        self.sessions[session.number] = session
+        session.server.sessions[session.number] = session
         session.send(Info(self.introduction(session)))
         return session
 
@@ -198,9 +202,15 @@ class Server:
         }
         if settings.jetstream:
             options["jetstream"] = True
-        if settings.demands_login() and not session.trusted:
+        if settings.domain:
+            options["domain"] = settings.domain
+        if self.demands_login and not session.trusted:
             options["auth_required"] = True
         return options
+
+    @property
+    def demands_login(self) -> bool:
+        return self.gate is not None and self.gate.demands_login
 
 
 class Session:
@@ -225,8 +235,12 @@ class Session:
         self.name = ""
         self.pings_out = 0
         self._close = close
-        self._admitted = trusted or not server.settings.demands_login()
         self._subscriptions: dict[str, Subscription] = {}
+        self._gate = None if trusted else server.gate
+        self._user: User | None = None
+        self._admitted = trusted or not server.demands_login
+        if self._gate is not None and self._admitted:
+            self._enter(self._gate.admit({}))
         self._handlers: dict[type[Op], Callable[[Any], None]] = {
             Pub: self._publish,
             wire.Sub: self._subscribe,
@@ -235,6 +249,11 @@ class Session:
             wire.Pong: self._pong,
             wire.Connect: self._connect,
         }
+
+    def may_hear(self, subject: str) -> bool:
+        """Whether a message of this subject may be given to the client, whatever pattern it subscribed to."""
+        user = self._user
+        return user is None or not user.subscribe.deny or user.subscribe.admits(subject)
 
     @property
     def subscription_count(self) -> int:
@@ -268,9 +287,12 @@ class Session:
 
     def _connect(self, op: wire.Connect) -> None:
         options = op.options
-        if not self.trusted and not self._may_enter(options):
-            self.refuse("Authorization Violation")
-            return
+        if self._gate is not None:
+            user = self._gate.admit(options)
+            if user is None:
+                self.refuse("Authorization Violation")
+                return
+            self._enter(user)
         self._admitted = True
         self.verbose = bool(options.get("verbose"))
         self.pedantic = bool(options.get("pedantic"))
@@ -280,17 +302,15 @@ class Session:
         if self.verbose:
             self.send(wire.OK)
 
-    def _may_enter(self, options: dict[str, Any]) -> bool:
-        settings = self.server.settings
-        user, password = str(options.get("user") or ""), str(options.get("pass") or "")
-        token = str(options.get("auth_token") or "")
-        if settings.token and _same(token, settings.token):
-            return True
-        if settings.users and user:
-            return _same(password, settings.users.get(user, "")) and user in settings.users
-        if settings.no_auth_user and not (user or token):
-            return True
-        return not settings.demands_login()
+    def _enter(self, user: User | None) -> None:
+        """Go over to the account of a user."""
+        if user is None:
+            return
+        self._user = user
+        if user.server is not self.server:
+            self.closed()
+            self.server = user.server
+            self.server.sessions[self.number] = self
 
     def _pong(self, op: wire.Pong) -> None:
         self.pings_out = 0
@@ -303,6 +323,9 @@ class Session:
             return
         if self.pedantic and not (is_valid(op.subject) and is_literal(op.subject)):
             self.send(Err("Invalid Publish Subject"))
+        if self._user is not None and not self._user.publish.admits(op.subject):
+            self.send(Err(f'Permissions Violation for Publish to "{op.subject}"'))
+            return
         count = self.server.publish(op.subject, op.reply, op.headers, op.payload, self)
         if not count and op.reply and self.no_responders:
             self._say_no_responders(op)
@@ -314,6 +337,9 @@ class Session:
     def _subscribe(self, op: wire.Sub) -> None:
         if not is_valid(op.subject):
             self.send(Err("Invalid Subject"))
+            return
+        if self._user is not None and not self._user.subscribe.admits(op.subject):
+            self.send(Err(f'Permissions Violation for Subscription to "{op.subject}"'))
             return
         if len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
             self.refuse("maximum subscriptions exceeded")
@@ -343,7 +369,3 @@ class Session:
     def unsubscribe(self, subscription: Subscription) -> None:
         if self._subscriptions.pop(subscription.sid, None) is not None:
             self.server.remove(subscription)
-
-
-def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode(), expected.encode())

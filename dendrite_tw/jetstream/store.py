@@ -59,6 +59,7 @@ _BODY: Final = struct.Struct("<QqHI")
 _SEQ: Final = struct.Struct("<Q")
 _MESSAGE, _ERASED, _FLOOR, _SKIPPED = 1, 2, 3, 4
 _BATCH_START: Final = 1
+_FLAGS_AT: Final = 3
 _MAX_RECORD: Final = 80 * 1024 * 1024
 _OFFSET_BITS: Final = 32
 _OFFSET_MASK: Final = (1 << _OFFSET_BITS) - 1
@@ -76,19 +77,18 @@ class DamagedError(Exception):
 # --- records ---
 
 
-def encode_record(kind: int, body: bytes) -> bytearray:
-    """The bytes of a record, not yet flagged as the start of a batch."""
-    record = bytearray(_HEAD.size)
-    record += body
+def encode_record(kind: int, body: bytes) -> bytes:
+    """The bytes of a record, not flagged as the start of a batch."""
     size = len(body)
-    _HEAD.pack_into(record, 0, _MAGIC, kind, 0, crc32(body, size ^ kind), size)
-    return record
+    return _HEAD.pack(_MAGIC, kind, 0, crc32(body, size ^ kind), size) + body
 
 
-def encode_message(message: Stored) -> bytearray:
-    subject = message.subject.encode()
-    head = _BODY.pack(message.seq, message.time, len(subject), len(message.headers))
-    return encode_record(_MESSAGE, b"".join((head, subject, message.headers, message.payload)))
+def encode_message(message: Stored) -> bytes:
+    subject, headers, payload = message.subject.encode(), message.headers, message.payload
+    head = _BODY.pack(message.seq, message.time, len(subject), len(headers)) + subject + headers
+    size = len(head) + len(payload)
+    crc = crc32(payload, crc32(head, size ^ _MESSAGE))
+    return b"".join((_HEAD.pack(_MAGIC, _MESSAGE, 0, crc, size), head, payload))
 
 
 def decode_message(body: bytes) -> Stored:
@@ -111,11 +111,11 @@ class Record:
         self.body = body
         self.end = offset + _HEAD.size + len(body)
 
-    def raw(self) -> bytearray:
+    def raw(self) -> bytes:
         """The record anew, flagged as it was."""
-        record = encode_record(self.kind, self.body)
-        record[3] = self.flags
-        return record
+        record = bytearray(encode_record(self.kind, self.body))
+        record[_FLAGS_AT] = self.flags
+        return bytes(record)
 
 
 def record_at(data: bytes, offset: int) -> Record | None:
@@ -166,7 +166,11 @@ class Segment:
         self.number = number
         self.first_seq = first_seq
         self.size = 0
+        """Bytes that were handed over for writing."""
+        self.written = 0
+        """Bytes that are on disk."""
         self.live = 0
+        """Messages that are still needed."""
         self.live_bytes = 0
         self.guards = False
         """Whether it says of messages in older segments that they were erased."""
@@ -245,7 +249,7 @@ def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
         sync_folder(path.parent)
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+def _write_all(descriptor: int, data: bytes | bytearray, offset: int) -> None:
     done = os.pwrite(descriptor, data, offset)
     while done < len(data):
         done += os.pwrite(descriptor, memoryview(data)[done:], offset + done)
@@ -259,16 +263,17 @@ class Write:
     def __init__(self, segment: Segment, offset: int) -> None:
         self.segment = segment
         self.offset = offset
-        self.chunks: list[bytearray] = []
+        self.chunks: list[bytes] = []
         self.size = 0
 
     def perform(self) -> None:
         """In the thread: write at the known offset, so that a repetition after a failure does no harm, and
         sync.
         """
-        self.chunks[0][3] = _BATCH_START
+        data = bytearray().join(self.chunks)
+        data[_FLAGS_AT] = _BATCH_START
         descriptor = self.segment.writer()
-        _write_all(descriptor, b"".join(self.chunks), self.offset)
+        _write_all(descriptor, data, self.offset)
         os.fdatasync(descriptor)
 
 
@@ -290,6 +295,7 @@ class FileStorage:
         self._recent: dict[int, Stored] = {}
         self._recent_order: deque[tuple[int, int]] = deque()
         self._recent_bytes = 0
+        self._rolled = False
         self._floor = self._noted_floor = 0
         self._skipped = self._noted_skip = 0
 
@@ -307,7 +313,7 @@ class FileStorage:
         self._recent_bytes += size
         return segment.number << _OFFSET_BITS | offset
 
-    def _write(self, record: bytearray, seq: int) -> tuple[Segment, int]:
+    def _write(self, record: bytes, seq: int) -> tuple[Segment, int]:
         size = len(record)
         segment = self._active
         if segment is None or (segment.size and segment.size + size > self._segment_bytes):
@@ -332,7 +338,7 @@ class FileStorage:
         if old is not None:
             self._syncer.later(old.close_writer)
             self._discard_dead()
-            self._compact_one()
+            self._rolled = True
         return segment
 
     def is_full(self) -> bool:
@@ -374,6 +380,10 @@ class FileStorage:
         """The batch is on disk."""
         for write in writes:
             self._unwritten -= write.size
+            write.segment.written = write.offset + write.size
+        if self._rolled:
+            self._rolled = False
+            self._compact_one()
         allowed = RECENT_BYTES + self._unwritten
         while self._recent_bytes > allowed:
             seq, size = self._recent_order.popleft()
@@ -465,7 +475,7 @@ class FileStorage:
             if segment in self._readers:
                 self._readers.remove(segment)
             if sizes:
-                segment.size = sizes[0]
+                segment.size = segment.written = sizes[0]
             for seq, offset in places.items():
                 if seq in self._index:
                     self._index.move(seq, segment.number << _OFFSET_BITS | offset)
@@ -493,7 +503,7 @@ class FileStorage:
             except OSError as error:
                 raise DamagedError(f"{path.name}: {error}") from error
             records, continues = scan(data)
-            segment.size = records[-1].end if records else 0
+            segment.size = segment.written = records[-1].end if records else 0
             if segment.size < len(data):
                 if continues or path is not paths[-1]:
                     raise DamagedError(f"{path.name}: unreadable at byte {segment.size}")
@@ -598,6 +608,8 @@ class Syncer:
         self._waiting: list[Callable[[], None]] = []
         self._busy = False
         self._scheduled = False
+        self.after_batch: Callable[[], None] = lambda: None
+        """Called when those who waited for a batch have been told."""
         self.failing = ""
         self.batches = 0
 
@@ -664,6 +676,7 @@ class Syncer:
                 self._start()
             for call in waiting:
                 call()
+            self.after_batch()
 
         def failed(failure: Failure) -> None:
             if not self.failing:

@@ -19,7 +19,8 @@ import msgspec
 from dendrite_tw.jetstream import errors, wire
 from dendrite_tw.jetstream.errors import refusal
 from dendrite_tw.jetstream.index import Entry, Index
-from dendrite_tw.jetstream.subjects import is_literal, matches
+from dendrite_tw.jetstream.subjects import is_literal, is_valid, matches
+from dendrite_tw.jetstream.transforms import Transform
 
 SECOND: Final = 1_000_000_000
 DEFAULT_DUPLICATE_WINDOW: Final = 120 * SECOND
@@ -65,6 +66,10 @@ class StreamConfig(msgspec.Struct, kw_only=True, omit_defaults=False):
     consumer_limits: dict[str, Any] | None = None
     allow_msg_ttl: bool | None = None
     subject_delete_marker_ttl: int | None = None
+    allow_msg_counter: bool | None = None
+    allow_atomic: bool | None = None
+    allow_msg_schedules: bool | None = None
+    persist_mode: str | None = None
 
     def body(self) -> dict[str, Any]:
         """The configuration as the API shows it: optional fields only where they are set."""
@@ -134,7 +139,7 @@ class Reader(Protocol):
 
     def wants(self, subject: str) -> bool: ...
 
-    def needs(self, seq: int, subject: str) -> bool:
+    def needs(self, seq: int) -> bool:
         """Whether the message has yet to be delivered to, or acknowledged by, this consumer."""
 
     def lost(self, entry: Entry) -> None:
@@ -149,13 +154,27 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
     seq: int
     duplicate: bool
     message: Stored | None
+    value: str = ""
+    """The total of a counter."""
+
+
+class Examined(msgspec.Struct, frozen=True, gc=False):
+    """A publication that the stream would accept: its message id, its server headers, when it expires."""
+
+    msg_id: str
+    asked: dict[str, str]
+    expires: int
+    duplicate_of: int = 0
+
+
+_PLAIN: Final = Examined("", {}, 0)
 
 
 class Stream:
     """One stream: takes messages, keeps them as long as its limits and its consumers say."""
 
     def __init__(self, config: StreamConfig, storage: Storage, created: int) -> None:
-        self.config = config
+        self.configure(config)
         self.created = created
         self.storage = storage
         self.index = Index(config.first_seq or 1)
@@ -163,7 +182,17 @@ class Stream:
         self._ids: dict[str, int] = {}
         self._id_order: deque[tuple[int, str]] = deque()
         self._expiring: list[tuple[int, int]] = []
-        self.on_marker: Callable[[str, int], None] | None = None
+        self.check_schedule: Callable[[str], object] = lambda text: None
+        """Raises `errors.ApiError` for a schedule that is not one."""
+        self.sourced: dict[str, int] = {}
+        """How far each source was read, by what is in the stream."""
+
+    def configure(self, config: StreamConfig) -> None:
+        """Take over a configuration; `enforce_all_limits` applies it to what is there."""
+        self.config = config
+        mapping = config.subject_transform
+        self._transform = Transform(mapping.get("src", ""), mapping.get("dest", "")) if mapping else None
+        self._limited = config.max_msgs > 0 or config.max_bytes > 0 or config.max_msgs_per_subject > 0
 
     # --- taking messages in ---
 
@@ -172,36 +201,79 @@ class Stream:
 
         Raises `errors.ApiError` with what the publisher is told.
         """
+        if self._transform is not None:
+            subject = self._transform.apply(subject) or subject
+        examined = self.examine(subject, headers, payload, now)
+        if examined.duplicate_of:
+            return Accepted(examined.duplicate_of, True, None)
+        return self.accept(examined, subject, headers, payload, now)
+
+    def examine(self, subject: str, headers: bytes, payload: bytes, now: int, ahead: int = 0) -> Examined:
+        """Whether the stream takes a message, after ``ahead`` others; raises `errors.ApiError` if not."""
         config = self.config
-        msg_id, expires = "", 0
+        examined = _PLAIN
         if headers and b"\r\nNats-" in headers:
-            msg_id = wire.header(headers, "Nats-Msg-Id")
+            asked = wire.nats_headers(headers)
+            msg_id = asked.get("Msg-Id", "")
             if msg_id:
                 known = self._known_id(msg_id, now)
                 if known:
-                    return Accepted(known, True, None)
-            expires = self._check_conditions(subject, headers, now)
+                    return Examined(msg_id, asked, 0, known)
+            expires = 0
+            if len(asked) > 1 or not msg_id:
+                expires = self._check_conditions(subject, asked, now, ahead)
+            examined = Examined(msg_id, asked, expires)
         if config.sealed:
             raise refusal(errors.STREAM_SEALED)
         if 0 <= config.max_msg_size < len(headers) + len(payload):
             raise refusal(errors.MESSAGE_TOO_LARGE)
-        size = self.size_of(subject, headers, payload)
+        if config.allow_msg_counter:
+            self._check_counter(examined.asked, payload)
         if config.discard == "new":
-            self._check_room(subject, size)
+            self._check_room(subject, self.size_of(subject, headers, payload), ahead)
+        return examined
+
+    def accept(self, examined: Examined, subject: str, headers: bytes, payload: bytes, now: int) -> Accepted:
+        """Store a message that has been examined."""
+        config, asked, value = self.config, examined.asked, ""
         seq = self.index.last_seq + 1
         if config.retention == "interest" and not any(r.wants(subject) for r in self.readers.values()):
-            self._skip(seq)
-            self._remember_id(msg_id, seq, now)
+            self.index.skip_to(seq)
+            self.storage.skipped(seq)
+            self._remember_id(examined.msg_id, seq, now)
             return Accepted(seq, False, None)
+        if config.allow_msg_counter:
+            value = self._add_up(subject, asked["Incr"])
+            payload = b'{"val":"%b"}' % value.encode()
+        marker = config.subject_delete_marker_ttl or 0
+        expires = examined.expires
+        if 0 < expires < now + marker:
+            expires = now + marker
+            headers = wire.replace_headers(headers, ("Nats-TTL",), {"Nats-TTL": str(-(-marker // SECOND))})
         message = Stored(seq, now, subject, headers, payload)
-        self.index.add(seq, subject, size, now, self.storage.append(message))
-        self._remember_id(msg_id, seq, now)
-        if expires > 0:
-            heapq.heappush(self._expiring, (expires, seq))
-        if headers and b"\r\nNats-Rollup:" in headers:
-            self._roll_up(message)
-        self._enforce_limits(subject)
-        return Accepted(seq, False, message)
+        self._enter(message, self.storage.append(message))
+        self._remember_id(examined.msg_id, seq, now)
+        if asked:
+            if expires > 0:
+                heapq.heappush(self._expiring, (expires, seq))
+            if "Rollup" in asked:
+                self.purge([] if asked["Rollup"] == "all" else [subject], before=seq)
+            elif "Schedule" in asked:
+                self.purge([subject], before=seq)
+        if self._limited:
+            self._enforce_limits(subject)
+        return Accepted(seq, False, message, value)
+
+    def _enter(self, message: Stored, place: int) -> None:
+        size = self.size_of(message.subject, message.headers, message.payload)
+        self.index.add(message.seq, message.subject, size, message.time, place)
+
+    def copy(self, message: Stored) -> None:
+        """Store a message of a mirrored stream as it is, under its own sequence."""
+        self.index.skip_to(message.seq - 1)
+        self._enter(message, self.storage.append(message))
+        if self._limited:
+            self._enforce_limits(message.subject)
 
     def size_of(self, subject: str, headers: bytes, payload: bytes) -> int:
         """What a message counts against ``max_bytes``: as in a NATS server's own accounting."""
@@ -210,28 +282,34 @@ class Stream:
             return size + 16
         return size + (34 if headers else 30)
 
-    def _skip(self, seq: int) -> None:
-        self.index.skip_to(seq)
-        self.storage.skipped(seq)
-
-    def _check_conditions(self, subject: str, headers: bytes, now: int) -> int:
+    def _check_conditions(self, subject: str, asked: dict[str, str], now: int, ahead: int) -> int:
         """Hold the publisher's expectations against the stream; returns when the message is to expire, or
         0.
         """
-        expected = wire.header(headers, "Nats-Expected-Stream")
+        expected = asked.get("Expected-Stream")
         if expected and expected != self.config.name:
             raise refusal(errors.EXPECTED_STREAM)
-        last_id = wire.header(headers, "Nats-Expected-Last-Msg-Id")
+        last_id = asked.get("Expected-Last-Msg-Id")
         if last_id:
             newest = self._id_order[-1][1] if self._id_order else ""
             if newest != last_id:
                 raise refusal(errors.WRONG_LAST_MSG_ID, newest)
-        last_seq = wire.header(headers, "Nats-Expected-Last-Sequence")
-        if last_seq and last_seq != str(self.index.last_seq):
+        last_seq = asked.get("Expected-Last-Sequence")
+        if last_seq and last_seq != str(self.index.last_seq + ahead):
             raise refusal(errors.WRONG_LAST_SEQUENCE, self.index.last_seq)
-        self._check_last_of_subject(subject, headers)
-        self._check_rollup(headers)
-        ttl = wire.header(headers, "Nats-TTL")
+        last_of_subject = asked.get("Expected-Last-Subject-Sequence")
+        if last_of_subject:
+            pattern = asked.get("Expected-Last-Subject-Sequence-Subject") or subject
+            last = self._last_sequence(pattern)
+            if last_of_subject != str(last):
+                raise refusal(errors.WRONG_LAST_SEQUENCE, last)
+        if "Rollup" in asked:
+            self._check_rollup(asked["Rollup"])
+        if "Schedule" in asked:
+            self._check_schedule(asked)
+        if "Incr" in asked and not self.config.allow_msg_counter:
+            raise refusal(errors.COUNTER_DISABLED)
+        ttl = asked.get("TTL")
         if not ttl:
             return 0
         if not self.config.allow_msg_ttl:
@@ -239,29 +317,46 @@ class Stream:
         lifetime = parse_ttl(ttl)
         return now + lifetime if lifetime > 0 else 0
 
-    def _check_last_of_subject(self, subject: str, headers: bytes) -> None:
-        wanted = wire.header(headers, "Nats-Expected-Last-Subject-Sequence")
-        if not wanted:
-            return
-        pattern = wire.header(headers, "Nats-Expected-Last-Subject-Sequence-Subject") or subject
+    def _last_sequence(self, pattern: str) -> int:
         if is_literal(pattern):
             state = self.index.subjects.get(pattern)
-            last = state.last if state else 0
-        else:
-            last = max((state.last for state in self.index.matching([pattern])), default=0)
-        if wanted != str(last):
-            raise refusal(errors.WRONG_LAST_SEQUENCE, last)
+            return state.last if state else 0
+        return max((state.last for state in self.index.matching([pattern])), default=0)
 
-    def _check_rollup(self, headers: bytes) -> None:
-        rollup = wire.header(headers, "Nats-Rollup")
-        if not rollup:
-            return
+    def _check_rollup(self, rollup: str) -> None:
         if not self.config.allow_rollup_hdrs or self.config.deny_purge:
             raise refusal(errors.ROLLUP_FAILED, "rollup not permitted")
         if rollup not in ("all", "sub"):
             raise refusal(errors.ROLLUP_FAILED, f'rollup value invalid: "{rollup}"')
 
-    def _check_room(self, subject: str, size: int) -> None:
+    def _check_schedule(self, asked: dict[str, str]) -> None:
+        if not self.config.allow_msg_schedules:
+            raise refusal(errors.SCHEDULES_DISABLED)
+        target = asked.get("Schedule-Target", "")
+        if not (is_valid(target) and is_literal(target) and self.listens_to(target)):
+            raise refusal(errors.SCHEDULE_TARGET)
+        if "Schedule-TTL" in asked:
+            if not self.config.allow_msg_ttl:
+                raise refusal(errors.MESSAGE_TTL_DISABLED)
+            parse_ttl(asked["Schedule-TTL"])
+        self.check_schedule(asked["Schedule"])
+
+    def _check_counter(self, asked: dict[str, str], payload: bytes) -> None:
+        if "Incr" not in asked:
+            raise refusal(errors.COUNTER_MISSING)
+        if payload:
+            raise refusal(errors.COUNTER_PAYLOAD)
+        if not _INCREMENT.fullmatch(asked["Incr"]):
+            raise refusal(errors.COUNTER_INVALID)
+
+    def _add_up(self, subject: str, increment: str) -> str:
+        last = self.last_of(subject)
+        match = _TOTAL.fullmatch(last.payload) if last is not None else None
+        if last is not None and match is None:
+            raise refusal(errors.COUNTER_BROKEN)
+        return str((int(match[1]) if match else 0) + int(increment))
+
+    def _check_room(self, subject: str, size: int, ahead: int) -> None:
         """With discard policy "new": refuse what would go beyond a limit."""
         config, index = self.config, self.index
         state = index.subjects.get(subject)
@@ -269,15 +364,10 @@ class Stream:
         at_subject_limit = per_subject > 0 and state is not None and state.count >= per_subject
         if at_subject_limit and config.discard_new_per_subject:
             raise refusal(errors.STORE_FAILED, "maximum messages per subject exceeded")
-        if 0 < config.max_msgs <= index.count and not at_subject_limit:
+        if 0 < config.max_msgs <= index.count + ahead and not at_subject_limit:
             raise refusal(errors.STORE_FAILED, "maximum messages exceeded")
         if config.max_bytes > 0 and index.bytes + size > config.max_bytes and not at_subject_limit:
             raise refusal(errors.STORE_FAILED, "maximum bytes exceeded")
-
-    def _roll_up(self, message: Stored) -> None:
-        rollup = wire.header(message.headers, "Nats-Rollup")
-        pattern = [] if rollup == "all" else [message.subject]
-        self.purge(pattern, before=message.seq)
 
     # --- deduplication ---
 
@@ -354,29 +444,31 @@ class Stream:
         for subject in list(self.index.subjects):
             self._enforce_limits(subject)
 
-    def expire(self, now: int) -> int:
-        """Drop what is too old; returns when to look again (nanoseconds), or 0 for never."""
+    def expire(self, now: int) -> list[str]:
+        """Drop what is too old; returns the subjects that are to get a marker because they became empty."""
         index, max_age = self.index, self.config.max_age
+        emptied: list[str] = []
         while max_age > 0 and index.count:
             oldest = index.get(index.first_seq)
             if oldest is None or oldest.time + max_age > now:
                 break
-            self._remove_aged(index.first_seq)
+            self._remove_aged(oldest, emptied)
         while self._expiring and self._expiring[0][0] <= now:
-            self._remove_aged(heapq.heappop(self._expiring)[1])
-        return self.next_expiry()
+            entry = index.get(heapq.heappop(self._expiring)[1])
+            if entry is not None:
+                self._remove_aged(entry, emptied)
+        return emptied
 
-    def _remove_aged(self, seq: int) -> None:
-        entry = self.index.get(seq)
-        if entry is None:
-            return
-        self.remove(seq)
+    def _remove_aged(self, entry: Entry, emptied: list[str]) -> None:
+        marks = bool(self.config.subject_delete_marker_ttl)
+        message = self.storage.read(entry.seq, entry.place) if marks else None
+        self.remove(entry.seq)
         if (
-            self.config.subject_delete_marker_ttl
-            and self.on_marker is not None
+            message is not None
             and entry.subject not in self.index.subjects
+            and b"\r\nNats-Marker-Reason:" not in message.headers
         ):
-            self.on_marker(entry.subject, self.config.subject_delete_marker_ttl)
+            emptied.append(entry.subject)
 
     def next_expiry(self) -> int:
         """When the next message expires (nanoseconds), or 0."""
@@ -394,11 +486,11 @@ class Stream:
         retention = self.config.retention
         if retention == "limits":
             return
-        entry = self.index.get(seq)
-        if entry is None:
-            return
-        if retention == "workqueue" or not any(r.needs(seq, entry.subject) for r in self.readers.values()):
-            self.remove(seq)
+        if retention == "interest":
+            for reader in self.readers.values():
+                if reader.needs(seq):
+                    return
+        self.remove(seq)
 
     def settle_all(self) -> None:
         """After a consumer has gone: drop what only that one needed."""
@@ -414,10 +506,7 @@ class Stream:
 
     def last_of(self, pattern: str) -> Stored | None:
         """The newest message of a subject or of all the subjects of a pattern."""
-        if is_literal(pattern):
-            state = self.index.subjects.get(pattern)
-            return self.read(state.last) if state else None
-        last = max((state.last for state in self.index.matching([pattern])), default=0)
+        last = self._last_sequence(pattern)
         return self.read(last) if last else None
 
     def listens_to(self, subject: str) -> bool:
@@ -427,18 +516,39 @@ class Stream:
 
     def recover(self, message: Stored, place: int, now: int) -> None:
         """Enter a message that the storage still has, at a start."""
-        size = self.size_of(message.subject, message.headers, message.payload)
-        self.index.add(message.seq, message.subject, size, message.time, place)
-        if message.headers and b"\r\nNats-" in message.headers:
-            msg_id = wire.header(message.headers, "Nats-Msg-Id")
-            if msg_id and message.time + self.duplicate_window > now:
-                self._remember_id(msg_id, message.seq, message.time)
-            ttl = wire.header(message.headers, "Nats-TTL")
-            lifetime = parse_ttl(ttl) if ttl and self.config.allow_msg_ttl else 0
+        self._enter(message, place)
+        if not message.headers or b"\r\nNats-" not in message.headers:
+            return
+        asked = wire.nats_headers(message.headers)
+        msg_id = asked.get("Msg-Id", "")
+        if msg_id and message.time + self.duplicate_window > now:
+            self._remember_id(msg_id, message.seq, message.time)
+        if "TTL" in asked and self.config.allow_msg_ttl:
+            lifetime = parse_ttl(asked["TTL"])
             if lifetime > 0:
                 heapq.heappush(self._expiring, (message.time + lifetime, message.seq))
+        source = asked.get("Stream-Source", "").split(" ")
+        if len(source) > 1 and source[1].isdecimal():
+            self.sourced[source[0]] = int(source[1])
+
+    def drop_unfinished_batch(self) -> None:
+        """After a crash: an atomic batch at the end that was not written as a whole was never
+        acknowledged.
+        """
+        seq = self.index.last_seq
+        while seq >= self.index.first_seq:
+            message = self.read(seq)
+            if message is None:
+                return
+            asked = wire.nats_headers(message.headers)
+            if "Batch-Id" not in asked or "Batch-Commit" in asked:
+                return
+            self.erase(seq)
+            seq -= 1
 
 
+_INCREMENT: Final = re.compile(r"[+-]?\d{1,300}", re.ASCII)
+_TOTAL: Final = re.compile(rb'\{"val":"(-?\d{1,400})"\}')
 _UNITS: Final = {"h": 3600 * SECOND, "m": 60 * SECOND, "s": SECOND, "ms": SECOND // 1000, "us": 1000, "ns": 1}
 _DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(h|ms|m|s|us|ns)", re.ASCII)
 

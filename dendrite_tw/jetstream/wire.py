@@ -154,6 +154,19 @@ def header(block: bytes, name: str) -> str:
     return block[start : block.find(_CRLF, start)].decode("utf-8", "replace").strip()
 
 
+def nats_headers(block: bytes) -> dict[str, str]:
+    """The headers that are meant for the server (``Nats-…``), without their common prefix; the first of
+    each.
+    """
+    fields: dict[str, str] = {}
+    for line in block.split(b"\r\nNats-")[1:]:
+        end = line.find(_CRLF)
+        name, colon, value = (line if end < 0 else line[:end]).partition(b":")
+        if colon:
+            fields.setdefault(name.decode("utf-8", "replace"), value.strip().decode("utf-8", "replace"))
+    return fields
+
+
 def replace_headers(block: bytes, drop: Iterable[str], add: Mapping[str, str]) -> bytes:
     """The block without some headers and with others added."""
     dropped = set(drop)

@@ -7,17 +7,24 @@ leave to the server (Client-Server API, "Room membership").
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+import msgspec
 import orjson
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ..database.engines import Database
+from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
 from ..matrix.events import Event
-from ..matrix.identifiers import is_room_alias, is_room_id, is_user_id, server_name_of
+from ..matrix.identifiers import is_event_id, is_historical_user_id, is_room_alias, is_room_id, server_name_of
 from ..matrix.power_levels import PowerLevels
+from ..matrix.relations import relation_of
 from ..matrix.room_versions import ROOM_VERSIONS
 from ..user_api.api import UserAPI
 from ..world import Clock, Random
@@ -26,11 +33,45 @@ from .api import MembershipChange, NewEvent, NewRoom
 from .input import RoomWriter
 from .room import Draft, Room, Rooms
 from .store import EventStore
+from .tables import relations as relation_table
 from .tables import rooms as room_table
 from .tables.events import event_of_transaction
 from .tables.names import Names, Slot
+from .user_directory import UserDirectory
+
+log = Logger()
 
 MEMBER = "m.room.member"
+CANONICAL_ALIAS = "m.room.canonical_alias"
+
+SET_BY_SERVERS = ("membership", "join_authorised_via_users_server", "third_party_invite")
+"""What a client does not decide about its own join: with it, it could vouch for itself."""
+
+NOT_KEPT = ("displayname", "avatar_url", "join_authorised_via_users_server", "third_party_invite", "reason")
+"""What of a member event is not told again when the profile in it is renewed."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def to_the_end(action: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """`action`, which goes on to its end even if the caller is cancelled while it waits, as when a client goes."""
+
+    @functools.wraps(action)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        answer: Deferred[T] = Deferred()
+
+        def pass_on(result: T | Failure) -> None:
+            if isinstance(result, Failure):
+                if not answer.called:
+                    answer.errback(result)
+            elif not answer.called:
+                answer.callback(result)
+
+        Deferred.fromCoroutine(action(*args, **kwargs)).addBoth(pass_on)
+        return await answer
+
+    return call
 
 
 class Actions:
@@ -45,6 +86,7 @@ class Actions:
         writer: RoomWriter,
         store: EventStore,
         users: UserAPI,
+        user_directory: UserDirectory,
         clock: Clock,
         random: Random,
         server_name: str,
@@ -54,14 +96,18 @@ class Actions:
         self._names = names
         self._rooms = rooms
         self._writer = writer
-        self._store = store
+        self._events = store
         self._users = users
+        self._user_directory = user_directory
         self._clock = clock
         self._random = random
         self._server_name = server_name
         self._default_room_version = default_room_version
+        self.after_join: Callable[[Room, str], Awaitable[None]] | None = None
+        """Is told when a local user has joined a room by `change_membership`."""
         self._aliases_in_the_making: set[str] = set()
         self._last_creation = 0
+        self._annotating: set[tuple[str, str, str, str]] = set()
         self._under_way: dict[tuple[str, str, str, str, str], list[Deferred[str]]] = {}
 
     # --- reading the current state ---
@@ -74,7 +120,7 @@ class Actions:
             nid = room.head.state.get(slot) if slot else None
             if nid is not None:
                 nids[key] = nid
-        events = await self._store.by_nid(nids.values())
+        events = await self._events.by_nid(nids.values())
         return {key: events[nid] for key, nid in nids.items()}
 
     async def membership(self, room: Room, user_id: str) -> str | None:
@@ -108,34 +154,49 @@ class Actions:
         creation.check(room)
         alias = await self._new_alias(room.room_alias_name)
         try:
+            await self._check_initial_state(room, alias)
             fresh = Room(
                 "" if version.room_ids_as_hashes else f"!{self._random.token(18)}:{self._server_name}", version
             )
             drafts = creation.first_events(room, version, alias)
-            drafts[0] = replace(drafts[0], timestamp=self._creation_time())
+            drafts[0] = replace(drafts[0], timestamp=self.creation_time())
             drafts += [
                 Draft(sender=room.creator, type=MEMBER, content=content, state_key=user_id)
                 for user_id in creation.invitations(room)
                 for content in [await self._invitation(user_id, room.creator, None, {}, room.is_direct)]
             ]
+
+            async def name_and_list(txn: Transaction, room_nid: int) -> None:
+                if alias is not None and not await room_table.insert_alias(
+                    txn, alias, room_nid, room.creator, self._clock.now_ms()
+                ):
+                    raise _alias_taken(alias)
+                if room.visibility == "public":
+                    await room_table.publish(txn, room_nid)
+
             try:
-                await self._writer.submit(fresh, drafts)
+                await self._writer.submit(fresh, drafts, also=name_and_list)
             except MatrixError as error:
                 if error.errcode in ("M_FORBIDDEN", "M_BAD_JSON"):
                     raise MatrixError(400, "M_INVALID_ROOM_STATE", error.error) from None
                 raise
-            self._rooms.add(fresh)
-            if alias is not None:
-                await self._database.write(
-                    room_table.insert_alias, alias, fresh.room_nid, room.creator, self._clock.now_ms()
-                )
-            if room.visibility == "public":
-                await self._database.write(room_table.publish, fresh.room_nid)
         finally:
             self._aliases_in_the_making.discard(alias or "")
         return fresh.room_id
 
-    def _creation_time(self) -> int:
+    async def _check_initial_state(self, room: NewRoom, alias: str | None) -> None:
+        """Hold ``initial_state`` to what `send` holds state to."""
+        for event in room.initial_state:
+            content, target = event["content"], event.get("state_key", "")
+            if event["type"] == MEMBER and content.get("membership") == "invite" and is_historical_user_id(target):
+                await self._check_invitation(target)
+            if event["type"] == CANONICAL_ALIAS and target == "":
+                for named in _aliases(content):
+                    _check_alias_syntax(named)
+                    if named != alias:
+                        raise _bad_alias(named)
+
+    def creation_time(self) -> int:
         """Now, in milliseconds, but never twice: where a room is named by the hash of its create event,
         two that are alike would be one room."""
         self._last_creation = max(self._clock.now_ms(), self._last_creation + 1)
@@ -150,7 +211,7 @@ class Actions:
             raise invalid_param(f"{localpart!r} cannot be the name of an alias.")
         stored = await self._database.read(room_table.alias_row, alias)
         if stored is not None or alias in self._aliases_in_the_making:
-            raise MatrixError(400, "M_ROOM_IN_USE", f"The alias {alias} is taken.")
+            raise _alias_taken(alias)
         self._aliases_in_the_making.add(alias)
         return alias
 
@@ -160,6 +221,10 @@ class Actions:
         """Send an event of a local user; returns its ID, the first one's where the transaction is known."""
         if not is_room_id(event.room_id):
             raise invalid_param("That is not a room ID.")
+        if event.redacts is not None and not is_event_id(event.redacts):
+            raise invalid_param("That is not an event ID.")
+        if "\0" in (event.transaction_id or ""):
+            raise invalid_param("A transaction ID has no NUL characters.")
         room = await self._rooms.find(event.room_id)
         if room is None:
             raise forbidden("You are not in this room.")
@@ -192,11 +257,38 @@ class Actions:
         )
 
     async def _send(self, room: Room, event: NewEvent) -> str:
+        if event.type == "m.room.tombstone" and event.content.get("replacement_room") == room.room_id:
+            raise invalid_param("A room cannot take its own place.")
+        if event.state_key is not None:
+            return await self._deliver(room, replace_content(event, await self._checked_state(room, event)))
+        relation = relation_of(event.content)
+        if relation is None or relation.rel_type != "m.annotation" or relation.key is None:
+            return await self._deliver(room, event)
+        key = (event.sender, event.type, relation.event_id, relation.key)
+        if key in self._annotating or await self._is_annotated(room, event, relation.event_id, relation.key):
+            raise MatrixError(400, "M_DUPLICATE_ANNOTATION", "You have annotated this event so already.")
+        self._annotating.add(key)
+        try:
+            return await self._deliver(room, event)
+        finally:
+            self._annotating.discard(key)
+
+    async def _is_annotated(self, room: Room, event: NewEvent, parent_id: str, key: str) -> bool:
+        """Whether the sender has annotated a parent by the same type and key."""
+        sender = await self._database.read(self._names.find, event.sender)
+        type_nid = await self._database.read(self._names.find, event.type)
+        if sender is None or type_nid is None:
+            return False
+        nids = await self._database.read(relation_table.annotations_by, parent_id, room.room_nid, sender, type_nid)
+        events = await self._events.by_nid(nids)
+        return any((found := relation_of(other.content)) and found.key == key for other in events.values())
+
+    async def _deliver(self, room: Room, event: NewEvent) -> str:
+        """Hand a checked event to the room's writer, unless it is state that would change nothing."""
         if event.state_key is not None:
             same = await self._unchanged(room, event)
             if same is not None:
                 return same
-            await self._check_state(room, event)
         draft = Draft(
             sender=event.sender,
             type=event.type,
@@ -217,12 +309,20 @@ class Actions:
             return current.event_id
         return None
 
-    async def _check_state(self, room: Room, event: NewEvent) -> None:
-        """What the server checks of state events beyond the authorisation rules."""
+    async def _checked_state(self, room: Room, event: NewEvent) -> dict[str, Any]:
+        """The content of a state event, after what the server checks beyond the authorisation rules."""
         if event.type == "m.room.create":
             raise forbidden("A room is created once.")
-        if event.type == "m.room.canonical_alias" and event.state_key == "":
+        if event.type == CANONICAL_ALIAS and event.state_key == "":
             await self._check_canonical_alias(room, event.content)
+        if event.type != MEMBER:
+            return event.content
+        membership = event.content.get("membership")
+        if membership == "invite" and is_historical_user_id(event.state_key):
+            await self._check_invitation(event.state_key)
+        if membership == "join" and event.state_key == event.sender:
+            return await self._join_content(room, event.sender, event.content, event.is_guest)
+        return event.content
 
     async def _check_canonical_alias(self, room: Room, content: dict[str, Any]) -> None:
         """Aliases that the event adds must point to the room (``M_BAD_ALIAS``)."""
@@ -230,13 +330,12 @@ class Actions:
         current = (await self.state(room, key)).get(key)
         known = set(_aliases(current.content)) if current else set()
         for alias in _aliases(content):
-            if not isinstance(alias, str) or not is_room_alias(alias):
-                raise MatrixError(400, "M_INVALID_PARAM", f"{alias!r} is not a room alias.")
+            _check_alias_syntax(alias)
             if alias in known:
                 continue
             row = await self._database.read(room_table.alias_row, alias)
             if row is None or row.room_id != room.room_id:
-                raise MatrixError(400, "M_BAD_ALIAS", f"{alias} does not point to this room.")
+                raise _bad_alias(alias)
 
     # --- membership ---
 
@@ -244,7 +343,7 @@ class Actions:
         """Carry out a change of membership; returns the room's ID."""
         if not is_room_id(change.room_id):
             raise invalid_param("That is not a room ID.")
-        if not is_user_id(change.target):
+        if not is_historical_user_id(change.target):
             raise invalid_param("That is not a user ID.")
         room = await self._rooms.find(change.room_id)
         if room is None:
@@ -260,20 +359,33 @@ class Actions:
         event = NewEvent(
             room_id=room.room_id, sender=change.sender, type=MEMBER, content=content, state_key=change.target
         )
-        await self.send(event)
+        await self._deliver(room, event)
+        if change.action == "join" and self.after_join is not None:
+            try:
+                await self.after_join(room, change.target)
+            except MatrixError as error:
+                log.warn(
+                    "{user} has joined {room} without more: {error}", user=change.target, room=room.room_id, error=error
+                )
         return room.room_id
 
     async def _join(self, room: Room, change: MembershipChange) -> dict[str, Any] | None:
         current = await self.membership(room, change.target)
         if current == "join" and not change.content:
             return None
-        if change.is_guest:
-            await self._check_guest(room)
-        content = {**change.content, **change.profile, "membership": "join"}
+        content = await self._join_content(room, change.target, {**change.profile, **change.content}, change.is_guest)
         if change.third_party_signed is not None:
             content["third_party_invite"] = {"signed": change.third_party_signed}
+        return content
+
+    async def _join_content(self, room: Room, user_id: str, wanted: dict[str, Any], is_guest: bool) -> dict[str, Any]:
+        """The content of a join of a local user who `wanted` this: without what is not theirs to say."""
+        current = await self.membership(room, user_id)
+        if is_guest and current != "join":
+            await self._check_guest(room)
+        content = {key: value for key, value in wanted.items() if key not in SET_BY_SERVERS} | {"membership": "join"}
         if current not in ("join", "invite"):
-            authoriser = await self._join_authoriser(room, change.target)
+            authoriser = await self._join_authoriser(room, user_id)
             if authoriser is not None:
                 content["join_authorised_via_users_server"] = authoriser
         return content
@@ -299,7 +411,7 @@ class Actions:
         rules = state[rules_key].content if rules_key in state else {}
         if rules.get("join_rule") not in ("restricted", "knock_restricted"):
             return None
-        if not await self._in_allowed_room(rules.get("allow"), user_id):
+        if not await self.in_allowed_room(rules.get("allow"), user_id):
             raise forbidden("You are in none of the rooms whose members may join this one.")
         levels = PowerLevels(state[create_key], state.get(levels_key))
         for member in await self._database.read(room_table.joined_users, room.room_nid):
@@ -307,7 +419,8 @@ class Actions:
                 return member
         raise MatrixError(400, "M_UNABLE_TO_GRANT_JOIN", "No user of this server may let others into the room.")
 
-    async def _in_allowed_room(self, allow: object, user_id: str) -> bool:
+    async def in_allowed_room(self, allow: object, user_id: str) -> bool:
+        """Whether a user is joined to one of the rooms that ``allow`` of restricted join rules names."""
         for rule in allow if isinstance(allow, list) else []:
             if not isinstance(rule, dict) or rule.get("type") != "m.room_membership":
                 continue
@@ -317,10 +430,11 @@ class Actions:
                 return True
         return False
 
-    async def _leave(self, room: Room, change: MembershipChange) -> dict[str, Any]:
-        if await self.membership(room, change.target) is None:
+    async def _leave(self, room: Room, change: MembershipChange) -> dict[str, Any] | None:
+        membership = await self.membership(room, change.target)
+        if membership is None:
             raise not_found("You are not in this room.")
-        return {"membership": "leave"}
+        return None if membership == "leave" else {"membership": "leave"}
 
     async def _invite(self, room: Room, change: MembershipChange) -> dict[str, Any]:
         is_direct = change.content.get("is_direct") is True
@@ -330,15 +444,19 @@ class Actions:
         self, target: str, sender: str, reason: str | None, profile: dict[str, str], is_direct: bool
     ) -> dict[str, Any]:
         """The content of an invitation; ``M_INVITE_BLOCKED`` where the invited user wants none."""
+        await self._check_invitation(target)
+        content: dict[str, Any] = {**(profile or await self._users.profile(target)), "membership": "invite"}
+        if is_direct:
+            content["is_direct"] = True
+        return content
+
+    async def _check_invitation(self, target: str) -> None:
+        """Raise ``M_INVITE_BLOCKED`` (403) where a user wants no invitations."""
         if server_name_of(target) != self._server_name:
             raise MatrixError(502, "M_UNKNOWN", f"The server of {target} cannot be reached.")
         blocked = await self._users.account_data(target, "", "m.invite_permission_config")
         if blocked is not None and orjson.loads(blocked).get("default_action") == "block":
             raise MatrixError(403, "M_INVITE_BLOCKED", f"{target} takes no invitations.")
-        content: dict[str, Any] = {**(profile or await self._users.profile(target)), "membership": "invite"}
-        if is_direct:
-            content["is_direct"] = True
-        return content
 
     async def _kick(self, room: Room, change: MembershipChange) -> dict[str, Any]:
         if await self.membership(room, change.target) not in ("join", "invite", "knock"):
@@ -375,16 +493,39 @@ class Actions:
         user_nid = await self._database.read(self._names.find, user_id)
         if user_nid is None:
             return
+        await self._user_directory.renew(user_id, profile)
         for row in await self._database.read(room_table.memberships_of, user_nid):
-            if row.membership != "join":
+            room = await self._rooms.find(row.room_id) if row.membership == "join" else None
+            current = (await self.state(room, (MEMBER, user_id))).get((MEMBER, user_id)) if room else None
+            if room is None or current is None or current.membership != "join":
                 continue
-            room = await self._rooms.get(row.room_id)
-            current = (await self.state(room, (MEMBER, user_id)))[(MEMBER, user_id)].content
-            kept = {key: value for key, value in current.items() if key not in ("displayname", "avatar_url")}
+            kept = {key: value for key, value in current.content.items() if key not in NOT_KEPT}
             event = NewEvent(
                 room_id=row.room_id, sender=user_id, type=MEMBER, content={**kept, **profile}, state_key=user_id
             )
-            await self.send(event)
+            try:
+                await self._deliver(room, event)
+            except MatrixError as error:
+                # One room that does not take it must not keep it from the others.
+                if error.status >= 500:
+                    raise
+
+
+def replace_content(event: NewEvent, content: dict[str, Any]) -> NewEvent:
+    return event if content is event.content else msgspec.structs.replace(event, content=content)
+
+
+def _check_alias_syntax(alias: object) -> None:
+    if not is_room_alias(alias):
+        raise invalid_param(f"{alias!r} is not a room alias.")
+
+
+def _bad_alias(alias: str) -> MatrixError:
+    return MatrixError(400, "M_BAD_ALIAS", f"{alias} does not point to this room.")
+
+
+def _alias_taken(alias: str) -> MatrixError:
+    return MatrixError(400, "M_ROOM_IN_USE", f"The alias {alias} is taken.")
 
 
 def _aliases(content: dict[str, Any]) -> list[Any]:

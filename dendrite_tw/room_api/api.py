@@ -71,6 +71,17 @@ class OutputRoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     also_replaced: list[RoomEvent] = []
 
 
+PURGE_ROOM = "purge_room"
+"""The header ``output_room_event_type`` of a message that is no `OutputRoomEvent` but a `RoomPurged`."""
+
+
+class RoomPurged(msgspec.Struct, frozen=True, kw_only=True):
+    """The message of the stream ``OutputRoomEvent`` with the type `PURGE_ROOM`: forget all about the room."""
+
+    room_id: str
+    position: int
+
+
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
     """A user's standing in a room: the membership event that is current."""
 
@@ -157,7 +168,7 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     ``device_id`` and ``transaction_id`` name the client's transaction: sent
     again, it yields the first event's ID.  ``timestamp`` is for application
-    services.
+    services; ``is_guest`` matters where the event is the sender's own join.
     """
 
     room_id: str
@@ -169,6 +180,7 @@ class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
     device_id: str | None = None
     transaction_id: str | None = None
     timestamp: int | None = None
+    is_guest: bool = False
 
 
 class MembershipChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,6 +229,44 @@ class PublicRoom(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     allowed_room_ids: list[str] | None = None
 
 
+class HierarchyRoom(msgspec.Struct, frozen=True, kw_only=True):
+    """A room of a space's tree; ``children_state`` holds its child events, stripped, as JSON."""
+
+    summary: PublicRoom
+    children_state: list[bytes]
+
+
+class FoundUser(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A row of the user directory."""
+
+    user_id: str
+    display_name: str | None = None
+    avatar_url: str | None = None
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user reported: an event, a room (no event) or a user; with what the room shows of itself."""
+
+    report_id: int
+    received_ts: int
+    reporter: str
+    reason: str | None
+    score: int | None
+    room_id: str | None
+    event_id: str | None
+    user_id: str | None
+    sender: str | None
+    name: str | None
+    canonical_alias: str | None
+
+
+class ReportDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """A report and the event that it is about, as JSON in the client format."""
+
+    report: Report
+    event: bytes | None
+
+
 class RoomAPI(Protocol):
     """Everything that other components may ask of rooms."""
 
@@ -247,8 +297,23 @@ class RoomAPI(Protocol):
     async def set_published(self, room_id: str, user_id: str, visible: bool, is_admin: bool) -> None: ...
 
     async def report(
-        self, user_id: str, room_id: str, event_id: str | None, reason: str, score: int | None
-    ) -> None: ...
+        self, user_id: str, room_id: str, event_id: str | None, reason: str | None, score: int | None
+    ) -> None:
+        """Take a report of a room, or of an event in a room that the user is joined to."""
+
+    async def report_user(self, user_id: str, reported: str, reason: str | None) -> None:
+        """Take a report of the user `reported`."""
+
+    async def delete_report(self, report_id: int) -> None: ...
+
+    async def evacuate_room(self, room_id: str) -> list[str]:
+        """Make all users of this server leave a room; returns those who left."""
+
+    async def evacuate_user(self, user_id: str) -> list[str]:
+        """Make a user of this server leave all rooms; returns the rooms."""
+
+    async def purge_room(self, room_id: str) -> None:
+        """Delete a room and all about it; others are told by a `RoomPurged`."""
 
     # --- questions ---
 
@@ -268,6 +333,36 @@ class RoomAPI(Protocol):
         """A page of the directory: rows, the next and the previous page's token, and how many there are in all."""
 
     async def room_summary(self, room_id: str) -> PublicRoom | None: ...
+
+    async def room_summary_for(self, room_id: str, user_id: str | None) -> tuple[PublicRoom, str | None]:
+        """What a room shows to a user (`None`: to anybody), and the user's membership; ``M_NOT_FOUND`` else."""
+
+    async def hierarchy(
+        self,
+        user_id: str,
+        room_id: str,
+        suggested_only: bool,
+        max_depth: int | None,
+        limit: int | None,
+        from_token: str | None,
+    ) -> tuple[list[HierarchyRoom], str | None]:
+        """A page of the tree of rooms below a space, and the token of the next page."""
+
+    async def mutual_rooms(self, user_id: str, other: str, from_token: str | None) -> tuple[list[str], str | None, int]:
+        """A page of the rooms to which both are joined, the token of the next one, and how many there are."""
+
+    async def search_users(self, user_id: str, term: str, limit: int) -> tuple[list[FoundUser], bool]:
+        """Users whom `user_id` may know of, the best matches first; and whether there are more of them."""
+
+    async def empty_rooms(self) -> list[str]:
+        """Rooms in which no user of this server is joined."""
+
+    async def reports(
+        self, kind: str, reporter: str | None, room_id: str | None, start: int, limit: int, newest_first: bool
+    ) -> tuple[list[Report], int]:
+        """A page of the reports of a kind (``event``, ``room``, ``user``, or empty for all); how many there are."""
+
+    async def report_details(self, report_id: int) -> ReportDetails: ...
 
     async def memberships(self, user_id: str) -> list[Membership]:
         """Every room in which the user has a membership, forgotten ones too."""

@@ -9,15 +9,23 @@ from ..database.outbox import Outbox
 from ..matrix.keys import SigningKey
 from ..user_api.api import UserAPI
 from ..world import World
-from .actions import Actions
+from .actions import Actions, to_the_end
 from .directory import Directory
+from .duties import GUESTS, PURGE, TOMBSTONE, Duties
+from .guests import Guests
+from .hierarchy import Hierarchy
 from .input import RoomWriter
+from .purge import Purges
 from .queries import Queries
 from .relations import Relations
+from .reports import Reports
 from .room import Rooms
 from .snapshots import Snapshots
 from .store import EventStore, RoomEvents
+from .succession import Succession
 from .tables.names import Names
+from .upgrade import Upgrades
+from .user_directory import UserDirectory
 from .viewing import Viewer
 
 
@@ -40,18 +48,23 @@ class RoomComponent:
         names = Names()
         snapshots = Snapshots(budget)
         store = EventStore(database, budget)
-        shown = RoomEvents(database, store)
+        shown = RoomEvents(database, store, budget)
         viewer = Viewer(database, names, snapshots, store)
+        user_directory = UserDirectory(database, names, users)
+        self.duties = duties = Duties(database, world.time)
         self.rooms = Rooms(database, snapshots, budget)
         self.writer = RoomWriter(
             database=database,
             outbox=self.outbox,
             names=names,
+            rooms=self.rooms,
             store=store,
             clock=world.clock,
             random=world.random,
             server_name=server_name,
             key=key,
+            duties=duties,
+            user_directory=user_directory,
         )
         actions = Actions(
             database=database,
@@ -60,6 +73,7 @@ class RoomComponent:
             writer=self.writer,
             store=store,
             users=users,
+            user_directory=user_directory,
             clock=world.clock,
             random=world.random,
             server_name=server_name,
@@ -92,17 +106,81 @@ class RoomComponent:
             clock=world.clock,
             server_name=server_name,
         )
-        self.create_room = actions.create_room
-        self.send = actions.send
-        self.change_membership = actions.change_membership
-        self.forget = actions.forget
-        self.update_profile = actions.update_profile
+        succession = Succession(database=database, rooms=self.rooms, actions=actions, users=users)
+        actions.after_join = succession.joined
+        upgrades = Upgrades(
+            database=database,
+            rooms=self.rooms,
+            actions=actions,
+            writer=self.writer,
+            store=store,
+            succession=succession,
+            users=users,
+            random=world.random,
+            server_name=server_name,
+        )
+        guests = Guests(database=database, rooms=self.rooms, actions=actions, users=users)
+        purges = Purges(
+            database=database,
+            outbox=self.outbox,
+            names=names,
+            rooms=self.rooms,
+            writer=self.writer,
+            actions=actions,
+            duties=duties,
+            server_name=server_name,
+        )
+        reports = Reports(
+            database=database,
+            names=names,
+            rooms=self.rooms,
+            store=store,
+            viewer=viewer,
+            actions=actions,
+            users=users,
+            clock=world.clock,
+            server_name=server_name,
+        )
+        hierarchy = Hierarchy(
+            database=database,
+            names=names,
+            rooms=self.rooms,
+            store=store,
+            actions=actions,
+            directory=directory,
+            clock=world.clock,
+            random=world.random,
+        )
+        duties.carriers = {
+            GUESTS: guests.access_changed,
+            TOMBSTONE: succession.buried,
+            PURGE: purges.delete_rest,
+        }
+        self.upgrade = to_the_end(upgrades.upgrade)
+        self.purge_room = to_the_end(purges.purge_room)
+        self.evacuate_room = to_the_end(purges.evacuate_room)
+        self.evacuate_user = to_the_end(purges.evacuate_user)
+        self.empty_rooms = purges.empty_rooms
+        self.report = reports.report
+        self.report_user = reports.report_user
+        self.reports = reports.reports
+        self.report_details = reports.report_details
+        self.delete_report = reports.delete_report
+        self.hierarchy = hierarchy.hierarchy
+        self.room_summary_for = hierarchy.room_summary_for
+        self.mutual_rooms = hierarchy.mutual_rooms
+        self.search_users = user_directory.search
+        self.create_room = to_the_end(actions.create_room)
+        self.send = to_the_end(actions.send)
+        self.change_membership = to_the_end(actions.change_membership)
+        self.forget = to_the_end(actions.forget)
+        self.update_profile = to_the_end(actions.update_profile)
         self.resolve_alias = directory.resolve_alias
         self.aliases = directory.aliases
-        self.create_alias = directory.create_alias
-        self.delete_alias = directory.delete_alias
+        self.create_alias = to_the_end(directory.create_alias)
+        self.delete_alias = to_the_end(directory.delete_alias)
         self.published = directory.published
-        self.set_published = directory.set_published
+        self.set_published = to_the_end(directory.set_published)
         self.public_rooms = directory.public_rooms
         self.room_summary = directory.room_summary
         self.memberships = queries.memberships
@@ -136,10 +214,12 @@ class RoomComponent:
         self.database.prepare(self.outbox.create)
 
     async def start(self) -> None:
-        """Nothing is consumed here; rooms are loaded when they are asked for."""
+        """Go on with what an earlier run left to be done; rooms are loaded when they are asked for."""
+        self.duties.wake()
 
     async def stop(self) -> None:
         """Nothing is kept in memory that is not on disk."""
+        self.duties.stop()
 
     async def position(self) -> int:
         """The newest position that is on disk."""

@@ -65,7 +65,9 @@ class Directory:
 
     async def aliases(self, room_id: str, user_id: str) -> list[str]:
         """The local aliases of a room, for one who is in it or may look into it."""
-        room = await self._known(room_id)
+        room = await self._rooms.find(room_id)
+        if room is None:
+            raise forbidden("You are not in this room.")
         membership = await self._viewer.require_member(room.room_nid, user_id)
         if membership is not None and membership.membership != "join":
             raise forbidden("You are not in this room.")
@@ -158,13 +160,14 @@ class Directory:
 
     async def _entry(self, room_id: str) -> PublicRoom | None:
         room = await self._rooms.find(room_id)
-        return await self._describe(room) if room is not None else None
+        return await self.describe(room) if room is not None else None
 
     async def room_summary(self, room_id: str) -> PublicRoom | None:
         """What a room shows of itself; `None` where this server does not know it."""
         return await self._entry(room_id)
 
-    async def _describe(self, room: Room) -> PublicRoom:
+    async def describe(self, room: Room) -> PublicRoom:
+        """What a room shows of itself."""
         state = await self._actions.state(room, *SHOWN_STATE)
         content = {type: event.content for (type, _), event in state.items()}
         rules = content.get("m.room.join_rules", {})

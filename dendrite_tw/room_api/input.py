@@ -10,7 +10,7 @@ trace.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -23,7 +23,7 @@ from ..database.engines import Database
 from ..database.outbox import Outbox
 from ..database.statements import Transaction
 from ..matrix.auth_rules import AuthError, auth_event_keys, check_auth, redaction_applies
-from ..matrix.errors import MatrixError, bad_json, forbidden
+from ..matrix.errors import MatrixError, bad_json, forbidden, invalid_param, not_found
 from ..matrix.events import Event, EventFormatError, EventTooLargeError, build_event, redact_event, reference_hash
 from ..matrix.identifiers import server_name_of
 from ..matrix.keys import SigningKey
@@ -32,13 +32,15 @@ from ..matrix.relations import relation_of
 from ..matrix.signing import encode_base64
 from ..world import Clock, Random
 from .api import OUTPUT_ROOM_EVENT, OutputRoomEvent, RoomEvent
-from .room import Draft, Head, Room, Work
+from .duties import GUESTS, TOMBSTONE, Duties
+from .room import Also, Before, Draft, Head, Room, Rooms, Work
 from .snapshots import Link, advance, encode_changes
 from .store import EventStore, room_event, stored_event
 from .tables import events as event_table
 from .tables import rooms as room_table
 from .tables.names import Names, Slot
 from .tables.state import insert_snapshots
+from .user_directory import UserDirectory
 
 log = Logger()
 
@@ -50,6 +52,9 @@ NUMBERS = 1000
 
 CREATE = ("m.room.create", "")
 POWER_LEVELS = ("m.room.power_levels", "")
+
+NEVER_REDACTED = ("m.room.create", "m.room.server_acl")
+"""State that would shut everybody out if its content were gone."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,9 @@ class Step:
     after: Head
 
 
+Accepted = tuple[Work, list[Step]]
+
+
 class Numbers:
     """Numbers for events and snapshots, reserved in blocks so that they are known before the transaction."""
 
@@ -78,17 +86,15 @@ class Numbers:
         self._next = 0
         self._end = 0
 
-    async def reserve(self, count: int) -> None:
-        """See to it that `count` numbers can be had without waiting."""
-        if self._end - self._next < count:
+    async def take(self, count: int) -> Iterator[int]:
+        """`count` numbers in growing order, which nobody else is given."""
+        while self._end - self._next < count:
             block = max(NUMBERS, count)
             self._next = await self._database.write(event_table.take_block, self._name, block)
             self._end = self._next + block
-
-    def take(self) -> int:
-        assert self._next < self._end, "numbers are reserved before they are taken"
-        self._next += 1
-        return self._next - 1
+        first = self._next
+        self._next += count
+        return iter(range(first, self._next))
 
 
 class RoomWriter:
@@ -100,27 +106,41 @@ class RoomWriter:
         database: Database,
         outbox: Outbox,
         names: Names,
+        rooms: Rooms,
         store: EventStore,
         clock: Clock,
         random: Random,
         server_name: str,
         key: SigningKey,
+        duties: Duties,
+        user_directory: UserDirectory,
     ) -> None:
         self._database = database
         self._outbox = outbox
         self._names = names
+        self._rooms = rooms
         self._store = store
         self._clock = clock
         self._random = random
         self._server_name = server_name
         self._key = key
+        self._duties = duties
+        self._user_directory = user_directory
         self._event_numbers = Numbers(database, "event")
         self._snapshot_numbers = Numbers(database, "snapshot")
         self._levels: OrderedDict[tuple[str, str], PowerLevels] = OrderedDict()
 
-    async def submit(self, room: Room, drafts: list[Draft]) -> list[str]:
-        """Send `drafts` to a room, all or none; returns their event IDs once they are on disk."""
-        work = Work(drafts, Deferred())
+    async def submit(
+        self, room: Room, drafts: list[Draft], *, also: Also | None = None, before: Before | None = None
+    ) -> list[str]:
+        """Send `drafts` to a room, all or none; returns their event IDs once they are on disk.
+
+        `also` runs in the same transaction, after the events; `before` once they are accepted, before it.
+        Without drafts, `also` takes its turn among what else waits for the room.
+        """
+        if room.closed:
+            raise not_found("This server does not know the room.")
+        work = Work(drafts, Deferred(), also, before)
         room.waiting.append(work)
         if not room.writing:
             room.writing = True
@@ -130,62 +150,110 @@ class RoomWriter:
     def _defect(self, failure: Failure, room: Room) -> None:
         log.failure("the writer of {room} failed", failure=failure, room=room.room_id)
         room.writing = False
+        room.stale = True
         while room.waiting:
-            room.waiting.popleft().answer.errback(
-                MatrixError(500, "M_UNKNOWN", "Something went wrong in this server; it is logged.")
-            )
+            _refuse(room.waiting.popleft(), _internal())
 
     async def _write(self, room: Room) -> None:
         """Write until nothing waits."""
         while room.waiting:
             works = [room.waiting.popleft() for _ in range(min(BATCH, len(room.waiting)))]
-            await self._write_batch(room, works)
+            try:
+                await self._write_batch(room, works)
+            except Exception:
+                for work in works:
+                    _refuse(work, _internal())
+                raise
         room.writing = False
 
     async def _write_batch(self, room: Room, works: list[Work]) -> None:
+        if room.stale:
+            try:
+                await self._rooms.refresh(room)
+            except MatrixError as error:
+                for work in works:
+                    _refuse(work, error)
+                return
+        accepted = await self._accept(room, works)
+        if not accepted:
+            return
+        is_new = not room.room_nid
+        if is_new:
+            self._rooms.add(room)
+        try:
+            await self._database.write(self._store_works, room, accepted)
+        except Exception as error:
+            room.stale = True
+            if is_new:
+                room.closed = True
+                self._rooms.forget(room)
+            await self._take_apart(room, accepted, error)
+            return
+        for work, steps in accepted:
+            if not work.answer.called:
+                work.answer.callback([step.event.event_id for step in steps])
+
+    async def _take_apart(self, room: Room, accepted: list[Accepted], error: Exception) -> None:
+        """After a transaction that failed: tell all of them, or find out which one it was that cannot be stored."""
+        again = [] if len(accepted) == 1 or isinstance(error, MatrixError) or room.closed else accepted
+        for work, _ in accepted:
+            if not again or work.before is not None:
+                _refuse(work, error)
+        for work, _ in again:
+            if work.before is None:
+                await self._write_batch(room, [work])
+
+    async def _accept(self, room: Room, works: list[Work]) -> list[Accepted]:
+        """Build and check what `works` want, each on top of the one before; answers those that are refused."""
         head = room.head
-        accepted: list[tuple[Work, list[Step]]] = []
+        accepted: list[Accepted] = []
         fresh: dict[int, Event] = {}
         for work in works:
             try:
-                await self._event_numbers.reserve(len(work.drafts))
-                await self._snapshot_numbers.reserve(len(work.drafts))
+                event_nids = await self._event_numbers.take(len(work.drafts))
+                snapshot_nids = await self._snapshot_numbers.take(len(work.drafts))
                 steps: list[Step] = []
                 made: dict[int, Event] = {}
                 after = head
                 for draft in work.drafts:
-                    step = await self._prepare(room, after, draft, fresh | made if made else fresh)
+                    known = fresh | made if made else fresh
+                    step = await self._prepare(room, after, draft, known, next(event_nids), next(snapshot_nids))
                     steps.append(step)
                     made[step.event_nid] = step.event
+                    if step.redacted_nid is not None and step.redacted is not None:
+                        made[step.redacted_nid] = step.redacted
                     after = step.after
+                if work.before is not None:
+                    await work.before([step.event for step in steps])
             except Exception as error:
-                work.answer.errback(error)
+                _refuse(work, error)
                 continue
             fresh.update(made)
             head = after
             accepted.append((work, steps))
-        if not accepted:
-            return
-        every = [step for _, steps in accepted for step in steps]
-        try:
-            room.room_nid = await self._database.write(self._store_steps, room, every)
-        except Exception as error:
-            for work, _ in accepted:
-                work.answer.errback(error)
-            return
-        room.head = head
-        for step in every:
+        return accepted
+
+    def _moved(self, room: Room, room_nid: int, steps: list[Step]) -> None:
+        """The room goes on from `steps`, which are on disk."""
+        room.room_nid = room_nid
+        if steps:
+            room.head = steps[-1].after
+        for step in steps:
             if step.slot_nid is not None:
                 self._store.remember(step.event_nid, step.event)
-            if step.redacted_nid is not None:
+            if step.redacted_nid is not None and step.redacted is not None:
                 self._store.forget(step.redacted_nid)
-        for work, steps in accepted:
-            work.answer.callback([step.event.event_id for step in steps])
+                if (step.redacted.type, step.redacted.state_key) in (CREATE, POWER_LEVELS):
+                    self._levels.clear()
 
     # --- building and checking ---
 
-    async def _prepare(self, room: Room, head: Head, draft: Draft, fresh: dict[int, Event]) -> Step:
+    async def _prepare(
+        self, room: Room, head: Head, draft: Draft, fresh: dict[int, Event], event_nid: int, snapshot_nid: int
+    ) -> Step:
         """Make a draft into an event on top of `head`; `MatrixError` where it is refused."""
+        if "\0" in draft.type or "\0" in (draft.state_key or ""):
+            raise bad_json("A type and a state key have no NUL characters.")
         keys = auth_event_keys(
             version=room.version,
             type=draft.type,
@@ -207,14 +275,11 @@ class RoomWriter:
             replaced_nid = state.get(slot_nid)
             if replaced_nid is not None:
                 replaced = (await self._events([replaced_nid], fresh))[replaced_nid]
-            event_nid = self._event_numbers.take()
             state = state.set(slot_nid, event_nid)
-            chain, link = advance(chain, {slot_nid: event_nid}, state, self._snapshot_numbers.take())
+            chain, link = advance(chain, {slot_nid: event_nid}, state, snapshot_nid)
             change = (event.membership == "join") - (replaced is not None and replaced.membership == "join")
             joined += change
             local += change if self._is_local(event.state_key) else 0
-        else:
-            event_nid = self._event_numbers.take()
         after = Head(state, chain, (event.event_id,), event.depth, joined, local)
         return Step(
             draft=draft,
@@ -290,17 +355,24 @@ class RoomWriter:
         """The event that a redaction empties: its number and what is left of it."""
         if event.type != "m.room.redaction" or event.redacts is None:
             return None, None
-        row = await self._store.row(event.redacts)
-        if row is not None:
-            nid, target = row.event_nid, stored_event(row)
-        else:
-            found = [(nid, other) for nid, other in fresh.items() if other.event_id == event.redacts]
-            if not found:
-                return None, None
+        found = [(nid, other) for nid, other in fresh.items() if other.event_id == event.redacts]
+        if found:
             nid, target = found[0]
+        else:
+            row = await self._store.row(event.redacts)
+            if row is None:
+                return None, None
+            nid, target = row.event_nid, stored_event(row)
+        if target.room_id != event.room_id:
+            raise invalid_param("The event to be redacted is of another room.")
+        if target.type in NEVER_REDACTED and target.state_key == "":
+            raise forbidden(f"An event of type {target.type} is never redacted: the room could not be used any more.")
         levels = self._power_levels(authority)
         if levels is None or not redaction_applies(event, target, levels):
             raise forbidden("You may not redact this event.")
+        if target.sender != event.sender and levels.user_level(event.sender) < levels.redact:
+            # The rules between servers let a server speak for all its users; the server does not.
+            raise forbidden("You may not redact the events of others.")
         return nid, redact_event(target)
 
     # --- reading what authorises ---
@@ -334,11 +406,22 @@ class RoomWriter:
 
     # --- storing ---
 
-    async def _store_steps(self, txn: Transaction, room: Room, steps: list[Step]) -> int:
-        """Store a batch: events, state, what follows from them, and the outbox rows; returns the room's number."""
+    async def _store_works(self, txn: Transaction, room: Room, works: list[Accepted]) -> None:
+        """Store a batch, with what shares its transaction."""
+        steps = [step for _, steps in works for step in steps]
         room_nid = room.room_nid
         if not room_nid:
             room_nid = await room_table.insert_room(txn, room.room_id, room.version.identifier, b"[]")
+        # Before anybody hears of the events: who then asks for the room finds it with them.
+        txn.after_commit(lambda: self._moved(room, room_nid, steps))
+        if steps:
+            await self._store_steps(txn, room_nid, steps)
+        for work, _ in works:
+            if work.also is not None:
+                await work.also(txn, room_nid)
+
+    async def _store_steps(self, txn: Transaction, room_nid: int, steps: list[Step]) -> None:
+        """Store events, state, what follows from them, and the outbox rows."""
         wanted = {name for step in steps for name in (step.event.sender, step.event.type)}
         wanted.update(step.event.state_key or "" for step in steps if step.event.membership is not None)
         names = await self._names.intern(txn, wanted)
@@ -369,12 +452,11 @@ class RoomWriter:
         await self._store_consequences(txn, room_nid, steps, names)
         last = steps[-1].after
         await room_table.update_room(txn, room_nid, last.depth, orjson.dumps(last.extremities), last.chain.snapshot_nid)
-        return room_nid
 
     async def _store_consequences(
         self, txn: Transaction, room_nid: int, steps: list[Step], names: dict[str, int]
     ) -> None:
-        """Memberships, relations and redactions."""
+        """Memberships, relations and redactions, the user directory, and what remains to be done."""
         await room_table.upsert_memberships(
             txn,
             [
@@ -389,8 +471,15 @@ class RoomWriter:
                 (relation.event_id, step.event_nid, room_nid, relation.rel_type)
                 for step in steps
                 if (relation := relation_of(step.event.content)) is not None
+                and "\0" not in relation.event_id + relation.rel_type
             ],
         )
+        state = [step.event for step in steps if step.event.state_key is not None]
+        await self._user_directory.follow(
+            txn, room_nid, [(event, self._is_local(event.state_key or "")) for event in state], names
+        )
+        for duty in filter(None, map(_duty, steps)):
+            await self._duties.note(txn, duty, room_nid)
         for step in steps:
             if step.event.redacts is not None:
                 row = (step.event.redacts, step.event_nid, room_nid, int(step.redacted is not None))
@@ -398,6 +487,31 @@ class RoomWriter:
             if step.redacted is not None and step.redacted_nid is not None:
                 await event_table.replace_redacted(txn, step.redacted_nid, step.redacted.pdu, step.event_nid)
                 await room_table.delete_relation(txn, step.redacted_nid)
+
+
+def _duty(step: Step) -> str | None:
+    """The kind of what an event leaves to be done."""
+    event, before = step.event, step.replaced
+    if event.state_key != "":
+        return None
+    if event.type == "m.room.tombstone":
+        return TOMBSTONE
+    if event.type == "m.room.guest_access" and before is not None and _lets_guests_in(before):
+        return None if _lets_guests_in(event) else GUESTS
+    return None
+
+
+def _lets_guests_in(event: Event) -> bool:
+    return event.content.get("guest_access") == "can_join"
+
+
+def _refuse(work: Work, error: Exception) -> None:
+    if not work.answer.called:
+        work.answer.errback(error)
+
+
+def _internal() -> MatrixError:
+    return MatrixError(500, "M_UNKNOWN", "Something went wrong in this server; it is logged.")
 
 
 def _message(shown: RoomEvent, step: Step, position: int) -> bytes:

@@ -37,14 +37,18 @@ class Viewer:
         if not rows:
             return []
         room = await self._database.read(room_by_id, rows[0].room_id)
-        assert room is not None
+        if room is None:
+            return []
         current = await self.membership(room.room_nid, user_id)
+        forgotten = current is not None and current.forgotten
         sides = await self._sides({row.snapshot_nid for row in rows}, user_id)
         last_join = await self._last_join(room.room_nid, user_id, current)
         visible = []
         for row in rows:
             visibility, membership = sides[row.snapshot_nid]
             visibility_after, membership_after = _after(row, user_id)
+            if forgotten:
+                membership = membership_after = last_join = None
             if may_see_event(
                 visibility=visibility,
                 membership=membership,
@@ -63,9 +67,11 @@ class Viewer:
         return await self._database.read(membership_in, user_nid, room_nid)
 
     async def require_member(self, room_nid: int, user_id: str, peek: bool = True) -> MembershipRow | None:
-        """The user's membership, for one who may look into the room: who is or was joined, or anybody if
-        the room is readable by the world.  ``M_FORBIDDEN`` for others."""
+        """The user's membership, for one who may look into the room: who is or was joined and has not forgotten
+        it, or anybody if the room is readable by the world.  ``M_FORBIDDEN`` for others."""
         membership = await self.membership(room_nid, user_id)
+        if membership is not None and membership.forgotten:
+            membership = None
         if membership is not None and membership.membership == "join":
             return membership
         if membership is not None and await self._last_join(room_nid, user_id, membership) is not None:

@@ -6,18 +6,19 @@ Each change gets a position, which is that of its message on the stream
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import msgspec
 import orjson
 
+from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.outbox import Outbox
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, invalid_param, too_large
 from ..matrix.push_rules import RuleSet
 from .api import OUTPUT_CLIENT_DATA, AccountDataChange
+from .recent import Recent
 from .settings import ACCOUNT_DATA_COUNT_LIMIT, ACCOUNT_DATA_LIMIT, TAGS_LIMIT
 from .tables import account_data as table
 
@@ -29,16 +30,17 @@ SERVER_MANAGED = frozenset({PUSH_RULES, FULLY_READ})
 
 TYPE_LIMIT = 255
 TAG_LIMIT = 255
-IGNORED_USERS_CACHED = 20_000
+IGNORED_BYTES = 500
+"""What a list of the ignored takes in memory, about: most are empty."""
 
 
 class AccountData:
     """The account data of local users."""
 
-    def __init__(self, database: Database, outbox: Outbox) -> None:
+    def __init__(self, database: Database, outbox: Outbox, budget: CacheBudget) -> None:
         self._database = database
         self._outbox = outbox
-        self._ignored: OrderedDict[str, frozenset[str]] = OrderedDict()
+        self._ignored: Recent[str, frozenset[str]] = Recent("ignored_users", budget, IGNORED_BYTES)
 
     # --- questions ---
 
@@ -69,12 +71,9 @@ class AccountData:
     async def ignored_users(self, user_id: str) -> frozenset[str]:
         known = self._ignored.get(user_id)
         if known is None:
-            content = await self._database.read(table.content, user_id, "", IGNORED_USERS)
-            known = self._ignored[user_id] = _ignored_in(content)
-            if len(self._ignored) > IGNORED_USERS_CACHED:
-                self._ignored.popitem(last=False)
-        else:
-            self._ignored.move_to_end(user_id)
+            generation = self._ignored.generation
+            known = _ignored_in(await self._database.read(table.content, user_id, "", IGNORED_USERS))
+            self._ignored.keep(user_id, known, generation)
         return known
 
     # --- changes ---
@@ -106,7 +105,7 @@ class AccountData:
 
     def forget(self, user_id: str) -> None:
         """Read the user's list of the ignored again."""
-        self._ignored.pop(user_id, None)
+        self._ignored.forget(user_id)
 
     async def put_tag(self, user_id: str, room_id: str, tag: str, content: dict[str, Any] | None) -> None:
         if not tag or len(tag.encode("utf-8", "replace")) > TAG_LIMIT:

@@ -169,7 +169,7 @@ class Accounts:
         if account.upgrades_guest is not None:
             if not await table.change_type(txn, user_id, TYPE_GUEST, account.account_type, hashed):
                 raise MatrixError(403, "M_FORBIDDEN", "This is no guest's account.")
-            self._tokens.forget_with(txn, user_id)
+            await self._tokens.forget_with(txn, user_id)
         elif not await table.insert(txn, user_id, account.account_type, hashed, now, account.appservice_id):
             raise in_use()
         if account.registration_token is not None:
@@ -213,7 +213,7 @@ class Accounts:
     async def _set_locked(self, txn: Transaction, user_id: str, locked: int) -> None:
         if not await table.set_locked(txn, user_id, locked):
             raise no_such_user()
-        self._tokens.forget_with(txn, user_id)
+        await self._tokens.forget_with(txn, user_id)
 
     async def set_suspended(self, user_id: str, suspended: bool) -> None:
         await self._database.write(self._set_suspended, user_id, int(suspended))
@@ -221,7 +221,7 @@ class Accounts:
     async def _set_suspended(self, txn: Transaction, user_id: str, suspended: int) -> None:
         if not await table.set_suspended(txn, user_id, suspended):
             raise no_such_user()
-        self._tokens.forget_with(txn, user_id)
+        await self._tokens.forget_with(txn, user_id)
 
     # --- deactivation ---
 

@@ -7,6 +7,7 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
 from ..database.outbox import Outbox
@@ -26,7 +27,7 @@ from .receipts import Receipts
 from .registration_tokens import RegistrationTokens
 from .settings import UserSettings
 from .tables import unread as unread_table
-from .tokens import DeviceHook, Tokens
+from .tokens import DeviceHook, DeviceIdCheck, Tokens
 from .unread import PRUNE_SECONDS, UnreadCounts
 from .unread_store import UnreadStore
 from .verdicts import Judge
@@ -40,8 +41,8 @@ class UserComponent:
     """Everything about local users, over one database and one outbox.
 
     It is a `UserAPI`: each method is that of the part which knows.  Whoever keeps more of users
-    in the same database (their keys) adds to ``on_device_deleted`` and ``on_account_deactivated``,
-    which run in the transaction of the change.
+    in the same database (their keys) adds to ``on_device_deleted``, ``on_device_renamed``,
+    ``is_device_id_taken`` and ``on_account_deactivated``, which run in the transaction of the change.
     """
 
     def __init__(
@@ -52,25 +53,28 @@ class UserComponent:
         queue: Any,
         world: World,
         rooms: RoomAPI,
+        budget: CacheBudget,
         appservices: AppServices | None = None,
     ) -> None:
         self.settings = settings
         self.database = database
         self.outbox = outbox
         services = appservices or AppServices()
-        self.tokens = Tokens(settings, database, world)
+        self.tokens = Tokens(settings, database, world, budget)
         self.accounts = Accounts(settings, database, world, self.tokens, services, rooms)
         self.profiles = Profiles(database, rooms, self.accounts)
-        self.data = AccountData(database, outbox)
+        self.data = AccountData(database, outbox, budget)
         self.rules = PushRules(database, self.data)
-        self.unread_store = UnreadStore(database)
-        judge = Judge(settings, rooms, self.rules, self.profiles)
+        self.unread_store = UnreadStore(database, budget)
+        judge = Judge(settings, rooms, self.rules, self.profiles, budget)
         self.counts = UnreadCounts(settings, self.unread_store, judge, self.rules, rooms, world)
         self.receipts = Receipts(settings, database, outbox, self.data, self.unread_store, rooms, world)
         self._queue = queue
         self._pruning = LoopingCall(self._prune)
         self._pruning.clock = world.time
         self.on_device_deleted: list[DeviceHook] = self.tokens.on_device_deleted
+        self.on_device_renamed: list[DeviceHook] = self.tokens.on_device_renamed
+        self.is_device_id_taken: list[DeviceIdCheck] = self.tokens.is_device_id_taken
         self.on_account_deactivated: list[AccountHook] = self.accounts.on_account_deactivated
         self.on_account_deactivated.append(self._forget_deactivated)
         if settings.auto_join_rooms:

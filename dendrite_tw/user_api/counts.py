@@ -11,6 +11,7 @@ Client-Server API, "Receiving notifications", "Marking notifications as read".
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Iterable
 
@@ -32,12 +33,15 @@ Span = tuple[int, int]
 WHOLE: Span = (0, FOREVER)
 
 
+_VERSIONS = itertools.count()
+"""Numbers that no two changes share, also not of a log that was forgotten and read again."""
+
 Positions = dict[str, list[int]]
 """Positions of events in order, by thread."""
 
 
 class RoomLog:
-    """The newest unread events of a room; ``version`` counts its changes.
+    """The newest unread events of a room; ``version`` is another one after each change.
 
     ``threads`` has all of them, ``highlights`` those that highlight for everybody.
     """
@@ -46,7 +50,7 @@ class RoomLog:
         self.threads: Positions = {}
         self.highlights: Positions = {}
         self.size = 0
-        self.version = 0
+        self.version = next(_VERSIONS)
         for row in rows:
             self.add(row.thread_id, row.position, bool(row.highlight))
 
@@ -57,14 +61,14 @@ class RoomLog:
         if highlight:
             _insert(self.highlights, thread_id, position)
         self.size += 1
-        self.version += 1
+        self.version = next(_VERSIONS)
 
     def remove(self, position: int) -> None:
         """Take an event out, where it is there."""
         _remove(self.highlights, position)
         if _remove(self.threads, position):
             self.size -= 1
-            self.version += 1
+            self.version = next(_VERSIONS)
 
     def trim(self) -> int:
         """Keep the newest `LOG_LIMIT` events; returns the position up to which they went, 0 for none."""
@@ -78,7 +82,7 @@ class RoomLog:
                 if not positions:
                     del table[thread_id]
         self.size = LOG_LIMIT
-        self.version += 1
+        self.version = next(_VERSIONS)
         return upto
 
 

@@ -74,6 +74,8 @@ class Receipts:
         standing = await self._rooms.membership(room_id, user_id)
         if standing is None or standing.membership != "join":
             raise forbidden("You are not joined to this room.")
+        if not receipts:
+            return
         found = {event.event_id: event for event in await self._rooms.events(list(set(receipts.values())))}
         events: dict[str, RoomEvent] = {}
         for receipt_type, event_id in receipts.items():

@@ -47,7 +47,6 @@ class UserSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the configuration that the user component works by.
 
     ``reserved_localparts`` can be registered by nobody: that of the sender of server notices.
-    ``cached_tokens`` is how many access tokens are kept in memory with their callers.
     """
 
     server_name: str
@@ -55,7 +54,6 @@ class UserSettings(msgspec.Struct, frozen=True, kw_only=True):
     openid_token_lifetime_ms: int = 3_600_000
     auto_join_rooms: tuple[str, ...] = ()
     reserved_localparts: frozenset[str] = frozenset()
-    cached_tokens: int = 50_000
 
     def is_local(self, user_id: str) -> bool:
         return user_id.endswith(f":{self.server_name}") and user_id.partition(":")[2] == self.server_name

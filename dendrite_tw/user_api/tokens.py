@@ -9,14 +9,15 @@ the database.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
+from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, invalid_param
 from ..world import World
 from .api import TYPE_ADMIN, TYPE_GUEST, Caller, DeviceSeen, ExpiringToken, Login, NewLogin
+from .recent import Recent
 from .settings import (
     ACCESS_TOKEN_LIFETIME_MS,
     DEVICE_ID_LIMIT,
@@ -32,8 +33,14 @@ TOKEN_LENGTH = 43
 
 DEVICE_ID_LENGTH = 10
 
+KNOWN_BYTES = 700
+"""What a token takes in memory, with its caller, about."""
+
 DeviceHook = Callable[[Transaction, str, str], Awaitable[None]]
-"""Told in the transaction that deletes a device: user ID and device ID."""
+"""Told in the transaction that deletes or renames a device: user ID and device ID."""
+
+DeviceIdCheck = Callable[[Transaction, str, str], Awaitable[bool]]
+"""Asked in the transaction that makes a device whether its ID is something else's already."""
 
 
 def digest(token: str) -> bytes:
@@ -59,15 +66,15 @@ class _Known:
 class Tokens:
     """Sessions of local users and the tokens that belong to them."""
 
-    def __init__(self, settings: UserSettings, database: Database, world: World) -> None:
+    def __init__(self, settings: UserSettings, database: Database, world: World, budget: CacheBudget) -> None:
         self._settings = settings
         self._database = database
         self._clock = world.clock
         self._random = world.random
-        self._known: OrderedDict[bytes, _Known] = OrderedDict()
-        self._digests: dict[str, set[bytes]] = {}
-        self._changes = 0
+        self._known: Recent[bytes, _Known] = Recent("access_tokens", budget, KNOWN_BYTES)
         self.on_device_deleted: list[DeviceHook] = []
+        self.on_device_renamed: list[DeviceHook] = []
+        self.is_device_id_taken: list[DeviceIdCheck] = []
 
     # --- whose token is it ---
 
@@ -75,8 +82,6 @@ class Tokens:
         known = self._known.get(hashed := digest(access_token))
         if known is None:
             known = await self._look_up(hashed)
-        else:
-            self._known.move_to_end(hashed)
         if known.expires_ts and known.expires_ts <= self._clock.now_ms():
             raise unknown_token(soft_logout=True)
         if known.locked:
@@ -91,13 +96,13 @@ class Tokens:
         return known.caller
 
     async def _look_up(self, hashed: bytes) -> _Known:
-        changes = self._changes
+        generation = self._known.generation
         row = await self._database.read(sessions.token, hashed)
         if row is None:
             raise unknown_token()
         if row.parent_id is not None:
             await self._database.write(self._now_used, row.pair_id, row.parent_id, row.user_id)
-            changes = self._changes
+            generation = self._known.generation
         caller = Caller(
             user_id=row.user_id,
             device_id=row.device_id,
@@ -107,39 +112,24 @@ class Tokens:
             is_suspended=bool(row.suspended),
         )
         known = _Known(caller, row.expires_ts or 0, bool(row.locked))
-        if changes == self._changes:
-            self._remember(hashed, known)
+        self._known.keep(hashed, known, generation)
         return known
 
-    def _remember(self, hashed: bytes, known: _Known) -> None:
-        self._known[hashed] = known
-        self._digests.setdefault(known.caller.user_id, set()).add(hashed)
-        if len(self._known) > self._settings.cached_tokens:
-            oldest, forgotten = self._known.popitem(last=False)
-            self._drop_digest(forgotten.caller.user_id, oldest)
+    async def forget_with(self, txn: Transaction, user_id: str) -> None:
+        """Ask the database again for every token that the user has now, once `txn` is on disk."""
+        hashes = await sessions.access_hashes(txn, user_id)
 
-    def _drop_digest(self, user_id: str, hashed: bytes) -> None:
-        digests = self._digests.get(user_id)
-        if digests is not None:
-            digests.discard(hashed)
-            if not digests:
-                del self._digests[user_id]
+        def forget() -> None:
+            for hashed in hashes:
+                self._known.forget(hashed)
 
-    def forget(self, user_id: str) -> None:
-        """Ask the database again for every token of a user."""
-        self._changes += 1
-        for hashed in self._digests.pop(user_id, ()):
-            self._known.pop(hashed, None)
-
-    def forget_with(self, txn: Transaction, user_id: str) -> None:
-        """`forget` once `txn` is on disk."""
-        txn.after_commit(lambda: self.forget(user_id))
+        txn.after_commit(forget)
 
     async def _now_used(self, txn: Transaction, pair_id: int, parent_id: int, user_id: str) -> None:
         """A new token is used for the first time: the pair before it ends ("Refreshing access tokens")."""
+        await self.forget_with(txn, user_id)
         await sessions.delete_pair(txn, parent_id)
         await sessions.make_independent(txn, pair_id)
-        self.forget_with(txn, user_id)
 
     # --- sessions ---
 
@@ -178,8 +168,8 @@ class Tokens:
         """The session of a device, which is made or loses the tokens it had."""
         device = await sessions.device(txn, login.user_id, device_id)
         if device is not None:
+            await self.forget_with(txn, login.user_id)
             await sessions.delete_tokens(txn, device.session_id)
-            self.forget_with(txn, login.user_id)
             return device.session_id
         return await self._insert_device(txn, login.user_id, device_id, login.display_name, login.ip, login.user_agent)
 
@@ -188,6 +178,9 @@ class Tokens:
     ) -> int:
         if await sessions.device_count(txn, user_id) >= DEVICES_LIMIT:
             raise MatrixError(403, "M_FORBIDDEN", f"A user may have {DEVICES_LIMIT} devices at most.")
+        for is_taken in self.is_device_id_taken:
+            if await is_taken(txn, user_id, device_id):
+                raise MatrixError(403, "M_FORBIDDEN", "The device ID is that of a cross-signing key.")
         now = self._clock.now_ms()
         name = check_display_name(display_name)
         return await sessions.insert_device(txn, user_id, device_id, name, now, now if ip else 0, ip, user_agent)
@@ -201,6 +194,8 @@ class Tokens:
         if await sessions.device(txn, user_id, device_id) is not None:
             if display_name is not None:
                 await sessions.rename_device(txn, user_id, device_id, check_display_name(display_name))
+                for hook in self.on_device_renamed:
+                    await hook(txn, user_id, device_id)
         elif create:
             await self._insert_device(txn, user_id, check_device_id(device_id), display_name, "", "")
         else:
@@ -217,6 +212,7 @@ class Tokens:
         self, txn: Transaction, user_id: str, device_ids: list[str] | None, keep: str | None
     ) -> None:
         """Delete devices with what belongs to them within `txn`; `None` means all but `keep`."""
+        await self.forget_with(txn, user_id)
         wanted = None if device_ids is None else set(device_ids)
         for device in await sessions.devices(txn, user_id):
             if device.device_id == keep or (wanted is not None and device.device_id not in wanted):
@@ -226,7 +222,6 @@ class Tokens:
             await pushers.delete_of_session(txn, device.session_id)
             for hook in self.on_device_deleted:
                 await hook(txn, user_id, device.device_id)
-        self.forget_with(txn, user_id)
 
     # --- refreshing ---
 
@@ -240,6 +235,7 @@ class Tokens:
             raise MatrixError(401, "M_UNKNOWN_TOKEN", "The refresh token is unknown or was used.", soft_logout=False)
         if pair.locked:
             raise MatrixError(401, "M_USER_LOCKED", "This account has been locked.", soft_logout=True)
+        await self.forget_with(txn, pair.user_id)
         if pair.parent_id is not None:
             await sessions.delete_pair(txn, pair.parent_id)
             await sessions.make_independent(txn, pair.pair_id)
@@ -248,7 +244,6 @@ class Tokens:
         await sessions.insert_pair(
             txn, pair.session_id, digest(access_token), digest(refresh_token), expires_ts, pair.pair_id
         )
-        self.forget_with(txn, pair.user_id)
         return Login(
             user_id=pair.user_id,
             device_id=pair.device_id,

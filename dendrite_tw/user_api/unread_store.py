@@ -7,13 +7,13 @@ What is read from disk is completed with what is still on its way there.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 import msgspec
 from twisted.internet.defer import DeferredLock
 
+from ..cache import Cache, CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
 from .counts import EVERYTHING, WHOLE, Reader, RoomLog, Span
@@ -21,16 +21,18 @@ from .settings import LOG_LIMIT
 from .tables import unread as table
 from .tables.unread import LogRow, MarkRow, PersonalRow
 
-K = TypeVar("K")
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 CONSUMER = "UserAPIRoomServerConsumer"
+MEASURED_EVERY = 50
+"""After how many more events the bytes of a log are estimated again."""
+
 TRIM_AT_ONCE = 64
 """By how much a log may be too long before it is cut."""
 
-ROOMS_CACHED = 5000
-READERS_CACHED = 50_000
-SPANS_CACHED = 20_000
+READER_BYTES = 1000
+SPANS_BYTES = 400
 
 
 class Batch:
@@ -59,11 +61,11 @@ class Batch:
 class UnreadStore:
     """Logs of rooms and readers of rooms, in memory as far as they are used."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, budget: CacheBudget) -> None:
         self._database = database
-        self._logs: OrderedDict[str, RoomLog] = OrderedDict()
-        self._readers: OrderedDict[tuple[str, str], Reader] = OrderedDict()
-        self._spans: OrderedDict[str, dict[str, Span]] = OrderedDict()
+        self._logs: Cache[str, RoomLog] = Cache("unread_logs", budget, lambda log: 800 + 40 * log.size)
+        self._readers: Cache[tuple[str, str], Reader] = Cache("unread_readers", budget, lambda reader: READER_BYTES)
+        self._spans: Cache[str, dict[str, Span]] = Cache("unread_spans", budget, lambda spans: SPANS_BYTES)
         self._waiting = Batch()
         self._leaving: Batch | None = None
         self._lock = DeferredLock()
@@ -81,10 +83,7 @@ class UnreadStore:
                 for row in batch.log:
                     if row.room_id == room_id:
                         known.add(row.thread_id, row.position, bool(row.highlight))
-            known = self._logs.setdefault(room_id, known)
-            _bound(self._logs, ROOMS_CACHED)
-        else:
-            self._logs.move_to_end(room_id)
+            known = _first(self._logs, room_id, known)
         return known
 
     async def reader(self, user_id: str, room_id: str) -> Reader:
@@ -100,10 +99,7 @@ class UnreadStore:
                 for (user, room, thread_id), position in batch.marks.items():
                     if (user, room) == key:
                         known.mark(thread_id, position)
-            known = self._readers.setdefault(key, known)
-            _bound(self._readers, READERS_CACHED)
-        else:
-            self._readers.move_to_end(key)
+            known = _first(self._readers, key, known)
         return known
 
     async def span(self, user_id: str, room_id: str) -> Span:
@@ -112,8 +108,7 @@ class UnreadStore:
         if spans is None:
             rows = await self._database.read(table.spans, user_id)
             stored = {row.room_id: (row.after_position, row.upto_position) for row in rows}
-            spans = self._spans.setdefault(user_id, stored)
-            _bound(self._spans, SPANS_CACHED)
+            spans = _first(self._spans, user_id, stored)
         if not spans:
             return WHOLE
         everywhere, here = spans.get("", WHOLE), spans.get(room_id.lower(), WHOLE)
@@ -132,6 +127,8 @@ class UnreadStore:
         """An event that notifies everybody with the default rules."""
         log = await self.log(row.room_id)
         log.add(row.thread_id, row.position, bool(row.highlight))
+        if log.size % MEASURED_EVERY == 0:
+            self._logs.put(row.room_id, log)
         self._waiting.log.append(row)
         upto = log.trim() if log.size >= LOG_LIMIT + TRIM_AT_ONCE else 0
         if upto:
@@ -139,14 +136,14 @@ class UnreadStore:
 
     def add_personal(self, row: PersonalRow) -> None:
         """An event that means something of its own to one user."""
-        reader = self._readers.get((row.user_id, row.room_id))
+        reader = self._readers.peek((row.user_id, row.room_id))
         if reader is not None:
             reader.add(row)
         self._waiting.personal.append(row)
 
     def add_mark(self, user_id: str, room_id: str, thread_id: str, position: int) -> None:
         """A user has read up to `position` by sending an event or joining."""
-        reader = self._readers.get((user_id, room_id))
+        reader = self._readers.peek((user_id, room_id))
         if reader is not None:
             reader.mark(thread_id, position)
         key = (user_id, room_id, thread_id)
@@ -159,7 +156,7 @@ class UnreadStore:
             await table.delete_marks_upto(txn, user_id, room_id, position)
 
         def committed() -> None:
-            reader = self._readers.get((user_id, room_id))
+            reader = self._readers.peek((user_id, room_id))
             if reader is not None:
                 reader.mark(thread_id, position)
 
@@ -167,7 +164,7 @@ class UnreadStore:
 
     async def put_spans(self, user_id: str, spans: dict[str, Span]) -> None:
         """Other parts of logs count for a user from now on; room IDs are in lower case."""
-        known = self._spans.get(user_id)
+        known = self._spans.peek(user_id)
         if known is not None:
             known.update(spans)
         rows = [(user_id, room_id, after, upto) for room_id, (after, upto) in spans.items()]
@@ -175,26 +172,31 @@ class UnreadStore:
 
     async def remove_event(self, room_id: str, position: int) -> None:
         """An event was redacted: it is nothing to be told of any more."""
-        if room_id in self._logs:
-            self._logs[room_id].remove(position)
-        for (_, room), reader in self._readers.items():
-            if room == room_id:
-                reader.remove(position)
+        log = self._logs.peek(room_id)
+        if log is not None:
+            log.remove(position)
+        concerned: list[str] = []
         for batch in self._batches():
+            concerned += [row.user_id for row in batch.personal if (row.room_id, row.position) == (room_id, position)]
             batch.log = [row for row in batch.log if (row.room_id, row.position) != (room_id, position)]
             batch.personal = [row for row in batch.personal if (row.room_id, row.position) != (room_id, position)]
-        await self._database.write(_delete_event, room_id, position)
+        concerned += await self._database.write(_delete_event, room_id, position)
+        for user_id in concerned:
+            reader = self._readers.peek((user_id, room_id))
+            if reader is not None:
+                reader.remove(position)
 
     async def delete_room(self, room_id: str) -> int:
         """Forget a room; returns the number of rows that went."""
-        self._logs.pop(room_id, None)
-        for key in [key for key in self._readers if key[1] == room_id]:
-            del self._readers[key]
+        self._logs.pop(room_id)
         for batch in self._batches():
             batch.log = [row for row in batch.log if row.room_id != room_id]
             batch.personal = [row for row in batch.personal if row.room_id != room_id]
             batch.marks = {key: position for key, position in batch.marks.items() if key[1] != room_id}
-        return await self._database.write(table.delete_room, room_id)
+        users, rows = await self._database.write(_delete_room, room_id)
+        for user_id in users:
+            self._readers.pop((user_id, room_id))
+        return rows
 
     # --- to disk ---
 
@@ -228,9 +230,17 @@ async def _reader_rows(txn: Transaction, user_id: str, room_id: str) -> tuple[li
     return marks, newest[::-1]
 
 
-async def _delete_event(txn: Transaction, room_id: str, position: int) -> None:
+async def _delete_event(txn: Transaction, room_id: str, position: int) -> list[str]:
+    """Forget an event; returns the users for whom it meant something of its own."""
+    users = await table.users_of_event(txn, room_id, position)
     await table.delete_logged(txn, room_id, position)
     await table.delete_personal(txn, room_id, position)
+    return users
+
+
+async def _delete_room(txn: Transaction, room_id: str) -> tuple[list[str], int]:
+    """Forget a room; returns the users of whom something was stored, and how many rows went."""
+    return await table.users_of_room(txn, room_id), await table.delete_room(txn, room_id)
 
 
 async def _store(txn: Transaction, batch: Batch) -> None:
@@ -242,6 +252,10 @@ async def _store(txn: Transaction, batch: Batch) -> None:
     await table.put_consumer_position(txn, CONSUMER, batch.position)
 
 
-def _bound(cache: OrderedDict[K, V], size: int) -> None:
-    while len(cache) > size:
-        cache.popitem(last=False)
+def _first(cache: Cache[K, V], key: K, value: V) -> V:
+    """The value at `key` that others may have loaded meanwhile, or else `value`, which is kept."""
+    there = cache.peek(key)
+    if there is not None:
+        return there
+    cache.put(key, value)
+    return value

@@ -9,12 +9,12 @@ of the members.  Client-Server API, push notifications module.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from typing import Any
 
 import msgspec
 import orjson
 
+from ..cache import Cache, CacheBudget
 from ..matrix.errors import MatrixError
 from ..matrix.power_levels import parse_level
 from ..matrix.push_conditions import PushEvent, Recipient, RoomContext
@@ -25,8 +25,6 @@ from ..room_api.api import OutputRoomEvent, RoomAPI, RoomEvent
 from .profiles import Profiles
 from .push_rules import PushRules
 from .settings import UserSettings
-
-ROOMS_CACHED = 20_000
 
 
 class Verdict(msgspec.Struct):
@@ -39,36 +37,38 @@ class Verdict(msgspec.Struct):
 class Judge:
     """Evaluates push rules for the local users of rooms."""
 
-    def __init__(self, settings: UserSettings, rooms: RoomAPI, rules: PushRules, profiles: Profiles) -> None:
+    def __init__(
+        self, settings: UserSettings, rooms: RoomAPI, rules: PushRules, profiles: Profiles, budget: CacheBudget
+    ) -> None:
         self._settings = settings
         self._rooms = rooms
         self._rules = rules
         self._profiles = profiles
-        self._ruled: OrderedDict[str, set[str]] = OrderedDict()
+        self._ruled: Cache[tuple[int, str], set[str]] = Cache(
+            "ruled_members", budget, lambda users: 300 + 120 * len(users)
+        )
+        self._epoch = 0
         rules.on_change.append(self._rules_changed)
 
     # --- members whose rules are not the defaults ---
 
     async def _ruled_members(self, room_id: str) -> set[str]:
         """The joined users of a room whose rules are not the defaults."""
-        members = self._ruled.get(room_id)
+        key = (self._epoch, room_id)
+        members = self._ruled.get(key)
         if members is None:
             own = self._rules.with_own_rules()
             members = own & set(await self._rooms.joined_users(room_id)) if own else set()
-            self._ruled[room_id] = members
-            if len(self._ruled) > ROOMS_CACHED:
-                self._ruled.popitem(last=False)
-        else:
-            self._ruled.move_to_end(room_id)
+            self._ruled.put(key, members)
         return members
 
     def _rules_changed(self, user_id: str, old: RuleSet, new: RuleSet) -> None:
         if old.is_default != new.is_default:
-            self._ruled.clear()
+            self._epoch += 1
 
     def member_changed(self, event: RoomEvent) -> None:
         """A membership of a local user is another one now."""
-        members = self._ruled.get(event.room_id)
+        members = self._ruled.peek((self._epoch, event.room_id))
         if members is None or event.state_key is None:
             return
         if not self._settings.is_local(event.state_key):

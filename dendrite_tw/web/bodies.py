@@ -22,7 +22,7 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 
 from ..matrix.errors import MatrixError
-from .resource import CORS_HEADERS, ApiResource, body_too_large, error_response
+from .resource import CORS_HEADERS, ApiResource, Parsed, body_too_large, error_response
 from .routes import DEFAULT_BODY_LIMIT, BodyFile, Endpoint
 
 log = Logger()
@@ -71,7 +71,7 @@ class BoundedRequest(Request):
 
     def _admit(self, api: ApiResource, endpoint: Endpoint) -> None:
         """Ask whether the caller may send a body at all; the client waits while that is not known."""
-        answer = Deferred.fromCoroutine(api.admit(self, endpoint))
+        answer = Deferred.fromCoroutine(api.admit(Parsed(self), endpoint))
         paused = None if answer.called else self.channel._networkProducer
         if paused is not None:
             paused.pauseProducing()

@@ -8,8 +8,9 @@ becomes the specification's JSON here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import types
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -27,13 +28,13 @@ from .routes import Access, BodyFile, Endpoint, Response, Route, RouteTree
 
 log = Logger()
 
+T = TypeVar("T")
+
 CORS_HEADERS = (
     (b"Access-Control-Allow-Origin", b"*"),
     (b"Access-Control-Allow-Methods", b"GET, POST, PUT, DELETE, OPTIONS"),
     (b"Access-Control-Allow-Headers", b"X-Requested-With, Content-Type, Authorization"),
 )
-
-COPY_BYTES = 1 << 16
 
 QUERY_FIELD_LIMIT = 200
 """How many fields a query string may have."""
@@ -53,12 +54,73 @@ class Limiter(Protocol):
         """Raise ``M_LIMIT_EXCEEDED`` where not."""
 
 
+class Incoming(Protocol):
+    """A request as a channel hands it over, and the way back for its answer."""
+
+    @property
+    def method(self) -> bytes: ...
+
+    @property
+    def uri(self) -> bytes: ...
+
+    @property
+    def body_file(self) -> BodyFile | None:
+        """What the body was written to while it arrived, for a route that wants that."""
+
+    def header(self, name: bytes) -> bytes | None:
+        """The last value of a header, its name in lower case."""
+
+    def read_body(self) -> bytes: ...
+
+    def peer_host(self) -> str: ...
+
+    def respond(self, response: Response, cors: bool) -> None:
+        """Send the answer and be done, unless the client is gone."""
+
+    def abandon(self) -> None:
+        """Give up: the answer cannot be sent."""
+
+    def notifyFinish(self) -> Deferred[None]: ...
+
+
+class Parsed:
+    """A request of Twisted's as an `Incoming`."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.method: bytes = request.method
+        self.uri: bytes = request.uri
+        self.body_file: BodyFile | None = getattr(request, "body_file", None)
+
+    def header(self, name: bytes) -> bytes | None:
+        values = self._request.requestHeaders.getRawHeaders(name)
+        return values[-1] if values else None
+
+    def read_body(self) -> bytes:
+        content = self._request.content
+        return content.read() if content is not None else b""
+
+    def peer_host(self) -> str:
+        return getattr(self._request.getClientAddress(), "host", "") or ""
+
+    def respond(self, response: Response, cors: bool) -> None:
+        write(self._request, response, cors)
+
+    def abandon(self) -> None:
+        if not self._request._disconnected and not self._request.finished:
+            self._request.setResponseCode(500)
+            self._request.finish()
+
+    def notifyFinish(self) -> Deferred[None]:
+        return self._request.notifyFinish()
+
+
 class Exchange:
     """One request, as handlers and authentication see it."""
 
     __slots__ = ("_pairs", "_real_ip_header", "caller", "endpoint", "request")
 
-    def __init__(self, request: Request, endpoint: Endpoint, real_ip_header: bytes = b"") -> None:
+    def __init__(self, request: Incoming, endpoint: Endpoint, real_ip_header: bytes = b"") -> None:
         self.request = request
         self.endpoint = endpoint
         self.caller: Caller | None = None
@@ -96,14 +158,13 @@ class Exchange:
         return next((value for key, value in self.pairs if key == name), None)
 
     def header(self, name: bytes) -> str | None:
-        """The last value of a header, or `None`."""
-        values = self.request.requestHeaders.getRawHeaders(name)
-        return values[-1].decode("utf-8", "replace") if values else None
+        """The last value of a header, its name in lower case, or `None`."""
+        value = self.request.header(name)
+        return value.decode("utf-8", "replace") if value is not None else None
 
     @property
     def body(self) -> bytes:
-        content = self.request.content
-        return content.read() if content is not None else b""
+        return self.request.read_body()
 
     def body_file(self) -> BodyFile:
         """The file that the body was written to, for a route with ``body_file``.
@@ -112,15 +173,13 @@ class Exchange:
         """
         opener = self.endpoint.route.body_file
         assert opener is not None
-        written: BodyFile | None = getattr(self.request, "body_file", None)
-        if written is not None:
-            return written
-        copy, content = opener(), self.request.content
+        if self.request.body_file is not None:
+            return self.request.body_file
+        copy = opener()
         self.request.notifyFinish().addBoth(lambda _: copy.close())
-        while content is not None and (piece := content.read(COPY_BYTES)):
-            copy.write(piece)
-            if copy.tell() > self.endpoint.route.body_limit:
-                raise body_too_large(self.endpoint.route.body_limit)
+        copy.write(self.request.read_body())
+        if copy.tell() > self.endpoint.route.body_limit:
+            raise body_too_large(self.endpoint.route.body_limit)
         return copy
 
     @property
@@ -130,7 +189,7 @@ class Exchange:
             told = self.header(self._real_ip_header)
             if told:
                 return told.split(",")[0].strip()[:64]
-        return getattr(self.request.getClientAddress(), "host", "") or ""
+        return self.request.peer_host()
 
     @property
     def user_agent(self) -> str:
@@ -174,25 +233,41 @@ class ApiResource(Resource):
         self._real_ip_header = real_ip_header.lower().encode()
 
     def render(self, request: Request) -> int:
+        """The way in for a request that Twisted parsed."""
+        self.serve(Parsed(request))
+        return NOT_DONE_YET
+
+    def takes_directly(self, method: bytes, uri: bytes) -> bool:
+        """Whether a request need not be looked at before its body is read."""
+        endpoint = self.endpoint_of(method, uri)
+        return endpoint is None or endpoint.route.body_file is None
+
+    def serve(self, request: Incoming) -> None:
+        """Answer a request, now or when the answer is there."""
         path = request.uri.partition(b"?")[0]
         try:
             if request.method == b"OPTIONS":
                 if not self.tree.knows(path):
                     self.tree.find("OPTIONS", path)
-                write(request, Response(200, b"{}"), cors=True)
                 self._observe(None, 200)
-                return NOT_DONE_YET
+                request.respond(Response(200, b"{}"), True)
+                return
             endpoint, values = self.tree.find(request.method.decode("ascii", "replace"), path)
         except MatrixError as error:
-            write(request, error_response(error), cors=True)
             self._observe(None, error.status)
-            return NOT_DONE_YET
-        answer = Deferred.fromCoroutine(self._answer(Exchange(request, endpoint, self._real_ip_header), values))
+            request.respond(error_response(error), True)
+            return
+        answering = self._answer(Exchange(request, endpoint, self._real_ip_header), values)
+        try:
+            awaited = answering.send(None)
+        except StopIteration as stop:
+            self._reply(stop.value, request, endpoint)
+            return
+        answer: Deferred[Response] = Deferred.fromCoroutine(_rest(answering, awaited))
         if not answer.called:
             request.notifyFinish().addErrback(lambda _: answer.cancel())
         answer.addCallback(self._reply, request, endpoint)
         answer.addErrback(self._lost, request)
-        return NOT_DONE_YET
 
     def endpoint_of(self, method: bytes, uri: bytes) -> Endpoint | None:
         """The endpoint that a request will reach, if any: asked before its body is read."""
@@ -201,7 +276,7 @@ class ApiResource(Resource):
         except MatrixError:
             return None
 
-    async def admit(self, request: Request, endpoint: Endpoint) -> None:
+    async def admit(self, request: Incoming, endpoint: Endpoint) -> None:
         """Hold a request's head, before its body is read, against the endpoint's `Access`; `MatrixError` if refused."""
         if endpoint.route.access is not Access.PUBLIC:
             exchange = Exchange(request, endpoint, self._real_ip_header)
@@ -242,21 +317,42 @@ class ApiResource(Resource):
             arguments["query"] = endpoint.query(exchange.pairs)
         return await route.handler(**arguments)
 
-    def _reply(self, response: Response, request: Request, endpoint: Endpoint) -> None:
+    def _reply(self, response: Response, request: Incoming, endpoint: Endpoint) -> None:
         self._observe(endpoint, response.status)
-        write(request, response, endpoint.route.cors)
+        request.respond(response, endpoint.route.cors)
 
-    def _lost(self, failure: Failure, request: Request) -> None:
+    def _lost(self, failure: Failure, request: Incoming) -> None:
         """The client went away, or the answer could not be written."""
         if failure.check(CancelledError) is None:
             log.failure("an answer could not be written", failure=failure)
-        if not request._disconnected and not request.finished:
-            request.setResponseCode(500)
-            request.finish()
+            request.abandon()
+
+
+@types.coroutine
+def _rest(answering: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
+    """The rest of a coroutine that was begun already and waits for `awaited`.
+
+    Most answers are there without a wait; they are spared the Deferred of `Deferred.fromCoroutine`.
+    """
+    try:
+        while True:
+            try:
+                result = yield awaited
+            except BaseException as error:
+                awaited = answering.throw(error)
+            else:
+                awaited = answering.send(result)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+def body_too_large(limit: int) -> MatrixError:
+    """The answer to a body of more than `limit` bytes."""
+    return too_large(f"The request body may have {limit} bytes at most.")
 
 
 def write(request: Request, response: Response, cors: bool) -> None:
-    """Send `response` and finish the request, unless the client is gone."""
+    """Send `response` over a request of Twisted's and finish it, unless the client is gone."""
     if request._disconnected:
         return
     part = None
@@ -283,11 +379,6 @@ def write(request: Request, response: Response, cors: bool) -> None:
             send(part, request)
             return
     request.finish()
-
-
-def body_too_large(limit: int) -> MatrixError:
-    """The answer to a body of more than `limit` bytes."""
-    return too_large(f"The request body may have {limit} bytes at most.")
 
 
 def error_response(error: MatrixError) -> Response:

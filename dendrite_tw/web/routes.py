@@ -262,7 +262,8 @@ class RouteTree:
 
         ``M_UNRECOGNIZED`` with 404 for an unknown path, 405 for a wrong method.
         """
-        found = self._walk(self._root, segments(path), 0, [])
+        parts = segments(path)
+        found = self._straight(parts) or self._walk(self._root, parts, 0, [])
         if found is None:
             raise unrecognized()
         node, values = found
@@ -274,6 +275,19 @@ class RouteTree:
     def knows(self, path: bytes) -> bool:
         """Whether any method is answered at `path`."""
         return self._walk(self._root, segments(path), 0, []) is not None
+
+    def _straight(self, parts: list[str]) -> tuple[_Node, list[str]] | None:
+        """The way that takes a literal part wherever there is one; right for nearly every path."""
+        node, values, last = self._root, [], len(parts) - 1
+        for at, part in enumerate(parts):
+            child = node.children.get(part)
+            if child is None:
+                child = node.parameter
+                if child is None or not (part or at == last):
+                    return None
+                values.append(part)
+            node = child
+        return (node, values) if node.methods else None
 
     def _walk(self, node: _Node, parts: list[str], at: int, values: list[str]) -> tuple[_Node, list[str]] | None:
         if at == len(parts):

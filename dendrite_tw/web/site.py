@@ -6,15 +6,16 @@ endpoints answered, in JSON, so that a client never meets a page of HTML.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from twisted.web.http import Request as HttpRequest
 from twisted.web.resource import IResource, Resource
-from twisted.web.server import NOT_DONE_YET, Request, Site
+from twisted.web.server import NOT_DONE_YET, Request
 
 from ..matrix.errors import unrecognized
 from .bodies import BoundedSite, apis_below
+from .channel import DirectChannel, Heads, find_api
 from .resource import ApiResource, Authenticator, Limiter, Observer, error_response, write
 from .routes import Response, Route
 
@@ -102,9 +103,19 @@ def _plant(root: Resource, prefix: str, resource: Resource) -> None:
 
 
 class QuietSite(BoundedSite):
-    """A site without an access log, which costs a third of a small request."""
+    """A site without an access log, whose connections read whole requests at once."""
 
     displayTracebacks = False
+    noisy = False
+    protocol = DirectChannel  # type: ignore[assignment]
+
+    def __init__(self, resource: IResource, apis: Sequence[tuple[bytes, ApiResource]], **options: Any) -> None:
+        super().__init__(resource, apis, **options)
+        self.head = Heads(self.reactor).head
+
+    def api_of(self, uri: bytes) -> ApiResource | None:
+        """The API that answers a request's target, where one does."""
+        return find_api(self._apis, uri)
 
     def log(self, request: HttpRequest) -> None:
         return None
@@ -116,6 +127,6 @@ class QuietSite(BoundedSite):
         return None
 
 
-def make_site(root: Resource, reactor: Any) -> Site:
-    """What listens: HTTP/1.1 with keep-alive, idle connections closed after a minute."""
+def make_site(root: Resource, reactor: Any) -> QuietSite:
+    """What listens: HTTP/1.1 with keep-alive; connections that are idle for a minute and a half are closed."""
     return QuietSite(root, apis_below(root), reactor=reactor, timeout=90)

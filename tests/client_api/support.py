@@ -10,7 +10,8 @@ from dendrite_tw.client_api.last_seen import LastSeen
 from dendrite_tw.client_api.routes import account_routes
 from dendrite_tw.client_api.settings import ClientSettings
 from dendrite_tw.client_api.uia import InteractiveAuth
-from dendrite_tw.user_api.api import TYPE_ADMIN, NewAccount, NewLogin
+from dendrite_tw.links.handle import Answerer, Encoded, handle
+from dendrite_tw.user_api.api import TYPE_ADMIN, NewAccount, NewLogin, UserAPI
 from dendrite_tw.web.auth import TokenAuthenticator
 from dendrite_tw.web.resource import ApiResource
 from tests.harness import Answer, NoLimits, Root, Web
@@ -44,9 +45,10 @@ class FakeRemote:
 
 
 class ClientCase(UsersCase):
-    """A server with its client API; `client` changes its settings."""
+    """A server with its client API; `client` changes its settings, `encoded` asks the component through bytes."""
 
     client: dict[str, Any] = {}  # noqa: RUF012
+    encoded = False
 
     def setUp(self) -> None:
         super().setUp()
@@ -54,12 +56,15 @@ class ClientCase(UsersCase):
         self.client_settings = ClientSettings(**(settings | self.client))
         self.captcha = FakeCaptcha()
         world = self.users.memory.world
-        self.auth = InteractiveAuth(self.api, world, self.client_settings, self.captcha)
-        self.seen = LastSeen(self.api, world)
+        users: Any = self.api
+        if self.encoded:
+            users = handle(UserAPI, Encoded(UserAPI, Answerer(UserAPI, self.api)))
+        self.auth = InteractiveAuth(users, world, self.client_settings, self.captcha)
+        self.seen = LastSeen(users, world)
         rows = account_routes(
-            self.client_settings, self.api, self.users.rooms, self.users.queue, world, self.auth, FakeRemote()
+            self.client_settings, users, self.users.rooms, self.users.queue, world, self.auth, FakeRemote()
         )
-        api = ApiResource(rows, TokenAuthenticator(self.api, self.seen), NoLimits())
+        api = ApiResource(rows, TokenAuthenticator(users, self.seen), NoLimits())
         self.web = Web(Root(api), self.users.clock)
 
     def tokens(self, *names: str) -> list[str]:

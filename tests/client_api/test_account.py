@@ -206,6 +206,8 @@ class PushRules(ClientCase):
         self.assertEqual(shown, self.check(self.web.get(f"{V3}/pushrules/global/", token), 200))
         self.assertEqual(["tea"], [one["rule_id"] for one in shown["content"]])
         self.check(self.web.put(f"{rule}?before=coffee", {"actions": [], "pattern": "tea"}, token), 400, "M_UNKNOWN")
+        loud = {"actions": ["notify", {"set_tweak": "org.example.volume", "value": 10**40}]}
+        self.check(self.web.put(f"{rule}/actions", loud, token), 200)
         self.check(self.web.delete(rule, None, token), 200)
         self.check(self.web.delete(rule, None, token), 404, "M_NOT_FOUND")
 
@@ -221,6 +223,7 @@ class PushRules(ClientCase):
             ("underride/.m.rule.message/enabled", {"enabled": "yes"}),
             ("underride/.m.rule.message/enabled", {}),
             ("underride/.m.rule.message/actions", {"actions": "notify"}),
+            ("underride/.m.rule.message/actions", {}),
         ]:
             self.check(self.web.put(f"{one}/{path}", body, token), 400)
         self.check(self.web.put(f"{one}/room/!none:test/enabled", {"enabled": True}, token), 404, "M_NOT_FOUND")
@@ -293,6 +296,9 @@ class Pushers(ClientCase):
         error = self.check(self.web.post(f"{V3}/pushers/set", without, token), 400, "M_MISSING_PARAM")
         self.assertIn("lang", error["error"])
         self.check(self.web.post(f"{V3}/pushers/set", body | {"kind": "pigeon"}, token), 400, "M_INVALID_PARAM")
+        large = body | {"data": body["data"] | {"number": 10**40}}
+        self.check(self.web.post(f"{V3}/pushers/set", large, token), 200)
+        self.check(self.web.post(f"{V3}/pushers/set", body | {"lang": 5}, token), 400, "M_BAD_JSON")
         gone = {"pushkey": "key", "app_id": "org.example", "kind": None}
         self.check(self.web.post(f"{V3}/pushers/set", gone, token), 200)
         self.assertEqual([], self.check(self.web.get(f"{V3}/pushers", token), 200)["pushers"])

@@ -27,6 +27,8 @@ NUMBERS = [0, -1, 1, 1.5, 2**31, 2**53, 2**63, 10**40, -(10**40), 1e300]
 
 
 class Nonsense(ClientCase):
+    encoded = True
+
     client = {  # noqa: RUF012
         "registration_shared_secret": "sesame",
         "registration_requires_token": True,

@@ -14,8 +14,9 @@ from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.database.outbox import OutboxRow
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.keys import signing_key
-from dendrite_tw.room_api.api import MembershipChange, NewEvent, NewRoom, OutputRoomEvent
+from dendrite_tw.room_api.api import PURGE_ROOM, MembershipChange, NewEvent, NewRoom, OutputRoomEvent, RoomPurged
 from dendrite_tw.room_api.component import RoomComponent
+from dendrite_tw.user_api.api import Account
 from tests.harness import Memory
 
 ALICE, BOB, CAROL = "@alice:test", "@bob:test", "@carol:test"
@@ -28,12 +29,30 @@ class PlainUsers:
         self.data: dict[tuple[str, str, str], bytes] = {}
         self.profiles: dict[str, dict[str, str]] = {}
         self.ignored: frozenset[str] = frozenset()
+        self.accounts: dict[str, int] = {}
+        self.copied_rules: list[tuple[str, str, str]] = []
 
     async def account_data(self, user_id: str, room_id: str, type: str) -> bytes | None:
         return self.data.get((user_id, room_id, type))
 
     async def profile(self, user_id: str) -> dict[str, str]:
         return self.profiles.get(user_id, {})
+
+    async def account(self, user_id: str) -> Account | None:
+        if user_id not in self.accounts:
+            return None
+        return Account(user_id=user_id, account_type=self.accounts[user_id], created_ts=0)
+
+    async def put_account_data(self, user_id: str, room_id: str, type: str, content: bytes) -> None:
+        self.data[user_id, room_id, type] = content
+
+    async def put_tag(self, user_id: str, room_id: str, tag: str, content: dict[str, Any] | None) -> None:
+        tags = msgspec.json.decode(self.data.get((user_id, room_id, "m.tag"), b'{"tags":{}}'))
+        tags["tags"][tag] = content
+        self.data[user_id, room_id, "m.tag"] = msgspec.json.encode(tags)
+
+    async def copy_push_rules_to_room(self, user_id: str, old_room: str, new_room: str) -> None:
+        self.copied_rules.append((user_id, old_room, new_room))
 
     async def ignored_users(self, user_id: str) -> frozenset[str]:
         return self.ignored
@@ -46,6 +65,7 @@ class RoomStory(SynchronousTestCase):
         self.memory = Memory()
         self.users = PlainUsers()
         self.told: list[OutputRoomEvent] = []
+        self.purged: list[RoomPurged] = []
         self.database = self.memory.database()
         self.addCleanup(self.database.close)
         self.rooms = self.component(self.database)
@@ -65,7 +85,15 @@ class RoomStory(SynchronousTestCase):
         return rooms  # type: ignore[no-any-return]
 
     def _tell(self, rows: list[OutboxRow]) -> None:
-        self.told += [msgspec.msgpack.decode(row.payload, type=OutputRoomEvent) for row in rows]
+        for row in rows:
+            if msgspec.json.decode(row.headers).get("output_room_event_type") == PURGE_ROOM:
+                self.purged.append(msgspec.msgpack.decode(row.payload, type=RoomPurged))
+            else:
+                self.told.append(msgspec.msgpack.decode(row.payload, type=OutputRoomEvent))
+
+    def content(self, room_id: str, type: str, state_key: str = "", user: str = ALICE) -> Any:
+        """The content of a current state event."""
+        return msgspec.json.decode(self.do(self.rooms.state_event(room_id, user, type, state_key)).client)["content"]
 
     def do(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.successResultOf(Deferred.fromCoroutine(coroutine))

@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from dendrite_tw.cache import CacheBudget
 from dendrite_tw.database.outbox import Outbox, OutboxRow
 from dendrite_tw.user_api.api import Login, NewAccount, NewLogin
 from dendrite_tw.user_api.appservices import AppService, AppServices
@@ -19,7 +20,10 @@ from tests.user_api.fakes import FakeQueue, FakeRooms
 class Users:
     """A running user component, and what it told."""
 
-    def __init__(self, appservices: Sequence[AppService] = (), **settings: Any) -> None:
+    def __init__(
+        self, appservices: Sequence[AppService] = (), cache_bytes: int = 1 << 20, **settings: Any
+    ) -> None:
+        self.budget = CacheBudget(cache_bytes)
         self.memory = Memory()
         self.clock = self.memory.clock
         self.database = self.memory.database()
@@ -41,6 +45,7 @@ class Users:
             self.queue,
             self.memory.world,
             self.rooms,
+            self.budget,
             self.appservices,
         )
         component.prepare()

@@ -59,7 +59,7 @@ class AccessTokens(UsersCase):
 
 
 class Cache(UsersCase):
-    settings = {"cached_tokens": 3}  # noqa: RUF012
+    settings = {"cache_bytes": 2500}  # noqa: RUF012
 
     def test_memory_is_bounded_and_answers_stay_right(self) -> None:
         logins = [self.make(f"user{n}") for n in range(8)]
@@ -76,8 +76,7 @@ class Cache(UsersCase):
             else:
                 caller = self.wait(self.api.caller_of(login.access_token))
                 self.assertEqual(login.user_id, caller.user_id, f"seed {seed}, step {step}")
-            self.assertLessEqual(len(self.api.tokens._known), 3)
-            self.assertEqual(len(self.api.tokens._known), sum(map(len, self.api.tokens._digests.values())))
+            self.assertLessEqual(self.users.budget.used, 2500)
 
 
 class Refreshing(UsersCase):
@@ -187,6 +186,24 @@ class DevicesOfUsers(UsersCase):
         self.wait(self.api.devices_seen([DeviceSeen("@alice:test", "PHONE", later - 9, "192.0.2.9", "app/3")]))
         device = self.wait(self.api.devices("@alice:test"))[0]
         self.assertEqual((later, "192.0.2.7", "app/2"), (device.last_seen_ts, device.last_seen_ip, device.user_agent))
+
+    def test_others_hear_of_names_and_may_refuse_ids(self) -> None:
+        renamed: list[str] = []
+
+        async def heard(txn: object, user_id: str, device_id: str) -> None:
+            renamed.append(device_id)
+
+        async def is_taken(txn: object, user_id: str, device_id: str) -> bool:
+            return device_id == "KEY"
+
+        self.api.on_device_renamed.append(heard)
+        self.api.is_device_id_taken.append(is_taken)
+        self.make("alice", device_id="PHONE")
+        self.wait(self.api.put_device("@alice:test", "PHONE", "Telephone", False))
+        self.wait(self.api.put_device("@alice:test", "PHONE", None, False))
+        self.assertEqual(["PHONE"], renamed)
+        error = self.refused(self.api.log_in(NewLogin(user_id="@alice:test", device_id="KEY")))
+        self.assertEqual((403, "M_FORBIDDEN"), (error.status, error.errcode))
 
     def test_there_is_an_end_to_devices(self) -> None:
         self.patch(__import__("dendrite_tw.user_api.tokens", fromlist=["x"]), "DEVICES_LIMIT", 3)

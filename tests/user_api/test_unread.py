@@ -506,6 +506,7 @@ class Model(UsersCase):
                     if at > max(marks.get("", 0), marks.get(where, 0)):
                         wanted[where] = wanted.get(where, 0) + 1
                 found = reader.unread(ROOM, log, WHOLE)
+                self.assertLessEqual(found.highlight_count, found.notification_count)
                 shown = {thread: counts[0] for thread, counts in found.threads.items()}
                 if found.notification_count:
                     shown["main"] = found.notification_count
@@ -536,3 +537,17 @@ class Trimming(RoomCase):
         self.assertEqual((rows, 0), self.counts(BOB))
 
 
+
+
+class CountingWithoutMemory(Counting):
+    """Nothing stays in any cache: the counts come from disk and from what is on its way there."""
+
+    settings = {"cache_bytes": 1}  # noqa: RUF012
+
+
+class OwnRulesWithoutMemory(OwnRules):
+    settings = {"cache_bytes": 1}  # noqa: RUF012
+
+
+class ThreadsWithoutMemory(Threads):
+    settings = {"cache_bytes": 1}  # noqa: RUF012

@@ -60,6 +60,15 @@ def insert_slot(txn: Transaction, type: str, state_key: str) -> None: ...
 def slots_by_nid(txn: Transaction, nids: Sequence[int]) -> None: ...
 
 
+@many(
+    int,
+    "SELECT s.slot_nid FROM state_slots s WHERE s.type = :type AND EXISTS "
+    "(SELECT 1 FROM events e WHERE e.room_nid = :room_nid AND e.slot_nid = s.slot_nid)",
+)
+def slots_of_type_in(txn: Transaction, type: str, room_nid: int) -> None:
+    """The slots of a type that a room ever had, in no order."""
+
+
 class Names:
     """The numbers of names and slots, through a memory."""
 

@@ -51,6 +51,16 @@ def children(txn: Transaction, parent_ids: Sequence[str], room_nid: int, count: 
 def child_ids(txn: Transaction, parent_ids: Sequence[str], room_nid: int, count: int) -> None: ...
 
 
+@many(
+    int,
+    "SELECT x.child_nid FROM relations x JOIN events e ON e.event_nid = x.child_nid WHERE x.parent_id = :parent_id "
+    "AND x.room_nid = :room_nid AND x.rel_type = 'm.annotation' AND e.sender_nid = :sender_nid "
+    "AND e.type_nid = :type_nid LIMIT 1000",
+)
+def annotations_by(txn: Transaction, parent_id: str, room_nid: int, sender_nid: int, type_nid: int) -> None:
+    """The annotations of an event by one sender, of one type."""
+
+
 _RELATED = (
     f"SELECT {COLUMNS} FROM relations x JOIN events e ON e.event_nid = x.child_nid "
     "JOIN rooms r ON r.room_nid = e.room_nid JOIN names t ON t.name_nid = e.type_nid "

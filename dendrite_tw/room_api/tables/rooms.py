@@ -1,7 +1,6 @@
-"""Rooms, who is in them, their aliases, the directory, relations and reports.
+"""Rooms, who is in them, their aliases, the directory, relations.
 
-RETENTION: rows of a room go with the room; a report stays until an
-administrator deletes it.
+RETENTION: rows of a room go with the room.
 """
 
 from __future__ import annotations
@@ -137,6 +136,47 @@ def member_events_of(txn: Transaction, room_nid: int, slot_nid: int) -> None:
 def joined_users(txn: Transaction, room_nid: int) -> None: ...
 
 
+@many(
+    str,
+    "SELECT n.name FROM memberships m JOIN names n ON n.name_nid = m.user_nid WHERE m.room_nid = :room_nid "
+    "AND m.membership = 'join' AND m.local = 1",
+)
+def local_members(txn: Transaction, room_nid: int) -> None:
+    """The joined users of this server."""
+
+
+@many(int, "SELECT event_nid FROM memberships WHERE room_nid = :room_nid AND membership = :membership")
+def member_events_with(txn: Transaction, room_nid: int, membership: str) -> None:
+    """The numbers of the current member events with a membership."""
+
+
+@many(
+    str,
+    "SELECT r.room_id FROM rooms r WHERE NOT EXISTS (SELECT 1 FROM memberships m WHERE m.room_nid = r.room_nid "
+    "AND m.membership = 'join' AND m.local = 1) ORDER BY r.room_nid",
+)
+def rooms_without_local_members(txn: Transaction) -> None: ...
+
+
+@many(
+    RoomRow,
+    "SELECT r.room_nid, r.room_id, r.version, r.depth, r.extremities, r.snapshot_nid FROM memberships a "
+    "JOIN memberships b ON b.room_nid = a.room_nid JOIN rooms r ON r.room_nid = a.room_nid "
+    "WHERE a.user_nid = :user_nid AND a.membership = 'join' AND b.user_nid = :other_nid AND b.membership = 'join' "
+    "AND r.room_nid > :after ORDER BY r.room_nid LIMIT :count",
+)
+def mutual_rooms(txn: Transaction, user_nid: int, other_nid: int, after: int, count: int) -> None:
+    """Rooms to which both users are joined."""
+
+
+@one(
+    int,
+    "SELECT COUNT(*) FROM memberships a JOIN memberships b ON b.room_nid = a.room_nid "
+    "WHERE a.user_nid = :user_nid AND a.membership = 'join' AND b.user_nid = :other_nid AND b.membership = 'join'",
+)
+def mutual_count(txn: Transaction, user_nid: int, other_nid: int) -> None: ...
+
+
 class Counts(msgspec.Struct, frozen=True):
     joined: int
     local: int
@@ -240,21 +280,3 @@ def delete_relation(txn: Transaction, child_nid: int) -> None: ...
     "SELECT parent_id, child_nid, rel_type FROM relations WHERE parent_id = ANY(:parent_ids) ORDER BY child_nid",
 )
 def relations_to(txn: Transaction, parent_ids: Sequence[str]) -> None: ...
-
-
-# --- reports ---
-
-
-@none(
-    "INSERT INTO reports (room_nid, event_id, reporter, reason, score, received_ts) VALUES (:room_nid, :event_id, "
-    ":reporter, :reason, :score, :received_ts)"
-)
-def insert_report(
-    txn: Transaction,
-    room_nid: int,
-    event_id: str | None,
-    reporter: str,
-    reason: str,
-    score: int | None,
-    received_ts: int,
-) -> None: ...

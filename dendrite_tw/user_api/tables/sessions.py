@@ -115,6 +115,13 @@ def token(txn: Transaction, access_hash: bytes) -> None: ...
 def pair_of_refresh_token(txn: Transaction, refresh_hash: bytes) -> None: ...
 
 
+@many(
+    bytes,
+    "SELECT p.access_hash FROM token_pairs p JOIN devices d ON d.session_id = p.session_id WHERE d.user_id = :user_id",
+)
+def access_hashes(txn: Transaction, user_id: str) -> None: ...
+
+
 @none(
     "INSERT INTO token_pairs (session_id, access_hash, refresh_hash, expires_ts, parent_id) "
     "VALUES (:session_id, :access_hash, :refresh_hash, :expires_ts, :parent_id)"

@@ -120,6 +120,18 @@ def newest_personal(txn: Transaction, user_id: str, before: int, highlight: int,
 def insert_personal(txn: Transaction, rows: Sequence[Sequence[Any]]) -> None: ...
 
 
+@many(str, "SELECT user_id FROM unread_personal WHERE room_id = :room_id AND position = :position")
+def users_of_event(txn: Transaction, room_id: str, position: int) -> None: ...
+
+
+@many(
+    str,
+    "SELECT user_id FROM unread_personal WHERE room_id = :room_id "
+    "UNION SELECT user_id FROM read_marks WHERE room_id = :room_id",
+)
+def users_of_room(txn: Transaction, room_id: str) -> None: ...
+
+
 @none("DELETE FROM unread_personal WHERE room_id = :room_id AND position = :position")
 def delete_personal(txn: Transaction, room_id: str, position: int) -> None: ...
 
