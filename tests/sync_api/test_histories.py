@@ -248,7 +248,7 @@ class Histories(SyncCase):
         self.setUp()
         self.begin()
         rooms = self.rooms
-        self.rooms = Slow(rooms, self.clock, chance)
+        self.rooms = Slow(rooms, self.clock, chance)  # type: ignore[assignment]
         self.restart_slow()
         self.rooms = rooms
         pending: dict[int, Answer] = {}

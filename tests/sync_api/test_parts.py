@@ -54,7 +54,7 @@ class RoomsInMemory(SynchronousTestCase):
         self.heard = Heard(self.clock)
         self.budget = CacheBudget(1 << 20)
         self.cache = RoomCache(self.rooms, self.heard, self.budget)  # type: ignore[arg-type]
-        self.rooms._tell = self.hear  # type: ignore[method-assign, assignment]
+        self.rooms._tell = self.hear  # type: ignore[method-assign]
         self.rooms.create(ROOM, A)
 
     def hear(self, output: Any) -> None:
@@ -75,7 +75,7 @@ class RoomsInMemory(SynchronousTestCase):
             await gate
             return view
 
-        self.rooms.room_view = slow  # type: ignore[method-assign]
+        self.rooms.room_view = slow  # type: ignore[method-assign, assignment]
         return gate
 
     def test_events_that_come_while_a_room_is_loaded_are_not_lost(self) -> None:
@@ -108,7 +108,7 @@ class RoomsInMemory(SynchronousTestCase):
         async def fail(room_id: str, limit: int) -> Any:
             raise MatrixError(503, "M_UNKNOWN", "not now")
 
-        ask, self.rooms.room_view = self.rooms.room_view, fail  # type: ignore[method-assign]
+        ask, self.rooms.room_view = self.rooms.room_view, fail  # type: ignore[method-assign, assignment]
         self.failureResultOf(self.get(), MatrixError)
         self.rooms.room_view = ask  # type: ignore[method-assign]
         self.successResultOf(self.get())
