@@ -131,7 +131,7 @@ class JoinedReader:
             values = self._with_senders(request, room, span, values, timeline, upto, summary)
         state = await fill_in(self._rooms, values)
         if request.filter.lazy_load_members:
-            self._sent.note(request.device_key, members_in((*state, *timeline.events)), upto.room)
+            self._sent.note(request.device_key, room_id, members_in((*state, *timeline.events)), upto.room)
         return JoinedRoom(
             room_id=room_id,
             timeline=timeline,
@@ -188,7 +188,7 @@ class JoinedReader:
             redundant = self._sent.has(request.device_key, value, request.acknowledged.room)
             if not redundant or request.filter.include_redundant_members:
                 added.append(value)
-        self._sent.note(request.device_key, members_in((*added, *timeline.events)), upto.room)
+        self._sent.note(request.device_key, room.room_id, members_in((*added, *timeline.events)), upto.room)
         return [*values, *added]
 
 

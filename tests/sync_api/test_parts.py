@@ -167,8 +167,8 @@ class Bounds(SynchronousTestCase):
         rooms = FakeRooms(queue, ReactorClock(Clock()))
         rooms.create(ROOM, A)
         events = [rooms.join(ROOM, f"@{number}:test") for number in range(5)]
-        sent = SentMembers(3)
-        sent.note((A, "D"), events, 10)
+        sent = SentMembers(CacheBudget(1 << 20), 3)
+        sent.note((A, "D"), ROOM, events, 10)
         self.assertEqual([sent.has((A, "D"), event, 10) for event in events], [False, False, True, True, True])
         self.assertFalse(sent.has((A, "D"), events[-1], 9))
         self.assertFalse(sent.has((A, "E"), events[-1], 10))
@@ -214,7 +214,7 @@ class Bounds(SynchronousTestCase):
     def test_renderer(self) -> None:
         rooms = FakeRooms(FakeQueue(), ReactorClock(Clock()))
         rooms.create(ROOM, A)
-        renderer = Renderer(heads_kept=2)
+        renderer = Renderer(CacheBudget(4000))
         events = [rooms.message(ROOM, A, str(n)) for n in range(4)]
         heads = [renderer.head(event) for event in events]
         self.assertIs(renderer.head(events[3]), heads[3])
