@@ -10,7 +10,8 @@ import msgspec
 from ..room_api.api import Membership, RoomAPI, RoomEvent
 from .request import SyncRequest
 from .rooms import MEMBER
-from .timeline import Timeline, before_event, previous_membership
+from .splice import previous_membership
+from .timeline import Timeline, before_event
 from .tokens import SyncToken
 
 

@@ -18,6 +18,7 @@ from ..room_api.api import Membership, OutputRoomEvent, RoomAPI, RoomEvent
 from ..user_api.api import UserAPI
 from .positions import Heard, with_timeout
 from .rooms import MEMBER
+from .splice import previous_membership
 from .tokens import SyncToken
 
 STREAMS_KEPT = 100_000
@@ -217,7 +218,6 @@ class Notifier:
                 stream.memberships[member.room_id] = member
         for room_id in stream.joined:
             self._listeners.setdefault(room_id, {})[stream] = None
-        stream.tracked_from = self._heard.room
         changed = {room_id: member.position for room_id, member in stream.memberships.items()}
         for room_id, position in (await self._rooms.newest_positions(stream.joined)).items():
             changed[room_id] = max(position, changed.get(room_id, 0))
@@ -226,6 +226,7 @@ class Notifier:
         stream.rooms = dict(sorted(changed.items(), key=lambda item: item[1]))
         newest = max(changed.values(), default=0)
         stream.newest_room = max(stream.newest_room, newest)
+        stream.tracked_from = max(self._heard.room, newest)
         ignored = await self._users.ignored_users(stream.user_id)
         if not stream.ignored_heard:
             stream.ignored = ignored
@@ -295,8 +296,12 @@ class Notifier:
             return
         room_id, membership = event.room_id, event.membership or "leave"
         before = stream.memberships.get(room_id)
-        if before is not None and before.position >= position:
+        if before is not None and before.position > position:
             return
+        if before is None or before.position == position:
+            was_joined = previous_membership(event) == "join"
+        else:
+            was_joined = before.membership == "join"
         stream.memberships[room_id] = Membership(
             room_id=room_id,
             user_id=stream.user_id,
@@ -306,7 +311,7 @@ class Notifier:
             position=position,
         )
         if membership == "join":
-            if before is None or before.membership != "join":
+            if not was_joined:
                 stream.joined_from[room_id] = position
             self._listeners.setdefault(room_id, {})[stream] = None
         else:

@@ -83,6 +83,20 @@ class Joining(SyncCase):
             self.assertIn(back.event_id, ids(room["timeline"]))
             self.assertNotIn(missed.event_id, ids(room["timeline"]))
 
+    def test_a_join_on_disk_that_was_not_heard_yet_is_a_new_join(self) -> None:
+        self.rooms.create(ROOM, B, name="Den")
+        self.component.notifier.clear()
+        self.rooms.held = []
+        self.rooms.join(ROOM, A)
+        self.rooms.join(ROOM, A, displayname="Al")
+        answer = self.ask("alice", self.since)
+        self.assertFalse(answer.done)
+        self.rooms.release()
+        self.settle()
+        room = joined(answer.json)
+        self.assertEqual(len(room["timeline"]["events"]), 5)
+        self.assertEqual(room["summary"]["m.joined_member_count"], 2)
+
     def test_wakes_the_one_who_joins(self) -> None:
         self.rooms.create(ROOM, B)
         answer = self.ask("alice", self.since, timeout=30000)
