@@ -20,12 +20,16 @@ from twisted.web.resource import IResource, Resource
 from .cache import CacheBudget
 from .client_api.keys import KeysRoutes, RequireUIA
 from .client_api.last_seen import LastSeen
+from .client_api.reports import ReportRoutes
+from .client_api.room_admin import RoomAdminRoutes
 from .client_api.room_keys import RoomKeysRoutes
 from .client_api.rooms import RoomRoutes
 from .client_api.routes import account_routes
 from .client_api.settings import CaptchaSettings, ClientSettings, Turn
+from .client_api.spaces import SpaceRoutes
 from .client_api.to_device import ToDeviceRoutes
 from .client_api.uia import PASSWORD, InteractiveAuth
+from .client_api.user_directory import UserDirectoryRoutes
 from .config import Component as DatabaseOwner
 from .config import Config
 from .config.key_files import signing_key
@@ -185,6 +189,10 @@ class Parts:
         auth = InteractiveAuth(users, world, settings)
         sections: list[Any] = [
             RoomRoutes(rooms, users, world.clock, server_name),
+            RoomAdminRoutes(rooms),
+            SpaceRoutes(rooms),
+            UserDirectoryRoutes(rooms),
+            ReportRoutes(rooms),
             KeysRoutes(keys, password_again(auth)),
             RoomKeysRoutes(keys),
             ToDeviceRoutes(keys),
