@@ -268,10 +268,12 @@ class SendingGuards(RoomStory):
             event = NewEvent(room_id=room_id, sender=sender, type=type, content=content, state_key=key)
             return self.rooms.send(event)
 
-        for content in ({"users": {ALICE: 100}}, {"users": []}, {"ban": "50"}, {"users": {"bob": 1}}):
+        levels: list[dict[str, Any]] = [{"users": {ALICE: 100}}, {"users": []}, {"ban": "50"}, {"users": {"bob": 1}}]
+        members: list[dict[str, Any]] = [{}, {"membership": "perhaps"}, {"membership": 1}]
+        for content in levels:
             self.refused(put(ALICE, "m.room.power_levels", content), "M_BAD_JSON", 400)
             self.refused(put(BOB, "m.room.power_levels", content), "M_FORBIDDEN", 403)
-        for content in ({}, {"membership": "perhaps"}, {"membership": 1}):
+        for content in members:
             self.refused(put(BOB, "m.room.member", content, BOB), "M_BAD_JSON", 400)
         self.refused(put(ALICE, "m.room.member", {"membership": "ban"}, "bob"), "M_BAD_JSON", 400)
 
