@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from ..cache import CacheBudget
@@ -72,27 +71,29 @@ class SyncComponent:
             self.presence,
             world.time,
         )
-        self.filters = Filters(database, world.clock)
-        self.renderer = Renderer()
+        self.filters = Filters(database, world.clock, budget)
+        self.renderer = Renderer(budget)
         self.model = SyncModel(
             rooms,
             users,
             keys,
             self.notifier,
-            JoinedReader(rooms, self.cache, SentMembers()),
+            JoinedReader(rooms, self.cache, SentMembers(budget)),
             self.receipts,
             self.typing,
             self.presence,
             self._pause,
         )
-        self.view = SyncView(rooms, self.renderer, self.receipts)
-        self.online = OnlineMarker(self.presence, queue, world.clock, presence_enabled)
+        self.view = SyncView(rooms, self.renderer, self.receipts, self._pause)
+        self.online = OnlineMarker(self.presence, queue, self.notifier, world.time, world.clock, presence_enabled)
         self.handler = SyncHandler(
             keys, self.heard, self.notifier, self.filters, self.model, self.view, self.online, world.time, world.clock
         )
         self.events = EventReader(rooms, users, self.notifier, self.renderer, world.clock)
         self.state = StateReader(rooms, self.renderer, world.clock)
-        self.old = OldSync(rooms, users, self.heard, self.notifier, self.model, self.handler, self.events, world.clock)
+        self.old = OldSync(
+            rooms, users, self.heard, self.notifier, self.model, self.handler, self.events, self.receipts, world.clock
+        )
         self.key_changes = KeyChanges(self.model, self.notifier, self.heard, world.clock)
 
     async def _pause(self) -> None:
@@ -106,13 +107,14 @@ class SyncComponent:
     async def start(self) -> None:
         """Begin to listen; requests may be served once this is done."""
         self.notifier.start()
+        self.online.start()
         await self.feed.start(self._queue)
 
-    def stop(self) -> Deferred[None] | None:
+    def stop(self) -> None:
         """Stop listening and answer all who wait."""
         self.feed.stop()
+        self.online.stop()
         self.notifier.stop()
-        return None
 
     def routes(self) -> list[Route]:
         return [
