@@ -118,7 +118,6 @@ class Server(MultiService):
     def startService(self) -> None:
         super().startService()
         Deferred.fromCoroutine(self.parts.start()).chainDeferred(self.started)
-        self.started.addErrback(lambda failure: log.failure("The server did not start", failure))
 
     def stopService(self) -> Deferred[Any]:
         stopped = maybeDeferred(super().stopService)

@@ -193,13 +193,22 @@ class Feed:
 
     # --- users ---
 
+    def _is_known(self, position: int) -> bool:
+        """Whether this was heard before, or was on disk when this process began to listen.
+
+        After a crash the outbox repeats its last rows; taken in again they would move marks back.
+        """
+        return position <= self._heard.user
+
     def _user_position(self, position: int) -> None:
         self._heard.user = max(self._heard.user, position)
 
     def account_data(self, change: AccountDataChange) -> None:
+        if self._is_known(change.position):
+            return
         stream = self._notifier.active(change.user_id)
         if stream is not None:
-            stream.account_data = max(stream.account_data, change.position)
+            stream.account_data = change.position
             if change.type == IGNORED_USERS and not change.room_id:
                 stream.ignored = ignored_users(change.content)
                 stream.ignored_heard = True
@@ -208,6 +217,8 @@ class Feed:
         self._notifier.schedule()
 
     def receipt(self, receipt: Receipt) -> None:
+        if self._is_known(receipt.position):
+            return
         self._receipts.hear(receipt)
         position = receipt.position
         private = receipt.receipt_type == PRIVATE
@@ -222,14 +233,19 @@ class Feed:
         self._notifier.schedule()
 
     def to_device(self, message: ToDeviceMessage) -> None:
+        if self._is_known(message.position):
+            return
         stream = self._notifier.active(message.user_id)
         if stream is not None:
-            stream.device(message.device_id).newest = message.position
+            mark = stream.device(message.device_id)
+            mark.newest = max(mark.newest, message.position)
             self._notifier.wake(stream, message.position)
         self._user_position(message.position)
         self._notifier.schedule()
 
     def unread(self, change: UnreadChange) -> None:
+        if self._is_known(change.position):
+            return
         stream = self._notifier.active(change.user_id)
         if stream is not None:
             put_last(stream.unread, change.room_id, change.position)
@@ -239,6 +255,8 @@ class Feed:
 
     def key_change(self, change: KeyChange) -> None:
         """Wake all who share a room with the user; for one who does not sync here that has to be asked."""
+        if self._is_known(change.position):
+            return
         if change.only_for:
             signer = self._notifier.active(change.only_for)
             if signer is not None:
