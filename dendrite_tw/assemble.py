@@ -20,12 +20,16 @@ from twisted.web.resource import IResource, Resource
 from .cache import CacheBudget
 from .client_api.keys import KeysRoutes, RequireUIA
 from .client_api.last_seen import LastSeen
+from .client_api.reports import ReportRoutes
+from .client_api.room_admin import RoomAdminRoutes
 from .client_api.room_keys import RoomKeysRoutes
 from .client_api.rooms import RoomRoutes
 from .client_api.routes import account_routes
-from .client_api.settings import CaptchaSettings, ClientSettings, Turn
+from .client_api.settings import CaptchaSettings, ClientSettings, Notices, Turn
+from .client_api.spaces import SpaceRoutes
 from .client_api.to_device import ToDeviceRoutes
 from .client_api.uia import PASSWORD, InteractiveAuth
+from .client_api.user_directory import UserDirectoryRoutes
 from .config import Component as DatabaseOwner
 from .config import Config
 from .config.key_files import signing_key
@@ -114,7 +118,6 @@ class Server(MultiService):
     def startService(self) -> None:
         super().startService()
         Deferred.fromCoroutine(self.parts.start()).chainDeferred(self.started)
-        self.started.addErrback(lambda failure: log.failure("The server did not start", failure))
 
     def stopService(self) -> Deferred[Any]:
         stopped = maybeDeferred(super().stopService)
@@ -185,6 +188,10 @@ class Parts:
         auth = InteractiveAuth(users, world, settings)
         sections: list[Any] = [
             RoomRoutes(rooms, users, world.clock, server_name),
+            RoomAdminRoutes(rooms),
+            SpaceRoutes(rooms),
+            UserDirectoryRoutes(rooms),
+            ReportRoutes(rooms),
             KeysRoutes(keys, password_again(auth)),
             RoomKeysRoutes(keys),
             ToDeviceRoutes(keys),
@@ -338,7 +345,20 @@ def client_settings(config: Config) -> ClientSettings:
         well_known_server_name=config.global_.well_known_server_name,
         well_known_sliding_sync_proxy=config.global_.well_known_sliding_sync_proxy,
         default_room_version=config.room_server.default_room_version,
+        notices=notices_settings(config),
         room_versions={name: "stable" if version.stable else "unstable" for name, version in ROOM_VERSIONS.items()},
+    )
+
+
+def notices_settings(config: Config) -> Notices | None:
+    notices = config.global_.server_notices
+    if not notices.enabled:
+        return None
+    return Notices(
+        local_part=notices.local_part or "_server",
+        display_name=notices.display_name,
+        avatar_url=notices.avatar_url,
+        room_name=notices.room_name,
     )
 
 

@@ -128,6 +128,7 @@ class RoomComponent:
             writer=self.writer,
             actions=actions,
             duties=duties,
+            users=users,
             server_name=server_name,
         )
         reports = Reports(
