@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -320,6 +321,17 @@ class Notifier:
             self._deafen(room_id, stream)
         stream.touch_room(room_id, position)
         self._woken[stream] = None
+
+    def room_purged(self, room_id: str, position: int) -> None:
+        """The room was deleted: those who were still in it are out of it now."""
+        for stream in list(self._listeners.get(room_id, ())):
+            member = stream.memberships[room_id]
+            stream.memberships[room_id] = msgspec.structs.replace(member, membership="leave", position=position)
+            stream.joined_from.pop(room_id, None)
+            self._deafen(room_id, stream)
+            stream.touch_room(room_id, position)
+            self._woken[stream] = None
+        self.schedule()
 
     def typing(self, room_id: str, position: int) -> None:
         for stream in self._listeners.get(room_id, ()):

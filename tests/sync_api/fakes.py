@@ -261,7 +261,8 @@ class FakeRooms:
         return [member for member in found if member is not None]
 
     async def membership(self, room_id: str, user_id: str) -> Membership | None:
-        event = self.rooms[room_id].state.get((MEMBER, user_id))
+        room = self.rooms.get(room_id)
+        event = room.state.get((MEMBER, user_id)) if room is not None else None
         if event is None:
             return None
         return Membership(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from dendrite_tw.room_api.api import PURGE_ROOM, RoomPurged
 from tests.sync_api.scene import ROOM, A, B, SyncCase, ids, joined, timeline_ids
 
 LEAVE = {"room": {"include_leave": True}}
@@ -210,6 +213,19 @@ class Leaving(SyncCase):
         self.assertEqual(sections(self.sync("alice", since, filter=LEAVE)), {})
         self.assertEqual(sections(self.sync("alice", since, filter=LEAVE, full_state=True)), {"leave": [ROOM]})
         self.assertEqual(sections(self.sync("alice", since, full_state=True)), {})
+
+    def test_a_room_that_is_deleted_is_left(self) -> None:
+        waiting = self.ask("alice", self.since, timeout=30000)
+        for event in self.rooms.rooms.pop(ROOM).events:
+            del self.rooms.by_id[event.event_id]
+        self.rooms._position += 1
+        payload = msgspec.msgpack.encode(RoomPurged(room_id=ROOM, position=self.rooms._position))
+        self.queue.send("OutputRoomEvent", payload, headers={"output_room_event_type": PURGE_ROOM})
+        self.settle()
+        self.assertEqual(sections(waiting.json), {"leave": [ROOM]})
+        self.assertEqual(waiting.json["rooms"]["leave"][ROOM]["timeline"]["events"], [])
+        self.assertEqual(sections(self.sync("alice", waiting.json["next_batch"])), {})
+        self.assertEqual(sections(self.sync("alice", filter=LEAVE)), {})
 
     def test_forgotten_rooms_are_hidden(self) -> None:
         self.rooms.leave(ROOM, A)
