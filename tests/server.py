@@ -119,7 +119,8 @@ class ServerTestCase(SynchronousTestCase):
 
     def start(self, seed: int = 0) -> Server:
         """A server on the test's folder."""
-        server = monolith(loads(self.config_text, "dendrite.yaml", allow_open_registration=True), test_world(self.clock, f"{self.id()} {seed}"))
+        config = loads(self.config_text, "dendrite.yaml", allow_open_registration=True)
+        server = monolith(config, test_world(self.clock, f"{self.id()} {seed}"))
         server.startService()
         self.pump()
         self.successResultOf(server.started)

@@ -71,7 +71,7 @@ def breaches(source: str, module: str) -> list[str]:
 
 
 def is_rim(parts: list[str]) -> bool:
-    return parts[0] in RIM or f"{parts[0]}.py" in RIM
+    return parts[0] in RIM or f"{parts[0]}.py" in RIM or parts[-1] == "command"
 
 
 def asks_the_world(source: str) -> Iterator[str]:

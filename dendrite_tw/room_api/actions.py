@@ -7,6 +7,7 @@ leave to the server (Client-Server API, "Room membership").
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
@@ -56,6 +57,7 @@ T = TypeVar("T")
 def to_the_end(action: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """`action`, which goes on to its end even if the caller is cancelled while it waits, as when a client goes."""
 
+    @functools.wraps(action)
     async def call(*args: P.args, **kwargs: P.kwargs) -> T:
         answer: Deferred[T] = Deferred()
 

@@ -48,7 +48,7 @@ class RoomComponent:
         names = Names()
         snapshots = Snapshots(budget)
         store = EventStore(database, budget)
-        shown = RoomEvents(database, store)
+        shown = RoomEvents(database, store, budget)
         viewer = Viewer(database, names, snapshots, store)
         user_directory = UserDirectory(database, names, users)
         self.duties = duties = Duties(database, world.time)

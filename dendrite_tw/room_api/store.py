@@ -99,17 +99,27 @@ def room_event(
 
 
 class RoomEvents:
-    """Makes rows into what callers are shown."""
+    """Makes rows into what callers are shown, and remembers those that no later event can change but by redaction."""
 
-    def __init__(self, database: Database, store: EventStore) -> None:
+    def __init__(self, database: Database, store: EventStore, budget: CacheBudget) -> None:
         self._database = database
         self._store = store
+        self._shown: Cache[int, RoomEvent] = Cache("room_events", budget, lambda event: 900 + len(event.client))
 
     async def show(self, rows: Sequence[EventRow]) -> list[RoomEvent]:
         """`RoomEvent`s of `rows`, in their order."""
         wanted = {nid for row in rows for nid in (row.replaces_nid, row.redacted_by_nid) if nid}
         others = await self._store.by_nid(wanted) if wanted else {}
-        return [_shown(row, others) for row in rows]
+        return [self._show(row, others) for row in rows]
+
+    def _show(self, row: EventRow, others: Mapping[int, Event]) -> RoomEvent:
+        if row.redacted_by_nid is not None or row.replaces_nid is not None:
+            return _shown(row, others)
+        known = self._shown.get(row.event_nid)
+        if known is None:
+            known = _shown(row, others)
+            self._shown.put(row.event_nid, known)
+        return known
 
     async def by_nid(self, nids: Sequence[int]) -> list[RoomEvent]:
         """The events with these numbers, in the order of the numbers given."""

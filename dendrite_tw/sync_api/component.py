@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from ..cache import CacheBudget
@@ -85,14 +84,16 @@ class SyncComponent:
             self.presence,
             self._pause,
         )
-        self.view = SyncView(rooms, self.renderer, self.receipts)
-        self.online = OnlineMarker(self.presence, queue, world.clock, presence_enabled)
+        self.view = SyncView(rooms, self.renderer, self.receipts, self._pause)
+        self.online = OnlineMarker(self.presence, queue, self.notifier, world.time, world.clock, presence_enabled)
         self.handler = SyncHandler(
             keys, self.heard, self.notifier, self.filters, self.model, self.view, self.online, world.time, world.clock
         )
         self.events = EventReader(rooms, users, self.notifier, self.renderer, world.clock)
         self.state = StateReader(rooms, self.renderer, world.clock)
-        self.old = OldSync(rooms, users, self.heard, self.notifier, self.model, self.handler, self.events, world.clock)
+        self.old = OldSync(
+            rooms, users, self.heard, self.notifier, self.model, self.handler, self.events, self.receipts, world.clock
+        )
         self.key_changes = KeyChanges(self.model, self.notifier, self.heard, world.clock)
 
     async def _pause(self) -> None:
@@ -106,13 +107,14 @@ class SyncComponent:
     async def start(self) -> None:
         """Begin to listen; requests may be served once this is done."""
         self.notifier.start()
+        self.online.start()
         await self.feed.start(self._queue)
 
-    def stop(self) -> Deferred[None] | None:
+    def stop(self) -> None:
         """Stop listening and answer all who wait."""
         self.feed.stop()
+        self.online.stop()
         self.notifier.stop()
-        return None
 
     def routes(self) -> list[Route]:
         return [

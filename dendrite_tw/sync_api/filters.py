@@ -22,6 +22,9 @@ from ..world import Clock
 from .tables.filters import FILTERS_OF_A_USER, delete_oldest, filter_content, put_filter
 
 COMPILED_KEPT = 2000
+REMEMBERED_SIZE = 4096
+"""Bytes of a filter that is kept compiled; a longer one is compiled each time, so that none fills the memory."""
+
 ID_LENGTH_LIMIT = 64
 
 
@@ -49,7 +52,7 @@ class Filters:
         digest = hashlib.blake2b(content, digest_size=12).digest()
         filter_id = base64.urlsafe_b64encode(digest).decode()
         await self._database.write(store_filter, user_id, filter_id, content, self._clock.now_ms())
-        self._remember((user_id, filter_id), made)
+        self._remember((user_id, filter_id), made, len(content))
         return {"filter_id": filter_id}
 
     async def show(self, user_id: str, filter_id: str, caller: Caller) -> dict[str, Any]:
@@ -71,7 +74,7 @@ class Filters:
             return known
         if is_inline(parameter):
             made = parse_filter(load_json(parameter))
-            self._remember((user_id, parameter), made)
+            self._remember((user_id, parameter), made, len(parameter))
             return made
         found = await self._find(user_id, parameter)
         if found is None:
@@ -88,10 +91,12 @@ class Filters:
         if content is None:
             return None
         made = parse_filter(orjson.loads(content))
-        self._remember((user_id, filter_id), made)
+        self._remember((user_id, filter_id), made, len(content))
         return made
 
-    def _remember(self, key: tuple[str, str], made: Filter) -> None:
+    def _remember(self, key: tuple[str, str], made: Filter, size: int) -> None:
+        if size > REMEMBERED_SIZE:
+            return
         self._compiled[key] = made
         self._compiled.move_to_end(key)
         while len(self._compiled) > COMPILED_KEPT:

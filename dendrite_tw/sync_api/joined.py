@@ -222,7 +222,7 @@ def everybody(span: StateSpan) -> list[str]:
 
 
 def moved(span: StateSpan, base: dict[Slot, RoomEvent | None]) -> tuple[list[str], list[str]]:
-    """The users who joined and those who left, among the slots that changed."""
+    """The users who joined and those who left, among the slots that changed; who came back has joined."""
     arrived: list[str] = []
     departed: list[str] = []
     for slot, old in base.items():
@@ -230,7 +230,7 @@ def moved(span: StateSpan, base: dict[Slot, RoomEvent | None]) -> tuple[list[str
         if event is None:
             continue
         before = old.membership if old is not None else previous_membership(event)
-        if event.membership == "join" and before != "join":
+        if event.membership == "join" and (before != "join" or previous_membership(event) != "join"):
             arrived.append(slot[1])
         elif event.membership != "join" and before == "join":
             departed.append(slot[1])

@@ -144,6 +144,10 @@ class SyncModel:
                 others.append(member)
         if request.full_state:
             joined.update((r, stream.memberships[r]) for r in stream.joined if allowed.allows_room(r))
+            if allowed.include_leave:
+                known = {member.room_id for member in others}
+                left = [m for m in stream.memberships.values() if m.membership in ("leave", "ban")]
+                others += [m for m in left if m.room_id not in known and allowed.allows_room(m.room_id)]
         return joined, others
 
     async def _read_joined(
@@ -167,7 +171,8 @@ class SyncModel:
                 section = changes.invited if member.membership == "invite" else changes.knocked
                 section.append(StrippedRoom(member.room_id, state))
                 continue
-            room = await self._left.read(request, member, since, str(since or changes.upto))
+            start = None if request.full_state else since
+            room = await self._left.read(request, member, start, str(since or changes.upto))
             if room is not None:
                 changes.left.append(room)
 
@@ -293,15 +298,19 @@ class SyncModel:
             )
 
     async def _read_presence(self, request: SyncRequest, since: SyncToken | None, changes: SyncChanges) -> None:
+        """The presence that changed, and that of users with whom a room is newly shared."""
         wanted = request.filter.presence
         start = since.presence if since is not None else 0
-        if wanted.accepts_nothing or request.stream.newest_presence <= start >= request.stream.presence_from:
+        arrived = {user for room in changes.joined for user in room.arrived} if since is not None else set()
+        unchanged = request.stream.newest_presence <= start >= request.stream.presence_from
+        if wanted.accepts_nothing or (unchanged and not arrived):
             return
-        news = [
-            presence
-            for presence in self._presence.since(start, changes.upto.presence)
-            if wanted.check("m.presence", presence.user_id)
-        ]
+        found = {presence.user_id: presence for presence in self._presence.since(start, changes.upto.presence)}
+        for user in arrived:
+            known = self._presence.get(user)
+            if known is not None:
+                found[user] = known
+        news = [presence for presence in found.values() if wanted.check("m.presence", presence.user_id)]
         others = [presence.user_id for presence in news if presence.user_id != request.user_id]
         shared = set(await self._rooms.shares_room(request.user_id, others)) if others else set()
         shared.add(request.user_id)

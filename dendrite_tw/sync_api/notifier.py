@@ -120,13 +120,13 @@ class UserStream:
 
     # --- waiting ---
 
-    async def wait(self, time: IReactorTime, seconds: float) -> None:
-        """Until something changes, or `seconds` are over."""
+    async def wait(self, time: IReactorTime, seconds: float) -> bool:
+        """Until something changes, or `seconds` are over; `False` where too many others of the user wait."""
         waiter: Deferred[bool] = Deferred(self._forget)
         self._waiters.append(waiter)
         if len(self._waiters) > WAITERS_OF_A_USER:
-            self._waiters.pop(0).callback(True)
-        await with_timeout(time, waiter, seconds, lambda: self._give_up(waiter))
+            self._waiters.pop(0).callback(False)
+        return await with_timeout(time, waiter, seconds, lambda: self._give_up(waiter))
 
     def _forget(self, waiter: Deferred[bool]) -> None:
         if waiter in self._waiters:
@@ -134,7 +134,7 @@ class UserStream:
 
     def _give_up(self, waiter: Deferred[bool]) -> None:
         self._forget(waiter)
-        waiter.callback(False)
+        waiter.callback(True)
 
     @property
     def waiting(self) -> int:

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from ..matrix.errors import forbidden, not_found
-from ..matrix.filters import DEFAULT, Filter, parse_filter
+from ..matrix.filters import Filter, parse_filter
 from ..room_api.api import Membership, RoomAPI
 from ..user_api.api import AccountDataChange, Caller, UserAPI
 from ..web.routes import Access, Route
@@ -22,7 +22,8 @@ from .notifier import Notifier
 from .positions import Heard
 from .presence import presence_event
 from .reading import EventReader, page_limit
-from .request import SyncRequest
+from .receipts import ReceiptLog
+from .request import MAX_TIMELINE_LIMIT, SyncRequest
 from .splice import array
 from .syncing import SyncHandler
 from .tokens import SyncToken, parse_sync_token
@@ -55,6 +56,7 @@ class OldSync:
         model: SyncModel,
         handler: SyncHandler,
         events: EventReader,
+        receipts: ReceiptLog,
         clock: Clock,
     ) -> None:
         self._rooms = rooms
@@ -64,6 +66,7 @@ class OldSync:
         self._model = model
         self._handler = handler
         self._events = events
+        self._receipts = receipts
         self._clock = clock
 
     def routes(self) -> list[Route]:
@@ -89,21 +92,39 @@ class OldSync:
     # --- /events ---
 
     async def events(self, caller: Caller, query: EventsQuery) -> bytes:
-        """``GET /events``: new events of the joined rooms, or of one of them, waiting for some."""
-        wanted = DEFAULT
+        """``GET /events``: what is new in the user's rooms, or in one that they are in, waiting for some."""
+        rooms: dict[str, Any] = {"timeline": {"limit": MAX_TIMELINE_LIMIT}}
         if query.room_id is not None:
             member = await self._rooms.membership(query.room_id, caller.user_id)
             if member is None or member.membership != "join":
                 raise forbidden("You are not in this room.")
-            wanted = parse_filter({"room": {"rooms": [query.room_id]}})
+            rooms["rooms"] = [query.room_id]
+        wanted = parse_filter({"room": rooms})
         since = parse_sync_token(query.from_token) if query.from_token else self._heard.token()
         request = await self._request(caller, wanted, since)
         changes = await self._handler.changes(request, since, query.timeout)
-        chunk: list[bytes] = []
-        for room in changes.joined if changes is not None else []:
-            chunk += await self._events.dress(caller, room.room_id, room.timeline.events)
+        chunk = await self._chunk(caller, request, changes, since) if changes is not None else []
         end = changes.upto if changes is not None else self._heard.token()
         return b'{"start":"%b","end":"%b","chunk":%b}' % (str(since).encode(), str(end).encode(), array(chunk))
+
+    async def _chunk(self, caller: Caller, request: SyncRequest, changes: SyncChanges, since: SyncToken) -> list[bytes]:
+        """All that changed as one list of events, those of rooms with their ``room_id``."""
+        chunk: list[bytes] = []
+        timelines = [(room.room_id, room.timeline) for room in changes.joined]
+        timelines += [(room.room_id, room.timeline) for room in changes.left]
+        for room_id, timeline in timelines:
+            events = [event for event in timeline.events if event.position > since.room]
+            chunk += await self._events.dress(caller, room_id, events)
+        for invited in changes.invited:
+            member = request.stream.memberships[invited.room_id]
+            chunk += await self._events.dress(caller, invited.room_id, await self._rooms.events([member.event_id]))
+        for room_id, extras in changes.extras.items():
+            events_of_moment = self._receipts.events(room_id, extras.receipts, caller.user_id)
+            if extras.typing is not None:
+                events_of_moment = [extras.typing, *events_of_moment]
+            named = b',"room_id":' + orjson.dumps(room_id) + b"}"
+            chunk += [event[:-1] + named for event in events_of_moment]
+        return chunk + [presence_event(presence, request.now) for presence in changes.presence]
 
     async def event(self, event_id: str, caller: Caller) -> bytes:
         """``GET /events/{eventId}``."""
@@ -116,7 +137,7 @@ class OldSync:
 
     async def initial_sync(self, caller: Caller, query: InitialSyncQuery) -> bytes:
         """``GET /initialSync``."""
-        limit = page_limit(query.limit, MAX_LIMIT)
+        limit = page_limit(query.limit, MAX_LIMIT, 0)
         wanted = parse_filter({"room": {"timeline": {"limit": 1}, "state": {"types": []}}})
         request = await self._request(caller, wanted, SyncToken())
         upto = self._heard.token()
@@ -150,14 +171,14 @@ class OldSync:
         member = await self._rooms.membership(room_id, caller.user_id)
         changes = await self._users.account_data_since(caller.user_id, 0, self._heard.user)
         data = [change for change in changes if change.room_id == room_id]
-        return await self._room(caller, room_id, member, page_limit(query.limit, MAX_LIMIT), data)
+        return await self._room(caller, room_id, member, page_limit(query.limit, MAX_LIMIT, 0), data)
 
     async def _room(
         self, caller: Caller, room_id: str, member: Membership | None, limit: int, data: list[AccountDataChange]
     ) -> bytes:
         state = await self._rooms.current_state(room_id, caller.user_id)
-        page = await self._rooms.messages(room_id, caller.user_id, "b", None, None, limit, None, False)
-        chunk = await self._events.dress(caller, room_id, page.events[::-1])
+        page = await self._rooms.messages(room_id, caller.user_id, "b", None, None, max(1, limit), None, False)
+        chunk = await self._events.dress(caller, room_id, page.events[:limit][::-1])
         messages: dict[str, Any] = {"end": page.start, "chunk": orjson.Fragment(array(chunk))}
         if page.end is not None:
             messages["start"] = page.end

@@ -37,6 +37,9 @@ class ReceiptLog:
         self.floor = position
 
     def hear(self, receipt: Receipt) -> None:
+        """Keep a receipt; one that was heard before, or is on disk already, is let go."""
+        if receipt.position <= (self._order[-1].position if self._order else self.floor):
+            return
         self._order.append(receipt)
         self._rooms.setdefault(receipt.room_id, deque()).append(receipt)
         if len(self._order) > self._kept:

@@ -150,10 +150,11 @@ class Room:
             self.changes_floor = self.changes.popleft().position
 
     def _outdate(self, event_id: str) -> None:
-        """The content of an event went; note that if the event is held here."""
-        held = any(event.event_id == event_id for event in self.timeline)
-        if held or any(event.event_id == event_id for event in self.all_state()):
-            self.stale.add(event_id)
+        """The content of an event went; note who holds it: the event, and one that took its place in the state."""
+        former = (change.previous for change in self.changes if change.previous is not None)
+        for event in (*self.timeline, *self.all_state(), *former):
+            if event_id in (event.event_id, event.replaces):
+                self.stale.add(event.event_id)
 
     def refreshed(self, events: Iterable[RoomEvent]) -> None:
         """Put the newly fetched forms of `stale` events in place of the old ones."""

@@ -125,7 +125,7 @@ class SyncHandler:
                 return answer_json(str(upto), b"", await self._counts(request.caller))
 
     async def changes(self, request: SyncRequest, since: SyncToken, timeout_ms: int) -> SyncChanges | None:
-        """The next changes after `since` that have events of joined rooms; `None` where the time is over."""
+        """The next changes after `since` that old clients are told of; `None` where the time is over."""
         since = await self._reachable(since)
         deadline = self._time.seconds() + max(0, min(timeout_ms, MAX_TIMEOUT_MS)) / 1000
         while True:
@@ -133,6 +133,8 @@ class SyncHandler:
             upto = self._heard.token()
             if self._notifier.may_have_changed(request.stream, since):
                 found = await self._model.collect(request, since, upto)
+                if found.presence or found.extras or found.invited or found.left:
+                    return found
                 if any(room.timeline.events for room in found.joined):
                     return found
                 since = found.upto
@@ -140,13 +142,13 @@ class SyncHandler:
                 return None
 
     async def _wait(self, request: SyncRequest, since: SyncToken, deadline: float) -> bool:
-        """Wait until something may have changed after `since`; `False` where there is no more time."""
+        """Wait until something may have changed after `since`; `False` where the request has waited enough."""
         left = deadline - self._time.seconds()
         if left <= 0 or self._notifier.stopped:
             return False
         stream = request.stream
         if not self._notifier.may_have_changed(stream, since):
-            await stream.wait(self._time, left)
+            return await stream.wait(self._time, left)
         return True
 
     async def _renew(self, request: SyncRequest) -> None:

@@ -5,6 +5,8 @@ Events, account data and receipts are JSON already and are only put together.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import orjson
 
 from ..room_api.api import Membership, RoomAPI, RoomEvent
@@ -12,7 +14,7 @@ from ..user_api.api import AccountDataChange, KeyCounts, Unread
 from .device_lists import DeviceLists
 from .joined import JoinedRoom, Summary
 from .left import LeftRoom
-from .model import RoomExtras, StrippedRoom, SyncChanges
+from .model import ROOMS_BETWEEN_PAUSES, RoomExtras, StrippedRoom, SyncChanges
 from .presence import presence_event
 from .receipts import ReceiptLog
 from .request import SyncRequest
@@ -40,10 +42,13 @@ def counts_json(counts: KeyCounts | None) -> bytes:
 class SyncView:
     """Writes answers of ``GET /sync``."""
 
-    def __init__(self, rooms: RoomAPI, renderer: Renderer, receipts: ReceiptLog) -> None:
+    def __init__(
+        self, rooms: RoomAPI, renderer: Renderer, receipts: ReceiptLog, pause: Callable[[], Awaitable[None]]
+    ) -> None:
         self._rooms = rooms
         self._renderer = renderer
         self._receipts = receipts
+        self._pause = pause
 
     async def write(self, request: SyncRequest, changes: SyncChanges) -> bytes:
         """The members of the answer that tell something, each with a comma before it; empty where none does."""
@@ -65,11 +70,13 @@ class SyncView:
     async def _write_rooms(self, request: SyncRequest, changes: SyncChanges) -> bytes:
         sections: list[tuple[str, bytes]] = []
         joined: list[tuple[str, bytes]] = []
-        for room in changes.joined:
+        for number, room in enumerate(changes.joined, 1):
             extras = changes.extras.get(room.room_id, NO_EXTRAS)
             written = await self._write_joined(request, room, extras)
             if written is not None:
                 joined.append((room.room_id, written))
+            if number % ROOMS_BETWEEN_PAUSES == 0:
+                await self._pause()
         if joined:
             sections.append(("join", mapping(joined)))
         if changes.invited:

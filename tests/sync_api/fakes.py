@@ -206,6 +206,9 @@ class FakeRooms:
         kept = {"membership": target.membership} if target.membership else {}
         pruned = orjson.dumps({**orjson.loads(target.client), "content": kept})
         self._replace(msgspec.structs.replace(target, client=pruned, redacted_by=client))
+        for later in list(self.by_id.values()):
+            if later.replaces == event_id:
+                self._replace(msgspec.structs.replace(later, prev_content=orjson.dumps(kept)))
         redaction.before[event.event_id] = redaction.state
         redaction.events.append(event)
         redaction.after.append((number, redaction.state))

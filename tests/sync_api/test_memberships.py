@@ -190,6 +190,13 @@ class Leaving(SyncCase):
         self.assertEqual(sections(answer), {"leave": [ROOM]})
         self.assertEqual(ids(answer["rooms"]["leave"][ROOM]["timeline"])[-1], left.event_id)
 
+    def test_full_state_shows_left_rooms_if_asked(self) -> None:
+        self.rooms.leave(ROOM, A)
+        since = self.sync("alice", self.since)["next_batch"]
+        self.assertEqual(sections(self.sync("alice", since, filter=LEAVE)), {})
+        self.assertEqual(sections(self.sync("alice", since, filter=LEAVE, full_state=True)), {"leave": [ROOM]})
+        self.assertEqual(sections(self.sync("alice", since, full_state=True)), {})
+
     def test_forgotten_rooms_are_hidden(self) -> None:
         self.rooms.leave(ROOM, A)
         self.rooms.forgotten.add((ROOM, A))

@@ -33,6 +33,17 @@ class OldSync(SyncCase):
         self.assertEqual(answer.json["start"], first.json["end"])
         self.assertEqual(self.get("events", **{"from": answer.json["end"]}).json["chunk"], [])
 
+    def test_events_tell_of_the_moment_and_of_invites(self) -> None:
+        since = self.get("events").json["end"]
+        self.users.read(ROOM, B, self.sent[0])
+        self.rooms.create("!other:test", B)
+        self.rooms.invite("!other:test", B, A)
+        found = self.get("events", **{"from": since}).json["chunk"]
+        self.assertEqual(
+            [(event["type"], event["room_id"]) for event in found],
+            [("m.room.member", "!other:test"), ("m.receipt", ROOM)],
+        )
+
     def test_events_end_with_the_time(self) -> None:
         answer = self.get("events", timeout=1000)
         self.clock.advance(1)
@@ -77,5 +88,6 @@ class OldSync(SyncCase):
         found = self.get(f"rooms/{quote(ROOM)}/initialSync", limit=3).json
         self.assertEqual([e["event_id"] for e in found["messages"]["chunk"]], self.sent[-3:])
         self.assertEqual(len(found["state"]), 4)
+        self.assertEqual(self.get(f"rooms/{quote(ROOM)}/initialSync", limit=0).json["messages"]["chunk"], [])
         self.assertEqual((found["membership"], found["visibility"]), ("join", "private"))
         self.assertEqual(self.get(f"rooms/{quote(ROOM)}/initialSync", "carol").errcode, "M_FORBIDDEN")

@@ -294,6 +294,12 @@ class DeviceLists(PersonalCase):
         answer = self.sync("alice", answer["next_batch"])
         self.assertEqual(self.lists(answer), ([], [C]))
 
+    def test_one_who_comes_back_may_have_changed_meanwhile(self) -> None:
+        self.rooms.leave(ROOM, B)
+        self.keys.change(B)
+        self.rooms.join(ROOM, B)
+        self.assertEqual(self.lists(self.sync("alice", self.since)), ([B], []))
+
     def test_one_who_still_shares_another_room_has_not_left(self) -> None:
         other = self.rooms.create("!other:test", B)
         self.rooms.join(other, A)
@@ -335,10 +341,28 @@ class PresenceOfOthers(PersonalCase):
         answer = self.sync("alice", answer.json["next_batch"])
         self.assertEqual(answer["presence"]["events"][0]["content"]["presence"], "unavailable")
 
+    def test_of_those_who_join_is_told(self) -> None:
+        self.sync("carol", set_presence="online")
+        since = self.sync("alice", self.since)["next_batch"]
+        self.rooms.join(ROOM, C)
+        answer = self.sync("alice", since)
+        self.assertEqual([event["sender"] for event in answer["presence"]["events"]], [C])
+
     def test_is_published_seldom(self) -> None:
         for _ in range(5):
             self.sync("bob", set_presence="online")
         self.assertEqual([stream for stream, _ in self.queue.published].count("OutputPresenceEvent"), 1)
+
+    def test_one_who_syncs_no_more_goes_offline(self) -> None:
+        since = self.sync("bob", set_presence="online")["next_batch"]
+        waiting = self.ask("bob", since, set_presence="online", timeout=200_000)
+        self.clock.pump([30.0] * 6)
+        answer = self.sync("alice", self.since)
+        self.assertEqual(answer["presence"]["events"][0]["content"]["presence"], "online")
+        self.clock.pump([30.0] * 5)
+        self.assertTrue(waiting.done)
+        answer = self.sync("alice", answer["next_batch"])
+        self.assertEqual(answer["presence"]["events"][0]["content"]["presence"], "offline")
 
     def test_offline_leaves_it_alone(self) -> None:
         self.sync("bob", set_presence="offline")
@@ -380,6 +404,19 @@ class Unsigned(PersonalCase):
             because = shown[topic.event_id]["unsigned"]["redacted_because"]
             self.assertEqual(because["event_id"], redaction.event_id)
             self.assertEqual(shown[topic.event_id]["content"], {})
+
+    def test_redacted_state_is_pruned_where_it_was_replaced_too(self) -> None:
+        topic = self.rooms.send(ROOM, B, "m.room.topic", {"topic": "secret"}, "")
+        for n in range(10):
+            self.rooms.message(ROOM, B, str(n))
+        self.rooms.send(ROOM, B, "m.room.topic", {"topic": "open"}, "")
+        before = self.sync("alice", self.since)
+        self.assertIn("secret", str(joined(before)["state"]))
+        self.assertIn("secret", str(joined(before)["timeline"]))
+        self.rooms.redact(ROOM, B, topic.event_id)
+        answer = self.sync("alice", self.since)
+        self.assertNotIn("secret", str(answer))
+        self.assertEqual(joined(answer)["timeline"]["events"][-2]["content"], {"topic": "open"})
 
     def test_aggregations_come_with_gaps(self) -> None:
         events = [self.rooms.message(ROOM, B, str(n)) for n in range(11)]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import CancelledError, Deferred
+
+from dendrite_tw.sync_api.syncing import SyncQuery
+from tests.harness import ALICE
 from tests.sync_api.scene import ROOM, A, B, SyncCase, ids, joined, timeline_ids
 
 
@@ -209,6 +213,28 @@ class LongPolling(SyncCase):
         for _ in range(3):
             self.clock.advance(5)
         self.assertEqual(timeline_ids(answer.json), [event.event_id])
+
+    def test_a_client_that_goes_away_is_forgotten(self) -> None:
+        query = SyncQuery(since=self.since, timeout=30000, set_presence="offline")
+        waiting = Deferred.fromCoroutine(self.component.handler.sync(ALICE, query))
+        self.assertEqual((self.component.notifier.waiting, self.component.handler.active), (1, 1))
+        waiting.cancel()
+        self.failureResultOf(waiting, CancelledError)
+        self.assertEqual((self.component.notifier.waiting, self.component.handler.active), (0, 0))
+
+    def test_streams_of_those_who_are_gone_are_closed(self) -> None:
+        self.ask("bob", self.sync("bob")["next_batch"], timeout=300_000)
+        for _ in range(14):
+            self.clock.advance(60)
+            self.sync("bob", timeout=0)
+        self.assertIsNone(self.component.notifier.active(A))
+        self.assertIsNotNone(self.component.notifier.active(B))
+
+    def test_waiting_requests_of_a_user_are_bounded(self) -> None:
+        answers = [self.ask("alice", self.since, timeout=30000) for _ in range(101)]
+        self.settle()
+        self.assertEqual(self.component.notifier.waiting, 100)
+        self.assertEqual(sum(answer.done for answer in answers), 1)
 
     def test_a_component_that_stops_leaves_none_waiting(self) -> None:
         self.ask("alice", self.since, timeout=30000)

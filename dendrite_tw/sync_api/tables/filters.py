@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from ...database.statements import Transaction, maybe, none
 
-RETENTION = "the newest 1000 filters of a user"
-FILTERS_OF_A_USER = 1000
+RETENTION = "the newest 100 filters of a user"
+FILTERS_OF_A_USER = 100
 
 
 @none(
