@@ -159,7 +159,7 @@ class Parts:
         self.users.is_device_id_taken.append(self.keys.is_key_of)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
         self.sync = SyncComponent(
-            rooms, users, keys, client, self.databases.of("sync_api"), world, budget, server_name, presence_enabled=True
+            rooms, users, keys, client, self.databases.of("sync_api"), world, budget, server_name, presence_enabled=config.global_.presence.enable_outbound
         )
         self.media = MediaComponent(
             self.databases.of("media_api"),
