@@ -23,7 +23,7 @@ from .client_api.last_seen import LastSeen
 from .client_api.room_keys import RoomKeysRoutes
 from .client_api.rooms import RoomRoutes
 from .client_api.routes import account_routes
-from .client_api.settings import CaptchaSettings, ClientSettings, Turn
+from .client_api.settings import CaptchaSettings, ClientSettings, Notices, Turn
 from .client_api.to_device import ToDeviceRoutes
 from .client_api.uia import PASSWORD, InteractiveAuth
 from .config import Component as DatabaseOwner
@@ -338,7 +338,20 @@ def client_settings(config: Config) -> ClientSettings:
         well_known_server_name=config.global_.well_known_server_name,
         well_known_sliding_sync_proxy=config.global_.well_known_sliding_sync_proxy,
         default_room_version=config.room_server.default_room_version,
+        notices=notices_settings(config),
         room_versions={name: "stable" if version.stable else "unstable" for name, version in ROOM_VERSIONS.items()},
+    )
+
+
+def notices_settings(config: Config) -> Notices | None:
+    notices = config.global_.server_notices
+    if not notices.enabled:
+        return None
+    return Notices(
+        local_part=notices.local_part or "_server",
+        display_name=notices.display_name,
+        avatar_url=notices.avatar_url,
+        room_name=notices.room_name,
     )
 
 

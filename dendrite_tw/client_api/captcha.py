@@ -6,8 +6,8 @@ from typing import Any
 
 import orjson
 from treq.client import HTTPClient
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.web.iweb import IAgent
 
 from ..matrix.errors import MatrixError
 from .settings import CaptchaSettings
@@ -19,19 +19,22 @@ TIMEOUT_SECONDS = 10
 
 
 class HttpCaptcha:
-    """A service with reCAPTCHA's ``siteverify``, as hCaptcha has it too."""
+    """A service with reCAPTCHA's ``siteverify``, as hCaptcha has it too.
 
-    def __init__(self, settings: CaptchaSettings, agent: IAgent, reactor: Any) -> None:
+    `client` makes the requests; `time` schedules their end.
+    """
+
+    def __init__(self, settings: CaptchaSettings, client: HTTPClient, time: IReactorTime) -> None:
         self._settings = settings
-        self._client = HTTPClient(agent)
-        self._reactor = reactor
+        self._client = client
+        self._time: Any = time
 
     async def passes(self, response: str, ip: str) -> bool:
         """Whether the service is content; 503 where it cannot be asked."""
         form = {"secret": self._settings.private_key, "response": response, "remoteip": ip}
         try:
             answer = await self._client.post(
-                self._settings.siteverify_api, data=form, timeout=TIMEOUT_SECONDS, reactor=self._reactor
+                self._settings.siteverify_api, data=form, timeout=TIMEOUT_SECONDS, reactor=self._time
             )
             chunks: list[bytes] = []
             await answer.collect(lambda data: _keep(chunks, data))

@@ -14,6 +14,7 @@ from .admin import AdminSection
 from .devices import DevicesSection
 from .discovery import DiscoverySection
 from .login import LoginSection
+from .notices import NoticesSection
 from .openid import OpenIdSection
 from .pages import PagesSection
 from .profile import ProfileSection, RemoteProfiles
@@ -60,4 +61,6 @@ def account_routes(
         AdminSection(users, settings),
         PagesSection(settings, auth),
     ]
+    if settings.notices is not None:
+        sections.append(NoticesSection(users, rooms, settings, settings.notices))
     return client_paths(row for section in sections for row in section.routes())

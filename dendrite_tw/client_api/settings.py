@@ -40,6 +40,15 @@ class CaptchaSettings(msgspec.Struct, frozen=True, kw_only=True):
     bypass_secret: str = ""
 
 
+class Notices(msgspec.Struct, frozen=True, kw_only=True):
+    """``global.server_notices``: who sends the administrators' messages, and the room in which they arrive."""
+
+    local_part: str
+    display_name: str = ""
+    avatar_url: str = ""
+    room_name: str = ""
+
+
 class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the configuration that the account sections of the client API work by.
 
@@ -62,3 +71,4 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
     room_versions: dict[str, str] = {}
     unstable_features: dict[str, bool] = {}
     has_appservices: bool = False
+    notices: Notices | None = None

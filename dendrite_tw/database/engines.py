@@ -135,7 +135,7 @@ class SQLiteDatabase:
 
     dialect: Dialect = SQLITE
 
-    def __init__(self, path: str, threads: ThreadRunner | None, cache_bytes: int = 8 << 20) -> None:
+    def __init__(self, path: str, threads: ThreadRunner | None, cache_bytes: int = 2 << 20) -> None:
         """Open the file at `path` (made where there is none); `threads` `None` runs all inline."""
         self._path = path
         self._threads = threads

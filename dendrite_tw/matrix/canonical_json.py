@@ -136,3 +136,11 @@ def decode_lenient(data: bytes | str) -> Any:
         return json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise CanonicalJSONError("not valid JSON") from None
+
+
+def tight(data: bytes) -> bytes:
+    """The same bytes in memory of just their size.
+
+    What orjson returns may own a buffer several times as large, which matters for bytes that are kept.
+    """
+    return memoryview(data).tobytes()

@@ -267,7 +267,7 @@ def _parse(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> tuple[Event,
         event_id = fields["event_id"]
     else:
         event_id = _hash_to_event_id(_sha256(covered), version)
-    return _event(fields, version, event_id, encoded, unsigned), fields, covered
+    return _event(fields, version, event_id, canonical_json.tight(encoded), unsigned), fields, covered
 
 
 def parse_event(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> Event:
@@ -305,7 +305,7 @@ def event_from_storage(pdu: bytes, version: RoomVersion, event_id: str) -> Event
 def redact_event(event: Event) -> Event:
     """The event as it is after a redaction; same id, no ``unsigned``."""
     fields = redact(event.pdu_dict(), event.version)
-    return _event(fields, event.version, event.event_id, _encode(fields, event.version), {})
+    return _event(fields, event.version, event.event_id, canonical_json.tight(_encode(fields, event.version)), {})
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -451,7 +451,7 @@ def _hash_and_sign(
     if len(encoded) > MAX_PDU_BYTES:
         raise EventTooLargeError("the event is larger than 65,536 bytes")
     fields["content"] = content if isinstance(content, dict) else dict(content)
-    return _event(fields, version, event_id, encoded, {})
+    return _event(fields, version, event_id, canonical_json.tight(encoded), {})
 
 
 def add_signature(event: Event, server_name: str, key_id: str, signature: str) -> Event:
@@ -464,7 +464,7 @@ def add_signature(event: Event, server_name: str, key_id: str, signature: str) -
     encoded = _encode(fields, event.version)
     if len(encoded) > MAX_PDU_BYTES:
         raise EventTooLargeError("the event is larger than 65,536 bytes")
-    return msgspec.structs.replace(event, pdu=encoded)
+    return msgspec.structs.replace(event, pdu=canonical_json.tight(encoded))
 
 
 def sign_event(event: Event, server_name: str, key_id: str, signing_key: signing.SigningSecret) -> Event:
@@ -508,7 +508,7 @@ def client_json(event: Event) -> bytes:
     shown = client_dict(event, room_id=False)
     if not event.version.strict_canonical_json:
         return canonical_json.encode_lenient(shown)
-    return orjson.dumps(shown)
+    return canonical_json.tight(orjson.dumps(shown))
 
 
 def stripped(event: Event) -> dict[str, Any]:

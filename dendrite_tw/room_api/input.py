@@ -53,6 +53,9 @@ NUMBERS = 1000
 CREATE = ("m.room.create", "")
 POWER_LEVELS = ("m.room.power_levels", "")
 
+AUTHORITIES = frozenset(["m.room.create", "m.room.power_levels", "m.room.join_rules", "m.room.member"])
+"""State that is asked for again with every event; the rest is read when it is wanted."""
+
 NEVER_REDACTED = ("m.room.create", "m.room.server_acl")
 """State that would shut everybody out if its content were gone."""
 
@@ -239,7 +242,7 @@ class RoomWriter:
         if steps:
             room.head = steps[-1].after
         for step in steps:
-            if step.slot_nid is not None:
+            if step.event.type in AUTHORITIES and step.slot_nid is not None:
                 self._store.remember(step.event_nid, step.event)
             if step.redacted_nid is not None and step.redacted is not None:
                 self._store.forget(step.redacted_nid)

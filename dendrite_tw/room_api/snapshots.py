@@ -63,7 +63,9 @@ def advance(chain: Chain, changes: Mapping[int, int], state: StateMap, snapshot_
     """The chain and the link for `changes` that led to `state`; an event number 0 takes a slot away."""
     step = chain.step + 1
     digit = _lowest_digit(step)
-    levels = [Level(level.base_nid, level.changes.update(changes)) for level in chain.levels]
+    updated = {id(level.changes): level.changes for level in chain.levels}
+    updated = {key: known.update(changes) for key, known in updated.items()}
+    levels = [Level(level.base_nid, updated[id(level.changes)]) for level in chain.levels]
     if digit < LEVELS:
         link = Link(snapshot_nid, step, *levels[digit])
     else:

@@ -18,13 +18,13 @@ from ..matrix.errors import MatrixError
 from ..matrix.identifiers import is_valid_localpart_for_registration
 from ..room_api.api import MembershipChange, RoomAPI
 from ..world import World
-from .api import TYPE_APPSERVICE, TYPE_GUEST, Account, Caller, Login, NewAccount, NewLogin
+from .api import TYPE_APPSERVICE, TYPE_GUEST, TYPE_USER, Account, Caller, Login, NewAccount, NewLogin
 from .appservices import AppServices
 from .passwords import Passwords, check_strength
 from .settings import UserSettings
 from .tables import account_data, profiles, pushers, registration_tokens, sessions, short_tokens
 from .tables import accounts as table
-from .tokens import Tokens, digest
+from .tokens import Tokens
 
 log = Logger()
 
@@ -62,7 +62,7 @@ class Accounts:
 
     async def caller_of(self, access_token: str) -> Caller:
         """As `Tokens.caller_of`, with the tokens of application services."""
-        service = self._appservices.of_digest(digest(access_token))
+        service = self._appservices.of_token(access_token)
         if service is not None:
             return Caller(user_id=service.sender, device_id=None, appservice_id=service.id)
         return await self._tokens.caller_of(access_token)
@@ -191,6 +191,18 @@ class Accounts:
             user_agent=login.user_agent,
         )
         return await self._tokens.create_session(txn, owned, drawn)
+
+    async def ensure_own_account(self, user_id: str, profile: dict[str, str]) -> None:
+        await self._database.write(self._ensure_own_account, user_id, profile)
+
+    async def _ensure_own_account(self, txn: Transaction, user_id: str, profile: dict[str, str]) -> None:
+        account = await table.account(txn, user_id)
+        if account is None:
+            await table.insert(txn, user_id, TYPE_USER, None, self._clock.now_ms(), None)
+        elif account.password_hash is not None or account.deactivated:
+            raise MatrixError(409, "M_USER_IN_USE", f"{user_id} is somebody's account; the server needs another.")
+        for field, value in profile.items():
+            await profiles.set_field(txn, user_id, field, orjson.dumps(value))
 
     # --- changes ---
 

@@ -352,6 +352,12 @@ class UserAPI(Protocol):
         registration token that is not valid.
         """
 
+    async def ensure_own_account(self, user_id: str, profile: dict[str, str]) -> None:
+        """See that the server has an account of its own by that name, which nobody can log in to, with `profile`.
+
+        Raises 409 where a person has it.
+        """
+
     async def check_password(self, user_id: str, password: str) -> bool:
         """Whether `password` is that of the account, which is not deactivated."""
 

@@ -45,9 +45,9 @@ class AppServices:
         self._by_id = {service.id: service for service in services}
         self._by_digest = {digest(service.as_token): service for service in services}
 
-    def of_digest(self, hashed: bytes) -> AppService | None:
-        """The service whose token has this digest."""
-        return self._by_digest.get(hashed)
+    def of_token(self, token: str) -> AppService | None:
+        """The service whose token this is."""
+        return self._by_digest.get(digest(token)) if self._by_digest else None
 
     def get(self, appservice_id: str) -> AppService | None:
         return self._by_id.get(appservice_id)

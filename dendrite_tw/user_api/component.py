@@ -92,6 +92,7 @@ class UserComponent:
         self.is_local_account = self.accounts.is_local_account
         self.check_localpart = self.accounts.check_localpart
         self.register = self.accounts.register
+        self.ensure_own_account = self.accounts.ensure_own_account
         self.check_password = self.accounts.check_password
         self.set_password = self.accounts.set_password
         self.deactivate = self.accounts.deactivate
