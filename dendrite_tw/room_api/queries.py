@@ -279,6 +279,9 @@ class Queries:
         rows, following = await self._page_rows(room.room_nid, user_id, direction, start, to_token, limit, filter)
         events = await self._shown.show(rows)
         state = await self._senders_of(room.room_nid, rows, events) if lazy_load_members else []
+        if following is None and rows and direction == "f" and to_token is None and _is_in(membership):
+            # The newest event for now: more will come after it.
+            following = _after(rows[-1], direction)
         end = following and timeline_token(*following)
         return Page(events=events, start=timeline_token(*start), end=end, state=state)
 
@@ -350,10 +353,13 @@ class Queries:
         self, room_id: str, user_id: str, event_id: str, limit: int, filter: EventFilter | None, lazy_load_members: bool
     ) -> Context:
         """An event with what came before and after it; `limit` counts both sides together."""
+        room = await self._rooms.find(room_id)
+        if room is None:
+            raise forbidden("You are not in this room.")
+        await self._viewer.require_member(room.room_nid, user_id)
         row = await self._viewer.event_row(room_id, event_id)
         if row is None or not await self._viewer.visible_rows(user_id, [row]):
             raise not_found("There is no such event that you may see.")
-        room = await self._rooms.get(room_id)
         here = Place(row.depth, row.position)
         just_before = Place(row.depth, row.position - 1)
         half = max(0, min(limit, PAGE_LIMIT)) // 2
@@ -404,6 +410,10 @@ def _membership(row: room_table.MembershipRow) -> Membership:
         position=row.position,
         forgotten=bool(row.forgotten),
     )
+
+
+def _is_in(membership: room_table.MembershipRow | None) -> bool:
+    return membership is not None and membership.membership == "join"
 
 
 def _after(row: EventRow, direction: str) -> Place:

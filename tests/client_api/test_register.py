@@ -92,6 +92,8 @@ class Open(ClientCase):
         self.assertNotEqual("@alice:test", guest["user_id"])
         who = self.check(self.web.get(f"{V3}/account/whoami", guest["access_token"]), 200)
         self.assertTrue(who["is_guest"])
+        shown = self.check(self.web.get(f"{V3}/profile/{guest['user_id']}/displayname"), 200)
+        self.assertEqual({"displayname": guest["user_id"][1:].split(":")[0]}, shown)
         self.check(self.web.get(f"{V3}/capabilities", guest["access_token"]), 403, "M_GUEST_ACCESS_FORBIDDEN")
         name = f"{V3}/profile/{guest['user_id']}"
         self.check(self.web.put(f"{name}/displayname", {"displayname": "G"}, guest["access_token"]), 200)
