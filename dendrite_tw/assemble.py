@@ -20,12 +20,16 @@ from twisted.web.resource import IResource, Resource
 from .cache import CacheBudget
 from .client_api.keys import KeysRoutes, RequireUIA
 from .client_api.last_seen import LastSeen
+from .client_api.reports import ReportRoutes
+from .client_api.room_admin import RoomAdminRoutes
 from .client_api.room_keys import RoomKeysRoutes
 from .client_api.rooms import RoomRoutes
 from .client_api.routes import account_routes
 from .client_api.settings import CaptchaSettings, ClientSettings, Notices, Turn
+from .client_api.spaces import SpaceRoutes
 from .client_api.to_device import ToDeviceRoutes
 from .client_api.uia import PASSWORD, InteractiveAuth
+from .client_api.user_directory import UserDirectoryRoutes
 from .config import Component as DatabaseOwner
 from .config import Config
 from .config.key_files import signing_key
@@ -114,7 +118,6 @@ class Server(MultiService):
     def startService(self) -> None:
         super().startService()
         Deferred.fromCoroutine(self.parts.start()).chainDeferred(self.started)
-        self.started.addErrback(lambda failure: log.failure("The server did not start", failure))
 
     def stopService(self) -> Deferred[Any]:
         stopped = maybeDeferred(super().stopService)
@@ -159,7 +162,15 @@ class Parts:
         self.users.is_device_id_taken.append(self.keys.is_key_of)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
         self.sync = SyncComponent(
-            rooms, users, keys, client, self.databases.of("sync_api"), world, budget, server_name, presence_enabled=config.global_.presence.enable_outbound
+            rooms,
+            users,
+            keys,
+            client,
+            self.databases.of("sync_api"),
+            world,
+            budget,
+            server_name,
+            presence_enabled=config.global_.presence.enable_outbound,
         )
         self.media = MediaComponent(
             self.databases.of("media_api"),
@@ -185,6 +196,10 @@ class Parts:
         auth = InteractiveAuth(users, world, settings)
         sections: list[Any] = [
             RoomRoutes(rooms, users, world.clock, server_name),
+            RoomAdminRoutes(rooms),
+            SpaceRoutes(rooms),
+            UserDirectoryRoutes(rooms),
+            ReportRoutes(rooms),
             KeysRoutes(keys, password_again(auth)),
             RoomKeysRoutes(keys),
             ToDeviceRoutes(keys),

@@ -10,13 +10,15 @@ who use it.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import importlib
 import os
 import resource
 import socket
 import stat
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -25,6 +27,7 @@ from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.logger import Logger, globalLogPublisher
 from twisted.python import usage
+from twisted.python.failure import Failure
 
 from dendrite_tw import __version__
 from dendrite_tw.config import Config, ConfigError, load
@@ -61,9 +64,13 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Monolith(Protocol):
-    """What `assemble.monolith` returns: a service whose ``site`` is the root of all resources."""
+    """What `assemble.monolith` returns: a service whose ``site`` is the root of all resources.
+
+    ``started`` fires when requests may be served, or fails with the reason why they never will.
+    """
 
     site: IResource
+    started: Deferred[None]
 
 
 Assemble = Callable[[Config, Any], Any]
@@ -105,14 +112,24 @@ def version_text() -> str:
 def makeService(options: Options) -> IService:
     """Twisted's hook: the service for these options; exits with a sentence if there can be none."""
     try:
-        return make_service(options.settings())
+        service = make_service(options.settings())
     except (ConfigError, StartError) as error:
         raise SystemExit(f"{error}") from None
+    atexit.register(_exit_with_code_of, service)
+    return service
+
+
+def _exit_with_code_of(service: Whole) -> None:
+    """End with the server's own exit code; `twistd` knows none but 0 for a reactor that was stopped."""
+    if getattr(service, "exit_code", 0):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(service.exit_code)
 
 
 def make_service(
     settings: Settings, reactor: Any = None, assemble: Assemble | None = None, world: Any = None
-) -> MultiService:
+) -> Whole:
     """The whole server: reads the configuration, takes the sockets, assembles what is served on them.
 
     Raises `ConfigError` or `StartError`.  The arguments after ``settings`` are for tests; otherwise the running
@@ -136,13 +153,49 @@ def make_service(
         for listener in listeners:
             listener.close()
         raise
-    whole = MultiService()
-    monolith.setServiceParent(whole)
+    spare_memory()
+    whole = Whole(monolith, listeners, reactor)
     factory = http_factory(monolith.site)
     for listener in listeners:
         listener.factory = factory
-        listener.setServiceParent(whole)
     return whole
+
+
+class Whole(MultiService):
+    """The server with its sockets, which are served once everything behind them has started.
+
+    Who connects before that waits.  A server that cannot start stops the reactor; ``exit_code`` is 1 then.
+    """
+
+    def __init__(self, monolith: Any, listeners: Sequence[Listener], reactor: Any) -> None:
+        super().__init__()
+        self.exit_code = 0
+        self._listeners = listeners
+        self._reactor = reactor
+        monolith.setServiceParent(self)
+        monolith.started.addCallbacks(self._serve, self._give_up)
+
+    def _serve(self, result: None) -> None:
+        if self.running:
+            for listener in self._listeners:
+                listener.setServiceParent(self)
+
+    def _give_up(self, failure: Failure) -> None:
+        if not self.running:
+            return
+        if failure.check(ConfigError, StartError, OSError):
+            log.critical("The server cannot start: {reason}", reason=failure.getErrorMessage())
+        else:
+            log.failure("The server cannot start", failure)
+        self.exit_code = 1
+        self._reactor.callWhenRunning(self._reactor.stop)
+
+    def stopService(self) -> Deferred[Any]:
+        for listener in self._listeners:
+            if listener.parent is None:
+                listener.close()
+        stopped: Deferred[Any] = super().stopService()
+        return stopped
 
 
 def begin_logging(config: Config) -> None:
@@ -178,6 +231,24 @@ def check_file_limit() -> None:
             soft=soft,
             wanted=FEW_FILES,
         )
+
+
+def spare_memory() -> None:
+    """Let threads share one heap, and let the collector leave alone what the start made.
+
+    The C library gives each thread a heap of its own, which never shrinks; ours only ever pass
+    bytes on, so one serves all.  Where the library is another one, nothing is done.
+    """
+    import ctypes
+    import gc
+
+    arena_max = -8
+    try:
+        ctypes.CDLL(None).mallopt(arena_max, 1)
+    except (OSError, AttributeError):
+        log.debug("The C library has no mallopt; each thread keeps a heap of its own.")
+    gc.collect()
+    gc.freeze()
 
 
 def http_factory(root: IResource) -> Factory:

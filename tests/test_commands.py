@@ -505,6 +505,13 @@ class FakeReactor:
 
     def __init__(self) -> None:
         self.adopted: list[tuple[int, Any, FakePort]] = []
+        self.stopped = False
+
+    def callWhenRunning(self, function: Any) -> None:
+        function()
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def adoptStreamPort(self, descriptor: int, family: int, factory: Any) -> FakePort:
         assert socket.socket(fileno=os.dup(descriptor)).getsockname()
@@ -517,6 +524,7 @@ class Site(MultiService):
     def __init__(self) -> None:
         super().__init__()
         self.site = Resource()
+        self.started: Deferred[None] = Deferred()
         self.configured: list[Config] = []
 
 
@@ -540,7 +548,7 @@ class Start(Case):
         self.monolith.configured.append(config)
         return self.monolith
 
-    def start(self, text: str = MINIMAL, **settings: Any) -> MultiService:
+    def start(self, text: str = MINIMAL, **settings: Any) -> tap.Whole:
         settings = {"config": self.file("a.yaml", text), "unix_socket": "http.sock"} | settings
         return tap.make_service(tap.Settings(**settings), self.reactor, self.assemble, world=object())
 
@@ -553,6 +561,8 @@ class Start(Case):
         self.assertEqual(self.reactor.adopted, [])
         service.startService()
         self.assertTrue(self.monolith.running)
+        self.assertEqual(self.reactor.adopted, [])
+        self.monolith.started.callback(None)
         ((family, factory, port),) = self.reactor.adopted
         self.assertEqual(family, socket.AF_UNIX)
         self.assertIs(factory.resource, self.monolith.site)
@@ -563,6 +573,27 @@ class Start(Case):
         self.successResultOf(stopped)
         self.assertFalse(self.monolith.running)
         self.assertFalse(Path(self.socket).exists())
+
+    def test_stopped_before_it_has_started(self) -> None:
+        service = self.start()
+        service.startService()
+        self.successResultOf(service.stopService())
+        self.monolith.started.callback(None)
+        self.assertEqual(self.reactor.adopted, [])
+        self.assertFalse(Path(self.socket).exists())
+
+    def test_what_cannot_start_ends_the_process(self) -> None:
+        for reason in (OSError(28, "No space left on device"), ValueError("a defect")):
+            said: list[dict[str, Any]] = []
+            self.patch(tap.log, "observer", said.append)
+            self.reactor, self.monolith = FakeReactor(), Site()
+            service = self.start()
+            service.startService()
+            self.monolith.started.errback(reason)
+            self.assertEqual((service.exit_code, self.reactor.stopped, self.reactor.adopted), (1, True, []))
+            (line,) = [event for event in said if "cannot start" in event["log_format"]]
+            self.assertEqual("log_failure" in line, isinstance(reason, ValueError))
+            self.successResultOf(service.stopService())
 
     def test_plugin(self) -> None:
         (maker,) = [one for one in getPlugins(IServiceMaker) if one.tapname == "dendrite"]

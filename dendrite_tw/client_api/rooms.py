@@ -67,6 +67,11 @@ class SendQuery(msgspec.Struct):
     ts: int | None = None
 
 
+class UpgradeBody(msgspec.Struct):
+    new_version: str
+    additional_creators: list[str] | None = None
+
+
 class AliasBody(msgspec.Struct):
     room_id: str
 
@@ -115,6 +120,7 @@ class RoomRoutes:
             Route("POST", f"{room}/kick", self.kick, Access.USER, SENDING),
             Route("POST", f"{room}/ban", self.ban, Access.USER, SENDING),
             Route("POST", f"{room}/unban", self.unban, Access.USER, SENDING),
+            Route("POST", f"{room}/upgrade", self.upgrade, Access.USER, CREATING),
             Route("POST", f"{room}/forget", self.forget, Access.USER, SENDING),
             Route("PUT", f"{room}/send/{{event_type}}/{{txn_id}}", self.send, Access.GUEST, SENDING, MAX_BODY),
             Route("PUT", f"{room}/state/{{event_type}}", self.set_state, Access.GUEST, SENDING, MAX_BODY),
@@ -237,6 +243,10 @@ class RoomRoutes:
 
     async def forget(self, caller: Caller, room_id: str) -> None:
         await self._rooms.forget(caller.user_id, room_id)
+
+    async def upgrade(self, caller: Caller, room_id: str, body: UpgradeBody) -> dict[str, str]:
+        replacement = await self._rooms.upgrade(caller.user_id, room_id, body.new_version, body.additional_creators)
+        return {"replacement_room": replacement}
 
     # --- sending ---
 

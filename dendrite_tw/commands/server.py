@@ -94,4 +94,4 @@ def run(settings: object) -> int:
         print(error, file=sys.stderr)
         return 1
     reactor.run()
-    return 0
+    return service.exit_code

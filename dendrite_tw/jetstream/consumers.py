@@ -294,6 +294,8 @@ class Consumer:
         if self.unread == 1 and not self._again and self.stream_seq < message.seq and not self._initial:
             if (self.is_push or self.requests) and self._may_deliver(now):
                 self._deliver_next(message, now)
+                if self.requests and self.requests[0].no_wait:
+                    self._answer_no_wait()
             return
         self.pump(now)
 
@@ -342,7 +344,7 @@ class Consumer:
                 self.unread = 0
                 break
             self._deliver_next(message, now)
-        if self.requests and not self._again:
+        if self.requests and self.requests[0].no_wait:
             self._answer_no_wait()
 
     def _next_new(self) -> Stored | None:
@@ -516,8 +518,6 @@ class Consumer:
             if not available and not request.deadline:
                 self.output.status(request.reply, 404, "No Messages", {}, "")
                 return
-            # Given that there is something, it does not wait for more; otherwise it waits its time.
-            request.no_wait = available > 0
         if request.heartbeat:
             request.heartbeat_at = now + request.heartbeat
             self._arm(request.heartbeat_at)
@@ -527,15 +527,10 @@ class Consumer:
         self.pump(now)
 
     def _answer_no_wait(self) -> None:
-        """Requests that do not wait have got what there was."""
-        if self.unread == 0 and any(request.no_wait for request in self.requests):
-            waiting: deque[Pull] = deque()
-            for request in self.requests:
-                if request.no_wait:
-                    self.output.status(request.reply, 404, "No Messages", {}, "")
-                else:
-                    waiting.append(request)
-            self.requests = waiting
+        """A request that does not wait has got what there was; one that got nothing yet may wait its time."""
+        requests = self.requests
+        while requests and requests[0].no_wait and (requests[0].sent or not requests[0].deadline):
+            self.output.status(requests.popleft().reply, 404, "No Messages", {}, "")
 
     def _close(self, request: Pull, code: int, description: str) -> None:
         fields = {"Nats-Pending-Messages": str(request.batch), "Nats-Pending-Bytes": str(request.left_bytes)}

@@ -31,6 +31,7 @@ from dendrite_tw.matrix.room_versions import ROOM_VERSIONS, RoomVersion
 __all__ = [
     "CREATOR_LEVEL",
     "AuthError",
+    "MalformedError",
     "PowerLevels",
     "StateMap",
     "auth_event_keys",
@@ -63,6 +64,10 @@ _NAMED_LEVELS = (
 
 class AuthError(ValueError):
     """The event is not authorised; the text is the reason."""
+
+
+class MalformedError(AuthError):
+    """The event is not authorised whoever sends it, for what it says cannot be."""
 
 
 # --- which events authorise -------------------------------------------------------------------------
@@ -252,9 +257,9 @@ def _check_member(event: Event, state: StateMap, create: Event, levels: PowerLev
     if event.state_key is None:
         raise AuthError("a membership has a state key")
     if "membership" not in event.content:
-        raise AuthError("the event states no membership")
+        raise MalformedError("the event states no membership")
     if not is_historical_user_id(event.state_key):
-        raise AuthError("the state key is not a user id")
+        raise MalformedError("the state key is not a user id")
     membership = event.membership
     if membership == "join":
         _check_join(event, event.state_key, state, create, levels)
@@ -267,7 +272,7 @@ def _check_member(event: Event, state: StateMap, create: Event, levels: PowerLev
     elif membership == "knock" and event.version.knocking:
         _check_knock(event, event.state_key, state)
     else:
-        raise AuthError("the membership is unknown")
+        raise MalformedError("the membership is unknown")
 
 
 def _check_join(event: Event, target: str, state: StateMap, create: Event, levels: PowerLevels) -> None:
@@ -419,7 +424,7 @@ def _check_power_levels(event: Event, state: StateMap, levels: PowerLevels) -> N
     new = event.content
     _check_levels_well_formed(new, version)
     if version.privileged_creators and not levels.creators.isdisjoint(new.get("users", {})):
-        raise AuthError("creators do not appear among the users of power levels")
+        raise MalformedError("creators do not appear among the users of power levels")
     previous = state.get(_POWER_LEVELS)
     if previous is None:
         return
@@ -441,18 +446,18 @@ def _check_levels_well_formed(content: Mapping[str, Any], version: RoomVersion) 
     """
     for key in _NAMED_LEVELS:
         if key in content and parse_level(content[key], version) is None:
-            raise AuthError(f"{key} is not a power level")
+            raise MalformedError(f"{key} is not a power level")
     objects = ["events", "users"]
     if version.limit_notifications_power_levels:
         objects.append("notifications")
     for key in objects:
         entries = content.get(key, {})
         if not isinstance(entries, dict):
-            raise AuthError(f"{key} is not an object")
+            raise MalformedError(f"{key} is not an object")
         if any(parse_level(value, version) is None for value in entries.values()):
-            raise AuthError(f"{key} holds something that is not a power level")
+            raise MalformedError(f"{key} holds something that is not a power level")
     if not all(map(is_historical_user_id, content.get("users", {}))):
-        raise AuthError("users holds something that is not a user id")
+        raise MalformedError("users holds something that is not a user id")
 
 
 def _named_levels(content: Mapping[str, Any]) -> Mapping[str, Any]:

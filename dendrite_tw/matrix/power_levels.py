@@ -113,6 +113,11 @@ class PowerLevels:
         level = parse_level(self._users.get(user_id), self.version)
         return self.users_default if level is None else level
 
+    @property
+    def named(self) -> list[str]:
+        """The users that have a level of their own: creators, and those whom the event lists."""
+        return [*sorted(self.creators), *(user for user in self._users if user not in self.creators)]
+
     def event_level(self, event_type: str, is_state: bool) -> int:
         """The power that sending an event of this type requires."""
         level = parse_level(self._events.get(event_type), self.version)

@@ -414,8 +414,17 @@ class Actions:
         if not await self.in_allowed_room(rules.get("allow"), user_id):
             raise forbidden("You are in none of the rooms whose members may join this one.")
         levels = PowerLevels(state[create_key], state.get(levels_key))
-        for member in await self._database.read(room_table.joined_users, room.room_nid):
-            if server_name_of(member) == self._server_name and levels.user_level(member) >= levels.invite:
+        if levels.users_default >= levels.invite:
+            for member in await self._database.read(room_table.some_local_members, room.room_nid, 100):
+                if levels.user_level(member) >= levels.invite:
+                    return member
+        for member in levels.named:
+            if (
+                levels.user_level(member) >= levels.invite
+                and ":" in member
+                and server_name_of(member) == self._server_name
+                and await self.membership(room, member) == "join"
+            ):
                 return member
         raise MatrixError(400, "M_UNABLE_TO_GRANT_JOIN", "No user of this server may let others into the room.")
 

@@ -109,6 +109,15 @@ class RoomView(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
 
 
+class ChangedSlot(msgspec.Struct, frozen=True, kw_only=True):
+    """A place in the state of a room where two states differ: what stands there in each, `None` for nothing."""
+
+    type: str
+    state_key: str
+    before: RoomEvent | None
+    now: RoomEvent | None
+
+
 class Page(msgspec.Struct, frozen=True, kw_only=True):
     """Events in the order asked for; ``end`` is the token to go on from, `None` at the end of what may be seen."""
 
@@ -393,6 +402,9 @@ class RoomAPI(Protocol):
 
     async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
         """The state of the room after the last live event up to `position`."""
+
+    async def state_changes(self, room_id: str, after: int, upto: int) -> list[ChangedSlot]:
+        """What differs between the states after the last live events up to `after` and up to `upto`."""
 
     async def state_before(self, event_id: str) -> list[RoomEvent]:
         """The state that the event was accepted on."""

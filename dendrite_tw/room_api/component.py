@@ -128,6 +128,7 @@ class RoomComponent:
             writer=self.writer,
             actions=actions,
             duties=duties,
+            users=users,
             server_name=server_name,
         )
         reports = Reports(
@@ -193,6 +194,7 @@ class RoomComponent:
         self.pdus = queries.pdus
         self.timeline = queries.timeline
         self.state_at = queries.state_at
+        self.state_changes = queries.state_changes
         self.state_before = queries.state_before
         self.current_state = queries.current_state
         self.state_event = queries.state_event

@@ -36,6 +36,9 @@ SHOWN_STATE = tuple(
 PAGE_LIMIT = 500
 ALIASES_OF_A_ROOM = 1000
 
+MEMBERS_LOOKED_AT = 1000
+"""Members by whom the servers are found that are told with an alias."""
+
 
 class Directory:
     """The aliases of this server and the rooms that it publishes."""
@@ -59,7 +62,8 @@ class Directory:
         row = await self._database.read(room_table.alias_row, alias)
         if row is None:
             raise not_found(f"The alias {alias} names no room.")
-        users = await self._actions.joined_users(row.room_id)
+        room = await self._rooms.get(row.room_id)
+        users = await self._database.read(room_table.some_joined_users, room.room_nid, MEMBERS_LOOKED_AT)
         servers = dict.fromkeys([self._server_name, *(server_name_of(user_id) for user_id in users)])
         return Alias(row.alias, row.room_id, list(servers)[:50], row.creator)
 
@@ -166,6 +170,12 @@ class Directory:
 
     async def describe(self, room: Room) -> PublicRoom:
         """What a room shows of itself."""
+        snapshot_nid = room.head.chain.snapshot_nid
+        if room.summary is None or room.summary[0] != snapshot_nid:
+            room.summary = (snapshot_nid, await self._described(room))
+        return room.summary[1]
+
+    async def _described(self, room: Room) -> PublicRoom:
         state = await self._actions.state(room, *SHOWN_STATE)
         content = {type: event.content for (type, _), event in state.items()}
         rules = content.get("m.room.join_rules", {})

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from ..database.engines import Database
 from ..database.outbox import Outbox
 from ..database.statements import Transaction
-from ..matrix.auth_rules import AuthError, auth_event_keys, check_auth, redaction_applies
+from ..matrix.auth_rules import AuthError, MalformedError, auth_event_keys, check_auth, redaction_applies
 from ..matrix.errors import MatrixError, bad_json, forbidden, invalid_param, not_found
 from ..matrix.events import Event, EventFormatError, EventTooLargeError, build_event, redact_event, reference_hash
 from ..matrix.identifiers import server_name_of
@@ -246,6 +246,7 @@ class RoomWriter:
                 self._store.remember(step.event_nid, step.event)
             if step.redacted_nid is not None and step.redacted is not None:
                 self._store.forget(step.redacted_nid)
+                room.summary = None
                 if (step.redacted.type, step.redacted.state_key) in (CREATE, POWER_LEVELS):
                     self._levels.clear()
 
@@ -336,6 +337,8 @@ class RoomWriter:
     def _authorise(self, event: Event, authority: dict[Slot, Event]) -> None:
         try:
             check_auth(event, authority, power_levels=self._power_levels(authority))
+        except MalformedError as error:
+            raise bad_json(f"No room takes this: {error}.") from None
         except AuthError as error:
             raise forbidden(f"The room does not allow this: {error}.") from None
 

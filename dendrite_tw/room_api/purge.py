@@ -17,6 +17,7 @@ from ..database.outbox import Outbox
 from ..database.statements import Transaction
 from ..matrix.errors import invalid_param, not_found
 from ..matrix.identifiers import is_user_id, server_name_of
+from ..user_api.api import UserAPI
 from .actions import Actions
 from .api import OUTPUT_ROOM_EVENT, PURGE_ROOM, MembershipChange, RoomPurged
 from .duties import PURGE, Duties
@@ -46,6 +47,7 @@ class Purges:
         writer: RoomWriter,
         actions: Actions,
         duties: Duties,
+        users: UserAPI,
         server_name: str,
     ) -> None:
         self._database = database
@@ -55,6 +57,7 @@ class Purges:
         self._writer = writer
         self._actions = actions
         self._duties = duties
+        self._users = users
         self._server_name = server_name
 
     async def evacuate_room(self, room_id: str) -> list[str]:
@@ -127,8 +130,8 @@ class Purges:
         )
 
     async def delete_rest(self, duty: DutyRow) -> None:
-        """Delete what is left of a room."""
-        freed = 0
+        """Delete what is left of a room, here and with the users' data."""
+        freed = await self._users.forget_room(duty.subject)
         while done := await self._database.write(table.delete_some, duty.room_nid, ROWS_AT_ONCE):
             freed += done
         log.info("the room {room} is deleted: {freed} rows", room=duty.subject, freed=freed)

@@ -14,7 +14,7 @@ from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
 from ..matrix.events import stripped
-from .api import Context, EventFilter, Membership, Page, RoomEvent, RoomView, timeline_token
+from .api import ChangedSlot, Context, EventFilter, Membership, Page, RoomEvent, RoomView, timeline_token
 from .paging import Place, chosen, parse_token
 from .room import Rooms
 from .snapshots import Snapshots
@@ -161,6 +161,28 @@ class Queries:
         room = await self._rooms.get(room_id)
         nid = await self._snapshot_after(room.room_nid, position)
         return await self._database.read_long(self._state_events, nid)
+
+    async def state_changes(self, room_id: str, after: int, upto: int) -> list[ChangedSlot]:
+        """What differs between the states at two places of the live stream."""
+        room = await self._rooms.get(room_id)
+        before = await self._snapshot_after(room.room_nid, after)
+        now = await self._snapshot_after(room.room_nid, upto)
+        return await self._database.read_long(self._changed_slots, before, now) if before != now else []
+
+    async def _changed_slots(self, txn: Transaction, before_nid: int, now_nid: int) -> list[ChangedSlot]:
+        before, now = await self._snapshots.state(txn, before_nid), await self._snapshots.state(txn, now_nid)
+        slots = [slot for slot in {**before, **now} if before.get(slot) != now.get(slot)]
+        nids = {nid for slot in slots for nid in (before.get(slot), now.get(slot)) if nid is not None}
+        rows = await event_table.events_by_nid(txn, list(nids))
+        shown = {event.event_id: event for event in await self._shown.show_in(txn, rows)}
+        events = {row.event_nid: shown[row.event_id] for row in rows}
+        changes = []
+        for slot in slots:
+            pair = (events.get(before.get(slot, 0)), events.get(now.get(slot, 0)))
+            event = pair[1] or pair[0]
+            assert event is not None
+            changes.append(ChangedSlot(type=event.type, state_key=event.state_key or "", before=pair[0], now=pair[1]))
+        return changes
 
     async def state_before(self, event_id: str) -> list[RoomEvent]:
         row = await self._store.row(event_id)

@@ -22,6 +22,7 @@ from ..database.statements import Transaction
 from ..matrix.errors import MatrixError
 from ..matrix.events import Event
 from ..matrix.room_versions import ROOM_VERSIONS, RoomVersion
+from .api import PublicRoom
 from .snapshots import EMPTY, NEW_CHAIN, Chain, Snapshots, StateMap
 from .tables.rooms import RoomRow, member_counts, room_by_id
 
@@ -73,6 +74,7 @@ class Work:
 class Room:
     """A room and its single writer's queue; ``room_nid`` is 0 until its first event is on disk.
 
+    ``summary`` remembers what the room shows of itself, with the number of the state that it was made from.
     ``stale`` says that a write failed in a way that leaves open what is on disk, so that the head has to be
     read again; ``closed`` that the room is being deleted and takes nothing more.
     """
@@ -83,6 +85,7 @@ class Room:
     head: Head = field(default_factory=Head)
     waiting: deque[Work] = field(default_factory=deque)
     writing: bool = False
+    summary: tuple[int, PublicRoom] | None = None
     stale: bool = False
     closed: bool = False
 

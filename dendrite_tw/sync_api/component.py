@@ -72,14 +72,14 @@ class SyncComponent:
             self.presence,
             world.time,
         )
-        self.filters = Filters(database, world.clock)
-        self.renderer = Renderer()
+        self.filters = Filters(database, world.clock, budget)
+        self.renderer = Renderer(budget)
         self.model = SyncModel(
             rooms,
             users,
             keys,
             self.notifier,
-            JoinedReader(rooms, self.cache, SentMembers()),
+            JoinedReader(rooms, self.cache, SentMembers(budget)),
             self.receipts,
             self.typing,
             self.presence,

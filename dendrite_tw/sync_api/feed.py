@@ -7,7 +7,7 @@ the order of their positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ..room_api.api import OUTPUT_ROOM_EVENT, OutputRoomEvent, RoomAPI
+from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, OutputRoomEvent, RoomAPI, RoomPurged
 from ..user_api.api import (
     OUTPUT_CLIENT_DATA,
     OUTPUT_KEY_CHANGE_EVENT,
@@ -51,6 +51,9 @@ class Message(Protocol):
 
     payload: bytes
     stream_seq: int
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
 
 
 class Queue(Protocol):
@@ -92,7 +95,7 @@ class Feed:
 
     async def start(self, queue: Queue) -> None:
         """Listen, and take up the positions that are on disk already."""
-        self._listen(queue, OUTPUT_ROOM_EVENT, OutputRoomEvent, self.room_event)
+        self._listen(queue, OUTPUT_ROOM_EVENT, OutputRoomEvent, self.room_event, other=self._not_an_event)
         self._listen(queue, OUTPUT_CLIENT_DATA, AccountDataChange, self.account_data)
         self._listen(queue, OUTPUT_RECEIPT_EVENT, Receipt, self.receipt)
         self._listen(queue, OUTPUT_SEND_TO_DEVICE_EVENT, ToDeviceMessage, self.to_device)
@@ -141,7 +144,13 @@ class Feed:
         self._typing.stop()
 
     def _listen(
-        self, queue: Queue, stream: str, struct: Any, handler: Callable[..., None], with_sequence: bool = False
+        self,
+        queue: Queue,
+        stream: str,
+        struct: Any,
+        handler: Callable[..., None],
+        with_sequence: bool = False,
+        other: Callable[[Message], bool] = lambda message: False,
     ) -> None:
         decoder = msgspec.msgpack.Decoder(struct)
 
@@ -149,6 +158,8 @@ class Feed:
             try:
                 value = decoder.decode(message.payload)
             except msgspec.MsgspecError:
+                if other(message):
+                    return
                 log.error("a message of {stream} cannot be read and is left out", stream=stream)
                 return
             if with_sequence:
@@ -170,15 +181,34 @@ class Feed:
         self._heard.room = position
         self._notifier.room_event(output)
 
+    def _not_an_event(self, message: Message) -> bool:
+        """Take a message of the stream of events that tells something else: a room was deleted."""
+        if message.headers.get("output_room_event_type") != PURGE_ROOM:
+            return False
+        purged = msgspec.msgpack.decode(message.payload, type=RoomPurged)
+        self._cache.forget(purged.room_id)
+        self._heard.room = max(self._heard.room, purged.position)
+        self._heard.advance()
+        return True
+
     # --- users ---
+
+    def _is_known(self, position: int) -> bool:
+        """Whether this was heard before, or was on disk when this process began to listen.
+
+        After a crash the outbox repeats its last rows; taken in again they would move marks back.
+        """
+        return position <= self._heard.user
 
     def _user_position(self, position: int) -> None:
         self._heard.user = max(self._heard.user, position)
 
     def account_data(self, change: AccountDataChange) -> None:
+        if self._is_known(change.position):
+            return
         stream = self._notifier.active(change.user_id)
         if stream is not None:
-            stream.account_data = max(stream.account_data, change.position)
+            stream.account_data = change.position
             if change.type == IGNORED_USERS and not change.room_id:
                 stream.ignored = ignored_users(change.content)
                 stream.ignored_heard = True
@@ -187,6 +217,8 @@ class Feed:
         self._notifier.schedule()
 
     def receipt(self, receipt: Receipt) -> None:
+        if self._is_known(receipt.position):
+            return
         self._receipts.hear(receipt)
         position = receipt.position
         private = receipt.receipt_type == PRIVATE
@@ -201,14 +233,19 @@ class Feed:
         self._notifier.schedule()
 
     def to_device(self, message: ToDeviceMessage) -> None:
+        if self._is_known(message.position):
+            return
         stream = self._notifier.active(message.user_id)
         if stream is not None:
-            stream.device(message.device_id).newest = message.position
+            mark = stream.device(message.device_id)
+            mark.newest = max(mark.newest, message.position)
             self._notifier.wake(stream, message.position)
         self._user_position(message.position)
         self._notifier.schedule()
 
     def unread(self, change: UnreadChange) -> None:
+        if self._is_known(change.position):
+            return
         stream = self._notifier.active(change.user_id)
         if stream is not None:
             put_last(stream.unread, change.room_id, change.position)
@@ -218,6 +255,8 @@ class Feed:
 
     def key_change(self, change: KeyChange) -> None:
         """Wake all who share a room with the user; for one who does not sync here that has to be asked."""
+        if self._is_known(change.position):
+            return
         if change.only_for:
             signer = self._notifier.active(change.only_for)
             if signer is not None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import OrderedDict
 from typing import Any
 
 import orjson
 
+from ..cache import Cache, CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import forbidden, invalid_param, not_found
@@ -21,9 +21,9 @@ from ..web.routes import Access, Route
 from ..world import Clock
 from .tables.filters import FILTERS_OF_A_USER, delete_oldest, filter_content, put_filter
 
-COMPILED_KEPT = 2000
-REMEMBERED_SIZE = 4096
-"""Bytes of a filter that is kept compiled; a longer one is compiled each time, so that none fills the memory."""
+COMPILED_OVERHEAD = 4000
+COMPILED_GROWTH = 10
+"""What a compiled filter takes: so many bytes, and so many times the length of its JSON."""
 
 ID_LENGTH_LIMIT = 64
 
@@ -31,10 +31,12 @@ ID_LENGTH_LIMIT = 64
 class Filters:
     """Stores filters and gives them back ready for use."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, budget: CacheBudget) -> None:
         self._database = database
         self._clock = clock
-        self._compiled: OrderedDict[tuple[str, str], Filter] = OrderedDict()
+        self._compiled: Cache[tuple[str, str], tuple[Filter, int]] = Cache(
+            "sync_filters", budget, lambda known: COMPILED_OVERHEAD + COMPILED_GROWTH * known[1]
+        )
 
     def routes(self) -> list[Route]:
         path = "/_matrix/client/v3/user/{user_id}/filter"
@@ -70,8 +72,7 @@ class Filters:
             return DEFAULT
         known = self._compiled.get((user_id, parameter))
         if known is not None:
-            self._compiled.move_to_end((user_id, parameter))
-            return known
+            return known[0]
         if is_inline(parameter):
             made = parse_filter(load_json(parameter))
             self._remember((user_id, parameter), made, len(parameter))
@@ -84,7 +85,7 @@ class Filters:
     async def _find(self, user_id: str, filter_id: str) -> Filter | None:
         known = self._compiled.get((user_id, filter_id))
         if known is not None:
-            return known
+            return known[0]
         if len(filter_id) > ID_LENGTH_LIMIT:
             return None
         content = await self._database.read(filter_content, user_id, filter_id)
@@ -95,12 +96,7 @@ class Filters:
         return made
 
     def _remember(self, key: tuple[str, str], made: Filter, size: int) -> None:
-        if size > REMEMBERED_SIZE:
-            return
-        self._compiled[key] = made
-        self._compiled.move_to_end(key)
-        while len(self._compiled) > COMPILED_KEPT:
-            self._compiled.popitem(last=False)
+        self._compiled.put(key, (made, size))
 
 
 async def store_filter(txn: Transaction, user_id: str, filter_id: str, content: bytes, now: int) -> None:

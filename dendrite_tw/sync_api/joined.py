@@ -14,7 +14,7 @@ from .lazy import SentMembers
 from .request import SyncRequest
 from .rooms import MEMBER, Room, RoomCache, Slot
 from .splice import content_of
-from .state import StateSpan, difference, fill_in, full_state, newer_than, state_delta
+from .state import StateSpan, fill_in, full_state, state_delta
 from .timeline import Timeline, TimelineReader, previous_membership
 from .tokens import SyncToken
 
@@ -118,26 +118,23 @@ class JoinedReader:
         """The room with what changed of its state; ``told`` is how far the client was told of anything."""
         room = await self._cache.get(room_id)
         base = {} if newly else room.changed_after(after)
-        if base is None and not full and timeline.limited:
-            before = {(e.type, e.state_key or ""): e for e in await self._rooms.state_at(room_id, after)}
+        known: dict[Slot, RoomEvent | None] = {}
+        if base is None:
+            changes = await self._rooms.state_changes(room_id, after, upto.room)
+            base = {(change.type, change.state_key): change.before for change in changes}
+            known = {(change.type, change.state_key): change.now for change in changes}
             room = await self._cache.get(room_id)
-            span = StateSpan(room, upto.room, timeline.events)
-            base = difference(span, before)
-        else:
-            span = StateSpan(room, upto.room, timeline.events)
-        whose = base if base is not None else newer_than(span, after)
-        arrived, departed = (everybody(span), []) if newly else moved(span, whose)
-        summary = self._summary(request, span, full or summary_changes(span, whose))
+        span = StateSpan(room, upto.room, timeline.events, known)
+        arrived, departed = (everybody(span), []) if newly else moved(span, base)
+        summary = self._summary(request, span, full or summary_changes(span, base))
         if full:
             values = full_state(span, self._wanted_slots(request, span, timeline, summary, told), request.state_after)
         else:
-            if base is None and not request.state_after:
-                whose = {slot: old for slot, old in whose.items() if slot not in span.first_in_timeline}
-            values = state_delta(span, whose, request.state_after)
+            values = state_delta(span, base, request.state_after)
             values = self._with_senders(request, room, span, values, timeline, upto, summary)
         state = await fill_in(self._rooms, values)
         if request.filter.lazy_load_members:
-            self._sent.note(request.device_key, members_in((*state, *timeline.events)), upto.room)
+            self._sent.note(request.device_key, room_id, members_in((*state, *timeline.events)), upto.room)
         return JoinedRoom(
             room_id=room_id,
             timeline=timeline,
@@ -194,7 +191,7 @@ class JoinedReader:
             redundant = self._sent.has(request.device_key, value, request.acknowledged.room)
             if not redundant or request.filter.include_redundant_members:
                 added.append(value)
-        self._sent.note(request.device_key, members_in((*added, *timeline.events)), upto.room)
+        self._sent.note(request.device_key, room.room_id, members_in((*added, *timeline.events)), upto.room)
         return [*values, *added]
 
 

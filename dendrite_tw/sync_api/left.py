@@ -80,12 +80,8 @@ class LeftReader:
         self, request: SyncRequest, room_id: str, since: int, events: list[RoomEvent], upto: int
     ) -> list[RoomEvent]:
         end = upto if request.state_after or not events else events[0].position - 1
-        before = {event.event_id for event in await self._rooms.state_at(room_id, since)}
-        return [
-            event
-            for event in await self._rooms.state_at(room_id, end)
-            if event.event_id not in before and request.wants_in_state(event)
-        ]
+        changed = [change.now for change in await self._rooms.state_changes(room_id, since, end)]
+        return [event for event in changed if event is not None and request.wants_in_state(event)]
 
     async def _archived(self, request: SyncRequest, member: Membership, was_joined: bool) -> LeftRoom:
         """All that may still be seen of a room: its last events and the state before them."""

@@ -39,8 +39,8 @@ class DeviceMark:
 
     __slots__ = ("deleted", "newest")
 
-    def __init__(self) -> None:
-        self.newest = 0
+    def __init__(self, newest: int) -> None:
+        self.newest = newest
         self.deleted = -1
 
 
@@ -107,11 +107,12 @@ class UserStream:
         self.newest_user = max(self.newest_user, position)
 
     def device(self, device_id: str) -> DeviceMark:
+        """The device's mark; a new one says that there may be messages, for an older one may have made way."""
         mark = self.devices.get(device_id)
         if mark is None:
             if len(self.devices) >= DEVICES_KEPT:
                 del self.devices[next(iter(self.devices))]
-            mark = self.devices[device_id] = DeviceMark()
+            mark = self.devices[device_id] = DeviceMark(self.newest_user)
         return mark
 
     @property

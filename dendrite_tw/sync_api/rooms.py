@@ -253,6 +253,10 @@ class RoomCache:
             if room.size != size:
                 self.cache.put(room_id, room)
 
+    def forget(self, room_id: str) -> None:
+        """Leave out a room that was deleted."""
+        self.cache.pop(room_id)
+
     def clear(self) -> None:
         """Forget all rooms, those being loaded too: for when the feed may have missed something."""
         self._cleared += 1

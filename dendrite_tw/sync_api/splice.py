@@ -7,25 +7,26 @@ what is personal, is added at the end.  Client-Server API, "Room event format".
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 
 import orjson
 
+from ..cache import Cache, CacheBudget
 from ..matrix.filters import FieldProjection
 from ..room_api.api import RoomEvent
 from ..user_api.api import Caller
 
-HEADS_KEPT = 4096
-"""How many spliced beginnings are remembered; those of a busy moment are all that count."""
+HEAD_OVERHEAD = 1500
+"""Bytes of a remembered beginning besides its own, the event that it belongs to among them."""
 
 
 class Renderer:
     """Makes the JSON of events; ``now`` is in milliseconds."""
 
-    def __init__(self, heads_kept: int = HEADS_KEPT) -> None:
-        self._heads: OrderedDict[str, tuple[RoomEvent, bytes]] = OrderedDict()
-        self._heads_kept = heads_kept
+    def __init__(self, budget: CacheBudget) -> None:
+        self._heads: Cache[str, tuple[RoomEvent, bytes]] = Cache(
+            "sync_events", budget, lambda known: len(known[1]) + HEAD_OVERHEAD
+        )
 
     def head(self, event: RoomEvent) -> bytes:
         """The event's JSON up to the value of ``unsigned.age``, the same for all who see it."""
@@ -33,9 +34,7 @@ class Renderer:
         if known is not None and known[0] is event:
             return known[1]
         made = event.client[:-1] + b',"unsigned":{' + shared_unsigned(event) + b'"age":'
-        self._heads[event.event_id] = (event, made)
-        if len(self._heads) > self._heads_kept:
-            self._heads.popitem(last=False)
+        self._heads.put(event.event_id, (event, made))
         return made
 
     def render(

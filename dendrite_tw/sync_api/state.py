@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping
 from ..room_api.api import RoomAPI, RoomEvent
 from .rooms import MEMBER, Room, Slot
 
-StateMap = Mapping[Slot, RoomEvent]
-
 
 class StateSpan:
     """A room's state at the end of a span and around its timeline; to be used before waiting for anything else.
@@ -23,10 +21,16 @@ class StateSpan:
     ``first_in_timeline`` has the first event that the timeline shows at a slot.
     """
 
-    def __init__(self, room: Room, upto: int, timeline: Iterable[RoomEvent]) -> None:
+    def __init__(
+        self,
+        room: Room,
+        upto: int,
+        timeline: Iterable[RoomEvent],
+        known: Mapping[Slot, RoomEvent | None] | None = None,
+    ) -> None:
+        """``known`` has what stands at the end at slots that the room component was asked about."""
         self.room = room
-        later = room.changed_after(upto)
-        self._later = later if later is not None else {}
+        self._later = {**(room.changed_after(upto) or {}), **(known or {})}
         self.first_in_timeline: dict[Slot, RoomEvent] = {}
         for event in timeline:
             if event.state_key is not None:
@@ -81,22 +85,3 @@ def state_delta(
         if event_id is not None and (before is None or before.event_id != event_id):
             told.append(event)
     return told
-
-
-def difference(span: StateSpan, before: StateMap) -> dict[Slot, RoomEvent | None]:
-    """The slots where the state at the end differs from `before`, each with what stood there."""
-    changed: dict[Slot, RoomEvent | None] = {}
-    for slot in span.slots_at_end():
-        event, old = span.at_end(slot), before.get(slot)
-        if event is not None and (old is None or old.event_id != event.event_id):
-            changed[slot] = old
-    return changed
-
-
-def newer_than(span: StateSpan, position: int) -> dict[Slot, RoomEvent | None]:
-    """The slots whose event at the end of the span came after `position`; what stood there is not told apart."""
-    return {
-        slot: None
-        for slot in span.slots_at_end()
-        if (event := span.at_end(slot)) is not None and event.position > position
-    }

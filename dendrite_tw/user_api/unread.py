@@ -12,6 +12,7 @@ notifications".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -22,7 +23,7 @@ from twisted.logger import Logger
 
 from ..matrix.errors import MatrixError
 from ..matrix.push_rules import DEFAULT, RuleSet
-from ..room_api.api import OUTPUT_ROOM_EVENT, OutputRoomEvent, RoomAPI, RoomEvent
+from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, OutputRoomEvent, RoomAPI, RoomEvent, RoomPurged
 from ..world import World
 from .accounts import in_background
 from .api import Unread
@@ -54,9 +55,21 @@ class Message(Protocol):
     def payload(self) -> bytes: ...
     @property
     def stream_seq(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
 
 
 _DECODER = msgspec.msgpack.Decoder(OutputRoomEvent)
+
+
+def _read(message: Message) -> OutputRoomEvent | RoomPurged:
+    """What a message tells; only one that is no event pays for a look at its headers."""
+    try:
+        return _DECODER.decode(message.payload)
+    except msgspec.ValidationError:
+        if message.headers.get("output_room_event_type") != PURGE_ROOM:
+            raise
+    return msgspec.msgpack.decode(message.payload, type=RoomPurged)
 
 
 class UnreadCounts:
@@ -133,8 +146,11 @@ class UnreadCounts:
             last = self._applied_seq
             if (last is not None and message.stream_seq <= last) or (after is not None and after != last):
                 return
-            told = _DECODER.decode(message.payload)
-            if told.event.position > self._reached:
+            told = _read(message)
+            if isinstance(told, RoomPurged):
+                await self._store.delete_room(told.room_id)
+                self._reached = max(self._reached, told.position)
+            elif told.event.position > self._reached:
                 await self._take_safely(told)
                 self._reached = told.event.position
             self._applied_seq = message.stream_seq

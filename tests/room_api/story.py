@@ -29,6 +29,7 @@ class PlainUsers:
         self.data: dict[tuple[str, str, str], bytes] = {}
         self.profiles: dict[str, dict[str, str]] = {}
         self.ignored: frozenset[str] = frozenset()
+        self.forgotten: list[str] = []
         self.accounts: dict[str, int] = {}
         self.copied_rules: list[tuple[str, str, str]] = []
 
@@ -50,6 +51,10 @@ class PlainUsers:
         tags = msgspec.json.decode(self.data.get((user_id, room_id, "m.tag"), b'{"tags":{}}'))
         tags["tags"][tag] = content
         self.data[user_id, room_id, "m.tag"] = msgspec.json.encode(tags)
+
+    async def forget_room(self, room_id: str) -> int:
+        self.forgotten.append(room_id)
+        return 0
 
     async def copy_push_rules_to_room(self, user_id: str, old_room: str, new_room: str) -> None:
         self.copied_rules.append((user_id, old_room, new_room))

@@ -36,6 +36,28 @@ class MembershipGuards(RoomStory):
         event = self.do(self.rooms.state_event(room_id, ALICE, "m.room.member", BOB))
         self.assertEqual(content_of(event), {"membership": "join"})
 
+    def test_who_vouches_for_a_join(self) -> None:
+        cases: list[tuple[dict[str, Any], str | None]] = [
+            ({"users": {ALICE: 100}}, ALICE),
+            ({"users": {ALICE: 0}, "invite": 50, "users_default": 0, "events_default": 0}, None),
+            ({"users": {ALICE: 10, CAROL: 50}, "invite": 50}, CAROL),
+            ({"users": {ALICE: 0}, "users_default": 50, "invite": 50}, CAROL),
+        ]
+        for levels, voucher in cases:
+            space = self.create(preset="public_chat")
+            self.member(space, BOB, "join")
+            allow = [{"type": "m.room_membership", "room_id": space}]
+            room_id = self.create(room_version="11", invite=[CAROL])
+            self.member(room_id, CAROL, "join")
+            self.set_state(room_id, ALICE, "m.room.join_rules", {"join_rule": "restricted", "allow": allow})
+            self.set_state(room_id, ALICE, "m.room.power_levels", levels)
+            if voucher is None:
+                self.refused(self.change(room_id, BOB, "join"), "M_UNABLE_TO_GRANT_JOIN", 400)
+            else:
+                self.member(room_id, BOB, "join")
+                member = self.content(room_id, "m.room.member", BOB)
+                self.assertEqual(member["join_authorised_via_users_server"], voucher)
+
     def test_guests_do_not_come_in_by_the_state(self) -> None:
         room_id = self.create(preset="public_chat")
         joining = {"membership": "join"}
@@ -237,6 +259,23 @@ class SendingGuards(RoomStory):
             self.do(react(sender, key, type))
         self.do(self.redact(room_id, ALICE, reaction))
         self.do(react(ALICE, "a"))
+
+    def test_what_no_room_takes(self) -> None:
+        room_id = self.create(preset="public_chat")
+        self.member(room_id, BOB, "join")
+
+        def put(sender: str, type: str, content: dict[str, Any], key: str = "") -> Any:
+            event = NewEvent(room_id=room_id, sender=sender, type=type, content=content, state_key=key)
+            return self.rooms.send(event)
+
+        levels: list[dict[str, Any]] = [{"users": {ALICE: 100}}, {"users": []}, {"ban": "50"}, {"users": {"bob": 1}}]
+        members: list[dict[str, Any]] = [{}, {"membership": "perhaps"}, {"membership": 1}]
+        for content in levels:
+            self.refused(put(ALICE, "m.room.power_levels", content), "M_BAD_JSON", 400)
+            self.refused(put(BOB, "m.room.power_levels", content), "M_FORBIDDEN", 403)
+        for content in members:
+            self.refused(put(BOB, "m.room.member", content, BOB), "M_BAD_JSON", 400)
+        self.refused(put(ALICE, "m.room.member", {"membership": "ban"}, "bob"), "M_BAD_JSON", 400)
 
     def test_a_room_does_not_replace_itself(self) -> None:
         room_id = self.create()

@@ -19,6 +19,7 @@ from dendrite_tw.matrix.errors import forbidden, not_found
 from dendrite_tw.matrix.visibility import may_see_event, sides_of_event, visibility_from
 from dendrite_tw.room_api.api import (
     OUTPUT_ROOM_EVENT,
+    ChangedSlot,
     Context,
     EventFilter,
     Membership,
@@ -329,6 +330,16 @@ class FakeRooms:
     async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
         self.asked.append("state_at")
         return list(self.rooms[room_id].state_at(position).values())
+
+    async def state_changes(self, room_id: str, after: int, upto: int) -> list[ChangedSlot]:
+        self.asked.append("state_changes")
+        before, now = (self.rooms[room_id].state_at(position) for position in (after, upto))
+        slots = {**dict(before), **dict(now)}
+        return [
+            ChangedSlot(type=slot[0], state_key=slot[1], before=before.get(slot), now=now.get(slot))
+            for slot in slots
+            if before.get(slot) != now.get(slot)
+        ]
 
     async def current_state(self, room_id: str, user_id: str) -> list[RoomEvent]:
         if room_id not in self.rooms:

@@ -26,6 +26,7 @@ class SyncCase(SynchronousTestCase):
     """A test with `rooms`, `users` and `keys` behind a served sync component."""
 
     cache_bytes = 64 << 20
+    component: SyncComponent
 
     def setUp(self) -> None:
         memory = Memory()
@@ -46,7 +47,7 @@ class SyncCase(SynchronousTestCase):
         self.component = SyncComponent(
             self.rooms,  # type: ignore[arg-type]
             self.users,  # type: ignore[arg-type]
-            self.keys,
+            self.keys,  # type: ignore[arg-type]
             self.queue,
             self.database,
             self.memory.world,

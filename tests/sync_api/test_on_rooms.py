@@ -33,7 +33,7 @@ class OnRooms(RoomStory):
     def begin(self) -> None:
         """A sync component that has nothing in memory."""
         self.component_ = SyncComponent(
-            self.rooms,  # type: ignore[arg-type]
+            self.rooms,
             self.sync_users,  # type: ignore[arg-type]
             self.keys,  # type: ignore[arg-type]
             self.queue,

@@ -54,7 +54,7 @@ class RoomsInMemory(SynchronousTestCase):
         self.heard = Heard(self.clock)
         self.budget = CacheBudget(1 << 20)
         self.cache = RoomCache(self.rooms, self.heard, self.budget)  # type: ignore[arg-type]
-        self.rooms._tell = self.hear  # type: ignore[method-assign, assignment]
+        self.rooms._tell = self.hear  # type: ignore[method-assign]
         self.rooms.create(ROOM, A)
 
     def hear(self, output: Any) -> None:
@@ -75,7 +75,7 @@ class RoomsInMemory(SynchronousTestCase):
             await gate
             return view
 
-        self.rooms.room_view = slow  # type: ignore[method-assign]
+        self.rooms.room_view = slow  # type: ignore[method-assign, assignment]
         return gate
 
     def test_events_that_come_while_a_room_is_loaded_are_not_lost(self) -> None:
@@ -108,7 +108,7 @@ class RoomsInMemory(SynchronousTestCase):
         async def fail(room_id: str, limit: int) -> Any:
             raise MatrixError(503, "M_UNKNOWN", "not now")
 
-        ask, self.rooms.room_view = self.rooms.room_view, fail  # type: ignore[method-assign]
+        ask, self.rooms.room_view = self.rooms.room_view, fail  # type: ignore[method-assign, assignment]
         self.failureResultOf(self.get(), MatrixError)
         self.rooms.room_view = ask  # type: ignore[method-assign]
         self.successResultOf(self.get())
@@ -167,8 +167,8 @@ class Bounds(SynchronousTestCase):
         rooms = FakeRooms(queue, ReactorClock(Clock()))
         rooms.create(ROOM, A)
         events = [rooms.join(ROOM, f"@{number}:test") for number in range(5)]
-        sent = SentMembers(3)
-        sent.note((A, "D"), events, 10)
+        sent = SentMembers(CacheBudget(1 << 20), 3)
+        sent.note((A, "D"), ROOM, events, 10)
         self.assertEqual([sent.has((A, "D"), event, 10) for event in events], [False, False, True, True, True])
         self.assertFalse(sent.has((A, "D"), events[-1], 9))
         self.assertFalse(sent.has((A, "E"), events[-1], 10))
@@ -214,7 +214,7 @@ class Bounds(SynchronousTestCase):
     def test_renderer(self) -> None:
         rooms = FakeRooms(FakeQueue(), ReactorClock(Clock()))
         rooms.create(ROOM, A)
-        renderer = Renderer(heads_kept=2)
+        renderer = Renderer(CacheBudget(4000))
         events = [rooms.message(ROOM, A, str(n)) for n in range(4)]
         heads = [renderer.head(event) for event in events]
         self.assertIs(renderer.head(events[3]), heads[3])

@@ -221,6 +221,24 @@ class ToDevice(PersonalCase):
         self.assertEqual(found, list(range(250)))
         self.assertEqual(told, 1)
 
+    def test_repeated_by_the_outbox(self) -> None:
+        """What the queue tells once more moves no mark back behind what was not given yet."""
+        self.keys.send(A, "ALICEDEV", {"n": 1})
+        since = self.sync("alice", self.since)["next_batch"]
+        first = self.queue.published[-1]
+        self.keys.send(A, "ALICEDEV", {"n": 2})
+        self.queue.send(*first)
+        answer = self.sync("alice", since)
+        self.assertEqual(self.bodies(answer), [2])
+        self.assertEqual(self.bodies(self.sync("alice", answer["next_batch"])), [])
+
+    def test_of_more_devices_than_are_remembered(self) -> None:
+        answer = self.sync("alice", self.since)
+        self.keys.send(A, "ALICEDEV", {"n": 1})
+        for number in range(300):
+            self.keys.send(A, f"OTHER{number}", {})
+        self.assertEqual(self.bodies(self.sync("alice", answer["next_batch"])), [1])
+
     def test_after_a_restart(self) -> None:
         self.keys.send(A, "ALICEDEV", {"n": 1})
         self.restart()

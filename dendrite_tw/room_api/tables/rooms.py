@@ -139,6 +139,22 @@ def joined_users(txn: Transaction, room_nid: int) -> None: ...
 @many(
     str,
     "SELECT n.name FROM memberships m JOIN names n ON n.name_nid = m.user_nid WHERE m.room_nid = :room_nid "
+    "AND m.membership = 'join' LIMIT :count",
+)
+def some_joined_users(txn: Transaction, room_nid: int, count: int) -> None: ...
+
+
+@many(
+    str,
+    "SELECT n.name FROM memberships m JOIN names n ON n.name_nid = m.user_nid WHERE m.room_nid = :room_nid "
+    "AND m.membership = 'join' AND m.local = 1 LIMIT :count",
+)
+def some_local_members(txn: Transaction, room_nid: int, count: int) -> None: ...
+
+
+@many(
+    str,
+    "SELECT n.name FROM memberships m JOIN names n ON n.name_nid = m.user_nid WHERE m.room_nid = :room_nid "
     "AND m.membership = 'join' AND m.local = 1",
 )
 def local_members(txn: Transaction, room_nid: int) -> None:
