@@ -338,6 +338,9 @@ def _rest(answering: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any
         while True:
             try:
                 result = yield awaited
+            except GeneratorExit:
+                answering.close()
+                raise
             except BaseException as error:
                 awaited = answering.throw(error)
             else:
