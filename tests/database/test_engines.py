@@ -158,6 +158,23 @@ class GroupCommitTests(SynchronousTestCase):
 
 
 class OutboxTests(SynchronousTestCase):
+    def test_rows_are_read_once_all_that_follows_from_them_has_begun(self) -> None:
+        database = SQLiteDatabase(":memory:", None)
+        outbox = Outbox("room_api", database)
+        database.prepare(outbox.create)
+        seen: list[list[int]] = []
+
+        def look() -> None:
+            seen.append([row.id for row in run_inline(outbox.read_after(0, 10))])
+
+        async def append(txn: Transaction) -> None:
+            txn.after_commit(look)
+            await outbox.append(txn, "S", b"1")
+            txn.after_commit(look)
+
+        self.successResultOf(database.write(append))
+        self.assertEqual(seen, [[], [1]])
+
     def test_rows_are_announced_in_the_order_of_their_commits(self) -> None:
         database = SQLiteDatabase(":memory:", None)
         self.addCleanup(database.close)
