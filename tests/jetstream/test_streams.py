@@ -488,3 +488,4 @@ class CrashTests(StreamCase):
             (folder / name).write_bytes(data)
         self.restart()
         self.assertEqual(self.contents(), {1: "new"})
+        self.assertFalse(folder.exists())
