@@ -30,7 +30,7 @@ from .client_api.routes import account_routes
 from .client_api.settings import CaptchaSettings, ClientSettings, Notices, Turn
 from .client_api.spaces import SpaceRoutes
 from .client_api.to_device import ToDeviceRoutes
-from .client_api.uia import PASSWORD, InteractiveAuth
+from .client_api.uia import PASSWORD, Captcha, InteractiveAuth
 from .client_api.user_directory import UserDirectoryRoutes
 from .config import Component as DatabaseOwner
 from .config import Config
@@ -202,7 +202,15 @@ class Parts:
         self.users.is_device_id_taken.append(self.keys.is_key_of)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
         self.sync = SyncComponent(
-            rooms, users, keys, client, self.databases.of("sync_api"), world, budget, server_name, presence_enabled=True
+            rooms,
+            users,
+            keys,
+            client,
+            self.databases.of("sync_api"),
+            world,
+            budget,
+            server_name,
+            presence_enabled=config.global_.presence.enable_outbound,
         )
         self.media = MediaComponent(
             self.databases.of("media_api"),
@@ -223,11 +231,14 @@ class Parts:
         self._prune_keys.clock = world.time
         self._probe = LoopingCall(lambda: Deferred.fromCoroutine(self.databases.probe()))
         self._probe.clock = world.time
+        self._sweep = LoopingCall(budget.sweep)
+        self._sweep.clock = world.time
+        self._sweep_seconds = max(60.0, config.global_.cache.max_age)
         for component in self.components:
             component.prepare()
 
         settings = client_settings(config)
-        auth = InteractiveAuth(users, world, settings)
+        auth = InteractiveAuth(users, world, settings, captcha(settings, world))
         sections: list[Any] = [
             RoomRoutes(rooms, users, world.clock, server_name),
             RoomAdminRoutes(rooms),
@@ -243,6 +254,10 @@ class Parts:
         ]
         self.last_seen = LastSeen(users, world)
         metrics = Metrics(budget)
+        notifier = self.sync.notifier
+        metrics.gauge("dendrite_syncapi_active_sync_requests", "Syncs that are being answered.", self._active_syncs)
+        metrics.gauge("dendrite_syncapi_waiting_sync_requests", "Syncs that wait for news.", lambda: notifier.waiting)
+        metrics.gauge("dendrite_syncapi_active_users", "Users who sync.", lambda: notifier.streams)
         self.routes = client_paths(row for section in sections for row in section.routes())
         self.routes += account_routes(settings, users, rooms, client, world, auth)
         self.root = make_root(
@@ -266,6 +281,10 @@ class Parts:
         self.last_seen.start()
         self._prune_keys.start(PRUNE_SECONDS, now=False)
         self._probe.start(PROBE_SECONDS, now=False)
+        self._sweep.start(self._sweep_seconds, now=False)
+
+    def _active_syncs(self) -> int:
+        return self.sync.handler.active
 
     def _users_reached(self, position: int) -> None:
         """The user component has stored what follows from room events up to this position."""
@@ -273,7 +292,7 @@ class Parts:
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
-        for loop in (self._prune_keys, self._probe):
+        for loop in (self._prune_keys, self._sweep, self._probe):
             if loop.running:
                 loop.stop()
         await self.last_seen.stop()
@@ -404,6 +423,18 @@ def notices_settings(config: Config) -> Notices | None:
         avatar_url=notices.avatar_url,
         room_name=notices.room_name,
     )
+
+
+def captcha(settings: ClientSettings, world: World) -> Captcha | None:
+    """Who judges captchas, where they are asked for."""
+    if settings.captcha is None:
+        return None
+    from treq.client import HTTPClient
+    from twisted.web.client import Agent
+
+    from .client_api.captcha import HttpCaptcha
+
+    return HttpCaptcha(settings.captcha, HTTPClient(Agent(world.time)), world.time)
 
 
 def limiter(config: Config, world: World) -> SlotLimiter:

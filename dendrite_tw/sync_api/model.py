@@ -30,6 +30,9 @@ log = Logger()
 TO_DEVICE_LIMIT = 100
 ROOMS_BETWEEN_PAUSES = 20
 
+ARRIVALS_SHOWN = 50
+"""Users newly met up to whom also those are told of who were never online."""
+
 
 class RoomExtras(msgspec.Struct):
     """What a joined room has to tell besides its events."""
@@ -315,8 +318,9 @@ class SyncModel:
         if wanted.accepts_nothing or (unchanged and not arrived):
             return
         found = {presence.user_id: presence for presence in self._presence.since(start, changes.upto.presence)}
+        few = len(arrived) <= ARRIVALS_SHOWN
         for user in arrived:
-            known = self._presence.get(user)
+            known = self._presence.newly_shared(user) if few else self._presence.get(user)
             if known is not None:
                 found[user] = known
         news = [presence for presence in found.values() if wanted.check("m.presence", presence.user_id)]

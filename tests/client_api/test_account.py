@@ -48,7 +48,7 @@ class Passwords(ClientCase):
     def test_with_anothers_password(self) -> None:
         alice, _ = self.tokens("alice", "bob")
         body = {"new_password": "another horse"}
-        self.check(self.with_password(f"{V3}/account/password", alice, body, "bob"), 401, "M_FORBIDDEN")
+        self.check(self.with_password(f"{V3}/account/password", alice, body, "bob"), 403, "M_FORBIDDEN")
 
     def test_a_session_is_for_one_user_and_operation(self) -> None:
         alice, bob = self.tokens("alice", "bob")
@@ -109,6 +109,22 @@ class Devices(ClientCase):
         self.check(self.web.get(f"{V3}/account/whoami", bob), 200)
         self.check(self.web.post(f"{V3}/delete_devices", {"devices": ["x"] * 1001}, bob), 400, "M_INVALID_PARAM")
         self.check(self.web.post(f"{V3}/delete_devices", {}, bob), 400, "M_MISSING_PARAM")
+
+    def test_what_a_session_was_begun_for_is_what_it_deletes(self) -> None:
+        (alice,) = self.tokens("alice")
+        session = self.check(self.web.request("DELETE", f"{V3}/devices/OLD", {}, alice), 401)["session"]
+        auth = {"type": "m.login.password", "session": session, "user": "alice", "password": PASSWORD}
+        other = self.web.request("DELETE", f"{V3}/devices/PHONE", {"auth": auth}, alice)
+        self.check(other, 403, "M_FORBIDDEN")
+        self.check(self.web.get(f"{V3}/devices/PHONE", alice), 200)
+        self.check(self.web.request("DELETE", f"{V3}/devices/OLD", {"auth": auth}, alice), 200)
+
+    def test_another_users_password_is_no_attempt(self) -> None:
+        alice, _ = self.tokens("alice", "bob")
+        answer = self.with_password(f"{V3}/devices/PHONE", alice, {}, "bob", "DELETE")
+        self.assertNotIn("flows", self.check(answer, 403, "M_FORBIDDEN"))
+        wrong = self.with_password(f"{V3}/devices/PHONE", alice, {}, "alice", "DELETE", "wrong")
+        self.assertEqual([], self.check(wrong, 401, "M_FORBIDDEN")["completed"])
 
 
 class Profiles(ClientCase):

@@ -215,8 +215,11 @@ class Histories(SyncCase):
         room = self.rooms.rooms[room_id]
         visible = self.run_now(self.rooms.visible(A, room.events))
         wanted = [e.event_id for e in visible if client.types is None or e.type in client.types]
-        known = client.timelines[room_id]
+        told = client.timelines[room_id]
+        hidden_state = {e.event_id for e in room.events if e.state_key is not None} - set(wanted)
+        known = [event_id for event_id in told if event_id not in hidden_state]
         self.assertEqual(known, wanted[len(wanted) - len(known) :], note)
+        self.assertEqual(told, [e.event_id for e in room.events if e.event_id in set(told)], note)
         expected = {slot: event.event_id for slot, event in room.state.items()}
         if client.lazy:
             self.assertTrue(set(client.states[room_id].items()) <= set(expected.items()), note)

@@ -47,6 +47,25 @@ class Joining(SyncCase):
             self.assertEqual(timeline_ids(answer), ["$e1", "$e2", "$e3", join.event_id, after.event_id])
             self.assertNotIn(secret.event_id, str(answer))
 
+    def test_what_is_current_state_is_shown_though_it_came_while_one_was_away(self) -> None:
+        self.rooms.create(ROOM, B, visibility="joined")
+        self.rooms.join(ROOM, A)
+        since = self.sync("alice")["next_batch"]
+        self.rooms.leave(ROOM, A)
+        old = self.rooms.send(ROOM, B, "m.room.topic", {"topic": "old"}, "")
+        topic = self.rooms.send(ROOM, B, "m.room.topic", {"topic": "new"}, "")
+        for n in range(40):
+            self.rooms.message(ROOM, B, str(n))
+        join = self.rooms.join(ROOM, A)
+        for restarted in (False, True):
+            if restarted:
+                self.restart()
+            answer = self.sync("alice", since)
+            self.assertEqual(timeline_ids(answer)[-2:], [topic.event_id, join.event_id])
+            self.assertNotIn(old.event_id, timeline_ids(answer))
+            self.assertLessEqual(len(timeline_ids(answer)), 10)
+            self.assertTrue(joined(answer)["timeline"]["limited"])
+
     def test_membership_at_the_time_of_each_event(self) -> None:
         self.rooms.create(ROOM, B, visibility="shared")
         self.rooms.message(ROOM, B)
