@@ -7,7 +7,9 @@ component tells the others leaves its outbox through a relay to the queue.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.application.service import MultiService
@@ -38,6 +40,7 @@ from .database.outbox import Outbox
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
+from .locks import InUseError, Locks
 from .matrix.room_versions import ROOM_VERSIONS
 from .media_api.api import Method, ThumbnailSize
 from .media_api.component import MediaComponent
@@ -60,6 +63,7 @@ from .world import World
 log = Logger()
 
 PRUNE_SECONDS = 3600
+PROBE_SECONDS = 5
 
 DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
 """The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
@@ -83,6 +87,7 @@ class Databases:
         self._config = config
         self._world = world
         self._open: dict[str, SQLiteDatabase] = {}
+        self._locks = Locks()
 
     def of(self, component: DatabaseOwner) -> Database:
         """The database of a component, as ``dendrite.yaml`` names it."""
@@ -95,12 +100,44 @@ class Databases:
             )
         path = wanted.sqlite_path
         if path not in self._open:
-            self._open[path] = SQLiteDatabase(path, self._world.threads)
+            key = self._config.key_of_database(component)
+            if path != ":memory:":
+                self.lock(key, Path(f"{path}-lock"))
+            try:
+                self._open[path] = SQLiteDatabase(path, self._world.threads)
+            except (sqlite3.Error, OSError) as error:
+                raise self._config.error(
+                    key, f"{path} cannot be opened: {error}.", "Check the file and the permissions of its directory."
+                ) from None
         return self._open[path]
+
+    def lock(self, key: str, path: Path) -> None:
+        """Keep other servers away from what the configuration names under `key`."""
+        try:
+            self._locks.take(path)
+        except InUseError as error:
+            by = f" ({error.holder})" if error.holder else ""
+            raise self._config.error(
+                key, f"Another server{by} uses it.", "Stop that one, or give each server files of its own."
+            ) from None
+        except OSError as error:
+            raise self._config.error(key, f"{path} cannot be written: {error.strerror or error}.") from None
+
+    @property
+    def degraded(self) -> list[str]:
+        """The databases that do not take changes at the moment."""
+        return [f"{path}: {database.failing}" for path, database in self._open.items() if database.failing]
+
+    async def probe(self) -> None:
+        """Find out whether databases that failed take changes again."""
+        for database in self._open.values():
+            if database.failing:
+                await database.probe()
 
     def close(self) -> None:
         for database in self._open.values():
             database.close()
+        self._locks.release()
 
 
 class Server(MultiService):
@@ -131,10 +168,13 @@ class Parts:
         server_name = config.global_.server_name
         budget = CacheBudget(config.global_.cache.max_size_estimated)
         self.databases = Databases(config, world)
+        queue_folder = config.global_.jetstream.storage_path
+        if not config.global_.jetstream.in_memory:
+            self.databases.lock("global.jetstream.storage_path", Path(queue_folder) / "lock")
         self.queue = EmbeddedQueue(
             world.time,
             runner(world),
-            config.global_.jetstream.storage_path,
+            queue_folder,
             config.global_.jetstream.in_memory,
             config.global_.jetstream.topic_prefix,
         )
@@ -189,6 +229,8 @@ class Parts:
         self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
         self._prune_keys.clock = world.time
+        self._probe = LoopingCall(lambda: Deferred.fromCoroutine(self.databases.probe()))
+        self._probe.clock = world.time
         self._sweep = LoopingCall(budget.sweep)
         self._sweep.clock = world.time
         self._sweep_seconds = max(60.0, config.global_.cache.max_age)
@@ -208,7 +250,7 @@ class Parts:
             ToDeviceRoutes(keys),
             self.sync,
             self.media,
-            MonitorRoutes([lambda: self.queue.degraded]),
+            MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]),
         ]
         self.last_seen = LastSeen(users, world)
         metrics = Metrics(budget)
@@ -238,6 +280,7 @@ class Parts:
             await relay.start()
         self.last_seen.start()
         self._prune_keys.start(PRUNE_SECONDS, now=False)
+        self._probe.start(PROBE_SECONDS, now=False)
         self._sweep.start(self._sweep_seconds, now=False)
 
     def _active_syncs(self) -> int:
@@ -249,7 +292,7 @@ class Parts:
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
-        for loop in (self._prune_keys, self._sweep):
+        for loop in (self._prune_keys, self._sweep, self._probe):
             if loop.running:
                 loop.stop()
         await self.last_seen.stop()
