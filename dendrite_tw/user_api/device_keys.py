@@ -68,7 +68,7 @@ class DeviceKeys:
         known = orjson.loads(old) if old is not None else {}
         before = key_checks.signatures_of(known, user_id)
         own = f"ed25519:{device_id}"
-        kept = {own: signatures[own]}
+        kept = {own: signatures[own]} if own in signatures else {}
         for key in await signing_table.of_user(txn, user_id):
             name, verify_key = f"ed25519:{key.public_key}", key_checks.public_key(key.public_key)
             signature = signatures.get(name, before.get(name))
