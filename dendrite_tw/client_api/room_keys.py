@@ -86,7 +86,7 @@ class RoomKeysRoutes:
 
     async def update(self, caller: Caller, version: str, body: dict[str, Any]) -> None:
         algorithm, auth_data = backup_of(body)
-        if body.get("version", version) != version:
+        if str(body.get("version", version)) != version:
             raise invalid_param("version must be that of the path.")
         await self._keys.update_backup(caller.user_id, version, algorithm, auth_data)
 
