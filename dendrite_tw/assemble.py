@@ -198,7 +198,7 @@ class Parts:
         )
         self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, budget)
         self.users.on_device_deleted.append(self.keys.device_deleted)
-        self.users.on_device_renamed.append(self.keys.device_changed)
+        self.users.on_device_changed.append(self.keys.device_changed)
         self.users.is_device_id_taken.append(self.keys.is_key_of)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
         self.sync = SyncComponent(
