@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 from twisted.internet import reactor as _reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.threads import deferToThread
 from twisted.logger import (
     FilteringLogObserver,
@@ -266,7 +266,7 @@ class Node:
 
     async def stop(self) -> None:
         for port in self._ports:
-            await port.stopListening()
+            await maybeDeferred(port.stopListening)
         for engine in self.engines:
             engine.stop()
         synced: Deferred[None] = Deferred()
