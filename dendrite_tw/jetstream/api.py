@@ -429,7 +429,8 @@ class Api:
         consumer = self.engine.create_consumer(hosted, name, config, durable=bool(config.durable_name))
         self._set_start(consumer)
         self.engine.host(hosted, consumer)
-        hosted.save()
+        if not config.mem_storage:
+            hosted.save()
         info = self._consumer_info(hosted, consumer)
         self.engine.advise_consumer(consumer, "create")
         consumer.begin(self.engine.now())

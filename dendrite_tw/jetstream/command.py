@@ -16,7 +16,6 @@ from typing import Any, Final
 import msgspec
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.threads import deferToThread
 from twisted.logger import (
     FilteringLogObserver,
     LogLevel,
@@ -28,6 +27,7 @@ from twisted.logger import (
 from dendrite_tw.jetstream import conf
 from dendrite_tw.jetstream.accounts import Gate, Permissions, User
 from dendrite_tw.jetstream.api import Api
+from dendrite_tw.jetstream.disk_thread import DiskThread
 from dendrite_tw.jetstream.engine import JetStream, Limits
 from dendrite_tw.jetstream.monitor import monitor_site
 from dendrite_tw.jetstream.server import PROTOCOL_VERSION, Server, Settings
@@ -216,7 +216,8 @@ class Node:
         self._options = options
         self._reactor = reactor
         self._ports: list[Any] = []
-        self.syncer = Syncer(deferToThread, reactor.callLater)
+        self._disk = DiskThread(reactor.callFromThread)
+        self.syncer = Syncer(self._disk.run, reactor.callLater)
         self.settings = Settings(
             name=options.name or "dendrite-nats-server",
             host=options.host,
@@ -253,7 +254,7 @@ class Node:
 
     async def start(self) -> None:
         for engine in self.engines:
-            await deferToThread(engine.recover)
+            await self._disk.run(engine.recover)
             engine.serve()
             engine.start()
         factory = ServerFactory(self.server, self._reactor, self.syncer.kick)
@@ -274,6 +275,7 @@ class Node:
         await synced
         for engine in self.engines:
             engine.close_files()
+        self._disk.stop()
 
 
 def _begin_log(verbose: bool) -> None:

@@ -15,6 +15,7 @@ from twisted.web.test.requesthelper import DummyRequest
 from dendrite_tw.jetstream import command
 from dendrite_tw.jetstream.command import Node, Options, UsageError, options_of, parse_flags
 from dendrite_tw.jetstream.conf import ConfigurationError, parse
+from dendrite_tw.jetstream.disk_thread import DiskThread
 from dendrite_tw.jetstream.monitor import monitor_site
 from tests.jetstream.support import ServerBench, Talker, inline
 
@@ -101,7 +102,7 @@ class LanguageTests(SynchronousTestCase):
 
 class NodeTests(SynchronousTestCase):
     def node(self, options: Options) -> Node:
-        self.patch(command, "deferToThread", inline)
+        self.patch(DiskThread, "run", lambda thread, call, *args: inline(call, *args))
         self.reactor = MemoryReactorClock()
         node = Node(options, self.reactor)
         self.successResultOf(Deferred.fromCoroutine(node.start()))
