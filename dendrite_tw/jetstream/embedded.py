@@ -161,11 +161,11 @@ class EmbeddedQueue(Service):
             timer.cancel()
 
     def startService(self) -> None:
-        super().startService()  # type: ignore[no-untyped-call]
+        super().startService()
         Deferred.fromCoroutine(self.start()).addErrback(
             lambda failure: log.failure("The embedded queue did not start", failure)
         )
 
     def stopService(self) -> Deferred[None]:
-        super().stopService()  # type: ignore[no-untyped-call]
+        super().stopService()
         return Deferred.fromCoroutine(self.stop())

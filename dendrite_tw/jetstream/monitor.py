@@ -23,13 +23,13 @@ class _Page(Resource):
     isLeaf = True
 
     def __init__(self, document: Callable[[], tuple[int, Any]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._document = document
 
     def render_GET(self, request: Request) -> bytes:
         status, document = self._document()
         request.setResponseCode(status)
-        request.setHeader(b"content-type", b"application/json")  # type: ignore[no-untyped-call]
+        request.setHeader(b"content-type", b"application/json")
         body: bytes = orjson.dumps(document, option=orjson.OPT_INDENT_2)
         return body
 
@@ -76,11 +76,11 @@ def monitor_site(servers: list[Server], engines: list[JetStream], started: int) 
             return 503, {"status": "unavailable", "error": failing[0]}
         return 200, {"status": "ok"}
 
-    root = Resource()  # type: ignore[no-untyped-call]
+    root = Resource()
     for name, document in (("varz", varz), ("connz", connz), ("jsz", jsz), ("healthz", healthz)):
         root.putChild(name.encode(), _Page(document))
     root.putChild(b"", _Page(lambda: (200, ["varz", "connz", "jsz", "healthz"])))
-    site = Site(root)  # type: ignore[no-untyped-call]
+    site = Site(root)
     site.displayTracebacks = False
     site.noisy = False
     return site

@@ -164,7 +164,11 @@ class OutboxRelay:
             self._go_on()
 
     def offer(self, rows: list[OutboxRow]) -> None:
-        """These rows, the next after those offered before, are committed: they need not be read back."""
+        """These rows, the next after those offered before, are committed: they need not be read back.
+
+        What was read back before it was offered is passed over: a read sees a commit at once, its offer comes later.
+        """
+        rows = [row for row in rows if row.id > self._cursor]
         if not rows:
             return
         is_next = self._cursor >= self._known and not (self._behind or self._failed_at)

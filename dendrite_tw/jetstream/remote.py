@@ -274,13 +274,13 @@ class RemoteQueue(Service):
         self.client.close()
 
     def startService(self) -> None:
-        super().startService()  # type: ignore[no-untyped-call]
+        super().startService()
         Deferred.fromCoroutine(self.start()).addErrback(
             lambda failure: log.failure("The queue did not start", failure)
         )
 
     def stopService(self) -> Deferred[None]:
-        super().stopService()  # type: ignore[no-untyped-call]
+        super().stopService()
         return Deferred.fromCoroutine(self.stop())
 
     # --- connections ---

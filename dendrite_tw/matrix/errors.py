@@ -63,7 +63,10 @@ def too_large(error: str) -> MatrixError:
 
 def limit_exceeded(retry_after_ms: int) -> MatrixError:
     return MatrixError(
-        429, "M_LIMIT_EXCEEDED", "Too many requests; wait before you try again.", retry_after_ms=retry_after_ms
+        429,
+        "M_LIMIT_EXCEEDED",
+        "Too many requests; wait before you try again.",
+        retry_after_ms=retry_after_ms,
     )
 
 

@@ -116,6 +116,25 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual(self.table.reads, reads)
         self.assertEqual(self.effects(), [[b"%d" % n for n in range(50)]] * 2)
 
+    def test_rows_that_were_read_before_they_are_offered(self) -> None:
+        """A read sees a commit that is offered a moment later; nothing goes twice, or out of order between streams."""
+        heard: list[int] = []
+        for stream in (STREAM, "OutputClientData"):
+            self.bench.client.listen(stream, lambda message: heard.append(int(message.headers["Outbox-Id"])))
+        self.bench.settle()
+        send, published = self.bench.client.send, []
+        self.patch(self.bench.client, "send", lambda *a, **k: published.append(k["msg_id"]) or send(*a, **k))
+        self.relay.offer([self.table.add(STREAM)])
+        self.bench.settle()
+        for _ in range(20):
+            rows = [self.table.add(STREAM) for _ in range(4)] + [self.table.add("OutputClientData")]
+            self.relay.notify(rows[0].id)
+            for row in rows:
+                self.relay.offer([row])
+            self.bench.settle()
+        self.assertEqual(heard, list(range(1, 102)))
+        self.assertEqual(published, [f"room:{number}" for number in heard])
+
     def test_notified_rows_are_read(self) -> None:
         rows = [self.table.add(STREAM, b"%d" % n, "r", b'{"room_id":"!x"}') for n in range(700)]
         self.relay.notify(rows[-1].id)

@@ -1,0 +1,69 @@
+# make run     a homeserver in ./data on 127.0.0.1:8008 and :8448; the first start makes keys and configuration
+#              make run DATA=/srv/matrix SERVER=example.com HTTP=:8008 HTTPS=:8448 OPTIONS=…
+# make test    the whole test suite, in parallel; make test TESTS=tests.matrix JOBS=4; installs what it needs
+# make lint    ruff; make types: mypy
+# make ci      what a change must pass: .ci/run
+# make venv    the environment in .venv that all of these use; made anew when the pinned versions change
+# make samples the files that are written from the configuration's code
+
+PYTHON ?= python3
+VENV ?= .venv
+DATA ?= data
+SERVER ?= localhost
+HTTP ?= 127.0.0.1:8008
+HTTPS ?= 127.0.0.1:8448
+OPTIONS ?=
+TESTS ?= tests
+JOBS ?= 2
+
+pip := $(VENV)/bin/pip --disable-pip-version-check
+project := setup.cfg pyproject.toml dendrite_tw/__init__.py
+
+.PHONY: run test lint types ci venv samples clean
+.DELETE_ON_ERROR:
+
+venv: $(VENV)/.runtime
+
+$(VENV)/bin/python:
+	@sh .ci/make-venv "$(PYTHON)" "$(VENV)"
+
+$(VENV)/.runtime: requirements.txt $(project) | $(VENV)/bin/python
+	$(pip) install --quiet --requirement requirements.txt
+	$(pip) install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/.test: requirements-test.txt requirements-test-clients.txt $(VENV)/.runtime
+	$(pip) install --quiet --requirement requirements-test.txt --requirement requirements-test-clients.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.test
+	$(pip) install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+run: $(VENV)/.runtime
+	@test -f "$(DATA)/dendrite.yaml" -a -f "$(DATA)/matrix_key.pem" -a -f "$(DATA)/server.key" || \
+		$(VENV)/bin/python -m dendrite_tw.commands.first_start \
+		-data "$(DATA)" -server "$(SERVER)" -http "$(HTTP)"
+	@exec $(VENV)/bin/twistd --nodaemon --pidfile= --logger=dendrite_tw.logs.standard_output dendrite \
+		--config "$(DATA)/dendrite.yaml" --http-bind-address "$(HTTP)" \
+		$(if $(HTTPS),--https-bind-address "$(HTTPS)" --tls-cert "$(DATA)/server.crt" --tls-key "$(DATA)/server.key") \
+		$(OPTIONS)
+
+test: $(VENV)/.test
+	@.ci/install-test-tools
+	$(VENV)/bin/trial -j$(JOBS) $(TESTS)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+ci:
+	.ci/run
+
+samples: $(VENV)/.runtime
+	$(VENV)/bin/python -m dendrite_tw.config --write-samples
+
+clean:
+	rm -rf $(VENV) _trial_temp* .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,1 @@
+"""The client-server API: a table of routes, and a file for each section of the specification."""

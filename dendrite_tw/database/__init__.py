@@ -1,0 +1,1 @@
+"""SQL, written once and run on SQLite or PostgreSQL."""

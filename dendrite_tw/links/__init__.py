@@ -1,0 +1,1 @@
+"""How components call each other: one declared interface, over a direct call or over bytes."""

@@ -1,0 +1,1 @@
+"""The media component's tables."""

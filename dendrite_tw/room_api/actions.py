@@ -1,0 +1,544 @@
+"""What local users do to rooms: create, send, join, leave, invite, kick, ban, knock, forget.
+
+Each action becomes drafts for the room's writer, which has the last word on
+whether they are allowed; what is checked here is what the authorisation rules
+leave to the server (Client-Server API, "Room membership").
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any, ParamSpec, TypeVar
+
+import msgspec
+import orjson
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..database.engines import Database
+from ..database.statements import Transaction
+from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
+from ..matrix.events import Event
+from ..matrix.identifiers import is_event_id, is_historical_user_id, is_room_alias, is_room_id, server_name_of
+from ..matrix.power_levels import PowerLevels
+from ..matrix.relations import relation_of
+from ..matrix.room_versions import ROOM_VERSIONS
+from ..user_api.api import UserAPI
+from ..world import Clock, Random
+from . import creation
+from .api import MembershipChange, NewEvent, NewRoom
+from .input import RoomWriter
+from .room import Draft, Room, Rooms
+from .store import EventStore
+from .tables import relations as relation_table
+from .tables import rooms as room_table
+from .tables.events import event_of_transaction
+from .tables.names import Names, Slot
+from .user_directory import UserDirectory
+
+log = Logger()
+
+MEMBER = "m.room.member"
+CANONICAL_ALIAS = "m.room.canonical_alias"
+
+SET_BY_SERVERS = ("membership", "join_authorised_via_users_server", "third_party_invite")
+"""What a client does not decide about its own join: with it, it could vouch for itself."""
+
+NOT_KEPT = ("displayname", "avatar_url", "join_authorised_via_users_server", "third_party_invite", "reason")
+"""What of a member event is not told again when the profile in it is renewed."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def to_the_end(action: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """`action`, which goes on to its end even if the caller is cancelled while it waits, as when a client goes."""
+
+    @functools.wraps(action)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        answer: Deferred[T] = Deferred()
+
+        def pass_on(result: T | Failure) -> None:
+            if isinstance(result, Failure):
+                if not answer.called:
+                    answer.errback(result)
+            elif not answer.called:
+                answer.callback(result)
+
+        Deferred.fromCoroutine(action(*args, **kwargs)).addBoth(pass_on)
+        return await answer
+
+    return call
+
+
+class Actions:
+    """Carries out what local users ask of rooms."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        names: Names,
+        rooms: Rooms,
+        writer: RoomWriter,
+        store: EventStore,
+        users: UserAPI,
+        user_directory: UserDirectory,
+        clock: Clock,
+        random: Random,
+        server_name: str,
+        default_room_version: str,
+    ) -> None:
+        self._database = database
+        self._names = names
+        self._rooms = rooms
+        self._writer = writer
+        self._events = store
+        self._users = users
+        self._user_directory = user_directory
+        self._clock = clock
+        self._random = random
+        self._server_name = server_name
+        self._default_room_version = default_room_version
+        self.after_join: Callable[[Room, str], Awaitable[None]] | None = None
+        """Is told when a local user has joined a room by `change_membership`."""
+        self._aliases_in_the_making: set[str] = set()
+        self._last_creation = 0
+        self._annotating: set[tuple[str, str, str, str]] = set()
+        self._under_way: dict[tuple[str, str, str, str, str], list[Deferred[str]]] = {}
+
+    # --- reading the current state ---
+
+    async def state(self, room: Room, *keys: Slot) -> dict[Slot, Event]:
+        """The current state events at `keys`, where set."""
+        nids = {}
+        for key in keys:
+            slot = self._names.remembered_slot(key) or await self._database.read(self._names.find_slot, key)
+            nid = room.head.state.get(slot) if slot else None
+            if nid is not None:
+                nids[key] = nid
+        events = await self._events.by_nid(nids.values())
+        return {key: events[nid] for key, nid in nids.items()}
+
+    async def membership(self, room: Room, user_id: str) -> str | None:
+        """A user's current membership."""
+        event = (await self.state(room, (MEMBER, user_id))).get((MEMBER, user_id))
+        return event.membership if event else None
+
+    async def joined_users(self, room_id: str) -> list[str]:
+        """The joined users of a room that is known."""
+        room = await self._rooms.get(room_id)
+        return await self._database.read(room_table.joined_users, room.room_nid)
+
+    async def send_state(self, room: Room, sender: str, type: str, state_key: str, content: dict[str, Any]) -> str:
+        """Set state on behalf of a user; returns the event's ID."""
+        return await self.send(
+            NewEvent(room_id=room.room_id, sender=sender, type=type, content=content, state_key=state_key)
+        )
+
+    # --- creating ---
+
+    async def create_room(self, room: NewRoom) -> str:
+        """Make a room with its first events; returns its ID.
+
+        ``M_UNSUPPORTED_ROOM_VERSION``, ``M_ROOM_IN_USE`` for a taken alias, ``M_INVALID_ROOM_STATE``
+        where the first events contradict each other.
+        """
+        identifier = room.room_version or self._default_room_version
+        version = ROOM_VERSIONS.get(identifier)
+        if version is None:
+            raise creation.unsupported_version(identifier)
+        creation.check(room)
+        alias = await self._new_alias(room.room_alias_name)
+        try:
+            await self._check_initial_state(room, alias)
+            fresh = Room(
+                "" if version.room_ids_as_hashes else f"!{self._random.token(18)}:{self._server_name}", version
+            )
+            drafts = creation.first_events(room, version, alias)
+            drafts[0] = replace(drafts[0], timestamp=self.creation_time())
+            drafts += [
+                Draft(sender=room.creator, type=MEMBER, content=content, state_key=user_id)
+                for user_id in creation.invitations(room)
+                for content in [await self._invitation(user_id, room.creator, None, {}, room.is_direct)]
+            ]
+
+            async def name_and_list(txn: Transaction, room_nid: int) -> None:
+                if alias is not None and not await room_table.insert_alias(
+                    txn, alias, room_nid, room.creator, self._clock.now_ms()
+                ):
+                    raise _alias_taken(alias)
+                if room.visibility == "public":
+                    await room_table.publish(txn, room_nid)
+
+            try:
+                await self._writer.submit(fresh, drafts, also=name_and_list)
+            except MatrixError as error:
+                if error.errcode in ("M_FORBIDDEN", "M_BAD_JSON"):
+                    raise MatrixError(400, "M_INVALID_ROOM_STATE", error.error) from None
+                raise
+        finally:
+            self._aliases_in_the_making.discard(alias or "")
+        return fresh.room_id
+
+    async def _check_initial_state(self, room: NewRoom, alias: str | None) -> None:
+        """Hold ``initial_state`` to what `send` holds state to."""
+        for event in room.initial_state:
+            content, target = event["content"], event.get("state_key", "")
+            if event["type"] == MEMBER and content.get("membership") == "invite" and is_historical_user_id(target):
+                await self._check_invitation(target)
+            if event["type"] == CANONICAL_ALIAS and target == "":
+                for named in _aliases(content):
+                    _check_alias_syntax(named)
+                    if named != alias:
+                        raise _bad_alias(named)
+
+    def creation_time(self) -> int:
+        """Now, in milliseconds, but never twice: where a room is named by the hash of its create event,
+        two that are alike would be one room."""
+        self._last_creation = max(self._clock.now_ms(), self._last_creation + 1)
+        return self._last_creation
+
+    async def _new_alias(self, localpart: str | None) -> str | None:
+        """The full alias for a room in the making, held until it is made."""
+        if localpart is None:
+            return None
+        alias = f"#{localpart}:{self._server_name}"
+        if not is_room_alias(alias) or ":" in localpart:
+            raise invalid_param(f"{localpart!r} cannot be the name of an alias.")
+        stored = await self._database.read(room_table.alias_row, alias)
+        if stored is not None or alias in self._aliases_in_the_making:
+            raise _alias_taken(alias)
+        self._aliases_in_the_making.add(alias)
+        return alias
+
+    # --- sending ---
+
+    async def send(self, event: NewEvent) -> str:
+        """Send an event of a local user; returns its ID, the first one's where the transaction is known."""
+        if not is_room_id(event.room_id):
+            raise invalid_param("That is not a room ID.")
+        if event.redacts is not None and not is_event_id(event.redacts):
+            raise invalid_param("That is not an event ID.")
+        if "\0" in (event.transaction_id or ""):
+            raise invalid_param("A transaction ID has no NUL characters.")
+        room = await self._rooms.find(event.room_id)
+        if room is None:
+            raise forbidden("You are not in this room.")
+        if event.transaction_id is None or event.device_id is None:
+            return await self._send(room, event)
+        transaction = (event.sender, event.device_id, event.transaction_id, event.room_id, event.type)
+        if transaction in self._under_way:
+            same: Deferred[str] = Deferred()
+            self._under_way[transaction].append(same)
+            return await same
+        self._under_way[transaction] = []
+        try:
+            event_id = await self._known_transaction(room, event) or await self._send(room, event)
+        except Exception as error:
+            for same in self._under_way.pop(transaction):
+                same.errback(error)
+            raise
+        for same in self._under_way.pop(transaction):
+            same.callback(event_id)
+        return event_id
+
+    async def _known_transaction(self, room: Room, event: NewEvent) -> str | None:
+        """The ID of the event that this transaction made already."""
+        sender = await self._database.read(self._names.find, event.sender)
+        type_nid = await self._database.read(self._names.find, event.type)
+        if sender is None or type_nid is None or event.device_id is None or event.transaction_id is None:
+            return None
+        return await self._database.read(
+            event_of_transaction, sender, event.device_id, event.transaction_id, room.room_nid, type_nid
+        )
+
+    async def _send(self, room: Room, event: NewEvent) -> str:
+        if event.type == "m.room.tombstone" and event.content.get("replacement_room") == room.room_id:
+            raise invalid_param("A room cannot take its own place.")
+        if event.state_key is not None:
+            return await self._deliver(room, replace_content(event, await self._checked_state(room, event)))
+        relation = relation_of(event.content)
+        if relation is None or relation.rel_type != "m.annotation" or relation.key is None:
+            return await self._deliver(room, event)
+        key = (event.sender, event.type, relation.event_id, relation.key)
+        if key in self._annotating or await self._is_annotated(room, event, relation.event_id, relation.key):
+            raise MatrixError(400, "M_DUPLICATE_ANNOTATION", "You have annotated this event so already.")
+        self._annotating.add(key)
+        try:
+            return await self._deliver(room, event)
+        finally:
+            self._annotating.discard(key)
+
+    async def _is_annotated(self, room: Room, event: NewEvent, parent_id: str, key: str) -> bool:
+        """Whether the sender has annotated a parent by the same type and key."""
+        sender = await self._database.read(self._names.find, event.sender)
+        type_nid = await self._database.read(self._names.find, event.type)
+        if sender is None or type_nid is None:
+            return False
+        nids = await self._database.read(relation_table.annotations_by, parent_id, room.room_nid, sender, type_nid)
+        events = await self._events.by_nid(nids)
+        return any((found := relation_of(other.content)) and found.key == key for other in events.values())
+
+    async def _deliver(self, room: Room, event: NewEvent) -> str:
+        """Hand a checked event to the room's writer, unless it is state that would change nothing."""
+        if event.state_key is not None:
+            same = await self._unchanged(room, event)
+            if same is not None:
+                return same
+        draft = Draft(
+            sender=event.sender,
+            type=event.type,
+            content=event.content,
+            state_key=event.state_key,
+            redacts=event.redacts,
+            timestamp=event.timestamp,
+            device_id=event.device_id if event.transaction_id is not None else None,
+            transaction_id=event.transaction_id,
+        )
+        return (await self._writer.submit(room, [draft]))[0]
+
+    async def _unchanged(self, room: Room, event: NewEvent) -> str | None:
+        """The ID of the current state event, where sending this one would change nothing."""
+        key = (event.type, event.state_key or "")
+        current = (await self.state(room, key)).get(key)
+        if current is not None and current.sender == event.sender and current.content == event.content:
+            return current.event_id
+        return None
+
+    async def _checked_state(self, room: Room, event: NewEvent) -> dict[str, Any]:
+        """The content of a state event, after what the server checks beyond the authorisation rules."""
+        if event.type == "m.room.create":
+            raise forbidden("A room is created once.")
+        if event.type == CANONICAL_ALIAS and event.state_key == "":
+            await self._check_canonical_alias(room, event.content)
+        if event.type != MEMBER:
+            return event.content
+        membership = event.content.get("membership")
+        if membership == "invite" and is_historical_user_id(event.state_key):
+            await self._check_invitation(event.state_key)
+        if membership == "join" and event.state_key == event.sender:
+            return await self._join_content(room, event.sender, event.content, event.is_guest)
+        return event.content
+
+    async def _check_canonical_alias(self, room: Room, content: dict[str, Any]) -> None:
+        """Aliases that the event adds must point to the room (``M_BAD_ALIAS``)."""
+        key = ("m.room.canonical_alias", "")
+        current = (await self.state(room, key)).get(key)
+        known = set(_aliases(current.content)) if current else set()
+        for alias in _aliases(content):
+            _check_alias_syntax(alias)
+            if alias in known:
+                continue
+            row = await self._database.read(room_table.alias_row, alias)
+            if row is None or row.room_id != room.room_id:
+                raise _bad_alias(alias)
+
+    # --- membership ---
+
+    async def change_membership(self, change: MembershipChange) -> str:
+        """Carry out a change of membership; returns the room's ID."""
+        if not is_room_id(change.room_id):
+            raise invalid_param("That is not a room ID.")
+        if not is_historical_user_id(change.target):
+            raise invalid_param("That is not a user ID.")
+        room = await self._rooms.find(change.room_id)
+        if room is None:
+            if change.action in ("join", "knock", "leave"):
+                raise not_found("No server that knows this room can be reached.")
+            raise forbidden("You are not in this room.")
+        action = getattr(self, f"_{change.action}")
+        content = await action(room, change)
+        if content is None:
+            return room.room_id
+        if change.reason is not None:
+            content["reason"] = change.reason
+        event = NewEvent(
+            room_id=room.room_id, sender=change.sender, type=MEMBER, content=content, state_key=change.target
+        )
+        await self._deliver(room, event)
+        if change.action == "join" and self.after_join is not None:
+            try:
+                await self.after_join(room, change.target)
+            except MatrixError as error:
+                log.warn(
+                    "{user} has joined {room} without more: {error}", user=change.target, room=room.room_id, error=error
+                )
+        return room.room_id
+
+    async def _join(self, room: Room, change: MembershipChange) -> dict[str, Any] | None:
+        current = await self.membership(room, change.target)
+        if current == "join" and not change.content:
+            return None
+        content = await self._join_content(room, change.target, {**change.profile, **change.content}, change.is_guest)
+        if change.third_party_signed is not None:
+            content["third_party_invite"] = {"signed": change.third_party_signed}
+        return content
+
+    async def _join_content(self, room: Room, user_id: str, wanted: dict[str, Any], is_guest: bool) -> dict[str, Any]:
+        """The content of a join of a local user who `wanted` this: without what is not theirs to say."""
+        current = await self.membership(room, user_id)
+        if is_guest and current != "join":
+            await self._check_guest(room)
+        content = {key: value for key, value in wanted.items() if key not in SET_BY_SERVERS} | {"membership": "join"}
+        if current not in ("join", "invite"):
+            authoriser = await self._join_authoriser(room, user_id)
+            if authoriser is not None:
+                content["join_authorised_via_users_server"] = authoriser
+        return content
+
+    async def _check_guest(self, room: Room) -> None:
+        key = ("m.room.guest_access", "")
+        event = (await self.state(room, key)).get(key)
+        if event is None or event.content.get("guest_access") != "can_join":
+            raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not join this room.")
+
+    async def _join_authoriser(self, room: Room, user_id: str) -> str | None:
+        """Who vouches for a join to a restricted room; `None` where the rule is another one.
+
+        ``M_FORBIDDEN`` where the user is in none of the rooms that would allow it,
+        ``M_UNABLE_TO_GRANT_JOIN`` where nobody here may vouch.
+        """
+        rules_key, levels_key, create_key = (
+            ("m.room.join_rules", ""),
+            ("m.room.power_levels", ""),
+            ("m.room.create", ""),
+        )
+        state = await self.state(room, rules_key, levels_key, create_key)
+        rules = state[rules_key].content if rules_key in state else {}
+        if rules.get("join_rule") not in ("restricted", "knock_restricted"):
+            return None
+        if not await self.in_allowed_room(rules.get("allow"), user_id):
+            raise forbidden("You are in none of the rooms whose members may join this one.")
+        levels = PowerLevels(state[create_key], state.get(levels_key))
+        if levels.users_default >= levels.invite:
+            for member in await self._database.read(room_table.some_local_members, room.room_nid, 100):
+                if levels.user_level(member) >= levels.invite:
+                    return member
+        for member in levels.named:
+            if (
+                levels.user_level(member) >= levels.invite
+                and ":" in member
+                and server_name_of(member) == self._server_name
+                and await self.membership(room, member) == "join"
+            ):
+                return member
+        raise MatrixError(400, "M_UNABLE_TO_GRANT_JOIN", "No user of this server may let others into the room.")
+
+    async def in_allowed_room(self, allow: object, user_id: str) -> bool:
+        """Whether a user is joined to one of the rooms that ``allow`` of restricted join rules names."""
+        for rule in allow if isinstance(allow, list) else []:
+            if not isinstance(rule, dict) or rule.get("type") != "m.room_membership":
+                continue
+            room_id = rule.get("room_id")
+            allowed = await self._rooms.find(room_id) if isinstance(room_id, str) else None
+            if allowed is not None and await self.membership(allowed, user_id) == "join":
+                return True
+        return False
+
+    async def _leave(self, room: Room, change: MembershipChange) -> dict[str, Any] | None:
+        membership = await self.membership(room, change.target)
+        if membership is None:
+            raise not_found("You are not in this room.")
+        return None if membership == "leave" else {"membership": "leave"}
+
+    async def _invite(self, room: Room, change: MembershipChange) -> dict[str, Any]:
+        is_direct = change.content.get("is_direct") is True
+        return await self._invitation(change.target, change.sender, change.reason, change.profile, is_direct)
+
+    async def _invitation(
+        self, target: str, sender: str, reason: str | None, profile: dict[str, str], is_direct: bool
+    ) -> dict[str, Any]:
+        """The content of an invitation; ``M_INVITE_BLOCKED`` where the invited user wants none."""
+        await self._check_invitation(target)
+        content: dict[str, Any] = {**(profile or await self._users.profile(target)), "membership": "invite"}
+        if is_direct:
+            content["is_direct"] = True
+        return content
+
+    async def _check_invitation(self, target: str) -> None:
+        """Raise ``M_INVITE_BLOCKED`` (403) where a user wants no invitations."""
+        if server_name_of(target) != self._server_name:
+            raise MatrixError(502, "M_UNKNOWN", f"The server of {target} cannot be reached.")
+        blocked = await self._users.account_data(target, "", "m.invite_permission_config")
+        if blocked is not None and orjson.loads(blocked).get("default_action") == "block":
+            raise MatrixError(403, "M_INVITE_BLOCKED", f"{target} takes no invitations.")
+
+    async def _kick(self, room: Room, change: MembershipChange) -> dict[str, Any]:
+        if await self.membership(room, change.target) not in ("join", "invite", "knock"):
+            raise forbidden(f"{change.target} is not in the room.")
+        return {"membership": "leave"}
+
+    async def _ban(self, room: Room, change: MembershipChange) -> dict[str, Any]:
+        return {"membership": "ban"}
+
+    async def _unban(self, room: Room, change: MembershipChange) -> dict[str, Any]:
+        if await self.membership(room, change.target) != "ban":
+            raise forbidden(f"{change.target} is not banned.")
+        return {"membership": "leave"}
+
+    async def _knock(self, room: Room, change: MembershipChange) -> dict[str, Any]:
+        if not room.version.knocking:
+            raise forbidden("Rooms of this version have no knocking.")
+        return {**change.profile, "membership": "knock"}
+
+    async def forget(self, user_id: str, room_id: str) -> None:
+        """Hide a room that the user has left; ``M_UNKNOWN`` while they are in it."""
+        room = await self._rooms.find(room_id)
+        membership = await self.membership(room, user_id) if room else None
+        if room is None or membership is None:
+            raise not_found("You were never in this room.")
+        if membership in ("join", "invite", "knock"):
+            raise MatrixError(400, "M_UNKNOWN", "Leave the room before you forget it.")
+        user_nid = await self._database.read(self._names.find, user_id)
+        if user_nid is not None:
+            await self._database.write(room_table.forget, user_nid, room.room_nid)
+
+    async def update_profile(self, user_id: str, profile: dict[str, str]) -> None:
+        """Renew the user's member events in all rooms that they are joined to."""
+        user_nid = await self._database.read(self._names.find, user_id)
+        if user_nid is None:
+            return
+        await self._user_directory.renew(user_id, profile)
+        for row in await self._database.read(room_table.memberships_of, user_nid):
+            room = await self._rooms.find(row.room_id) if row.membership == "join" else None
+            current = (await self.state(room, (MEMBER, user_id))).get((MEMBER, user_id)) if room else None
+            if room is None or current is None or current.membership != "join":
+                continue
+            kept = {key: value for key, value in current.content.items() if key not in NOT_KEPT}
+            event = NewEvent(
+                room_id=row.room_id, sender=user_id, type=MEMBER, content={**kept, **profile}, state_key=user_id
+            )
+            try:
+                await self._deliver(room, event)
+            except MatrixError as error:
+                # One room that does not take it must not keep it from the others.
+                if error.status >= 500:
+                    raise
+
+
+def replace_content(event: NewEvent, content: dict[str, Any]) -> NewEvent:
+    return event if content is event.content else msgspec.structs.replace(event, content=content)
+
+
+def _check_alias_syntax(alias: object) -> None:
+    if not is_room_alias(alias):
+        raise invalid_param(f"{alias!r} is not a room alias.")
+
+
+def _bad_alias(alias: str) -> MatrixError:
+    return MatrixError(400, "M_BAD_ALIAS", f"{alias} does not point to this room.")
+
+
+def _alias_taken(alias: str) -> MatrixError:
+    return MatrixError(400, "M_ROOM_IN_USE", f"The alias {alias} is taken.")
+
+
+def _aliases(content: dict[str, Any]) -> list[Any]:
+    """Every alias that a canonical alias event names."""
+    alternatives = content.get("alt_aliases")
+    named = [content["alias"]] if content.get("alias") else []
+    return named + (alternatives if isinstance(alternatives, list) else [])

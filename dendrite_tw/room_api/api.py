@@ -1,0 +1,474 @@
+"""What may be asked of the room component: questions, actions, and what it tells.
+
+Callers hold a `RoomAPI` and cannot tell whether it answers from this process.
+Questions (methods that only read) may be repeated; actions that must not be
+done twice carry the caller's transaction.  Any call may raise `MatrixError`.
+
+Every accepted event is told on the stream ``OutputRoomEvent`` as an
+`OutputRoomEvent`, in the order of its *position*, which grows by one writer's
+commits and is the room part of a sync token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+OUTPUT_ROOM_EVENT = "OutputRoomEvent"
+
+
+class RoomEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as components that serve clients need it.
+
+    ``client`` is the event in the client format as a JSON object without
+    ``unsigned`` and ``room_id``, ready to be spliced.  ``position`` is 0 for an
+    event that was never part of the live stream, negative for history fetched
+    later.  ``replaces`` and ``prev_content`` (JSON) tell what a state event
+    took the place of.  ``transaction_id`` belongs to the device
+    ``transaction_device`` of the sender alone.  ``redacted_by`` is the client
+    form of the redaction, where there is one, with its event ID.
+    """
+
+    event_id: str
+    room_id: str
+    sender: str
+    type: str
+    state_key: str | None
+    origin_server_ts: int
+    position: int
+    depth: int
+    client: bytes
+    membership: str | None = None
+    has_url: bool = False
+    rel_type: str | None = None
+    relates_to: str | None = None
+    replaces: str | None = None
+    prev_content: bytes | None = None
+    prev_sender: str | None = None
+    transaction_id: str | None = None
+    transaction_device: str | None = None
+    redacted_by: bytes | None = None
+
+
+class OutputRoomEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """The message of the stream ``OutputRoomEvent``.
+
+    ``local_members`` tells how many users of this server were joined after the
+    event, ``joined_members`` how many of all servers.  ``state_changed`` says
+    whether the event became current state.  ``also_replaced`` lists further
+    state that changed with it (after a resolution): the new current events.
+    ``redacts`` is the event whose content went with this one.
+    """
+
+    event: RoomEvent
+    state_changed: bool
+    joined_members: int
+    local_members: int
+    room_version: str
+    redacts: str | None = None
+    also_replaced: list[RoomEvent] = []
+
+
+PURGE_ROOM = "purge_room"
+"""The header ``output_room_event_type`` of a message that is no `OutputRoomEvent` but a `RoomPurged`."""
+
+
+class RoomPurged(msgspec.Struct, frozen=True, kw_only=True):
+    """The message of the stream ``OutputRoomEvent`` with the type `PURGE_ROOM`: forget all about the room."""
+
+    room_id: str
+    position: int
+
+
+class Membership(msgspec.Struct, frozen=True, kw_only=True):
+    """A user's standing in a room: the membership event that is current."""
+
+    room_id: str
+    user_id: str
+    membership: str
+    event_id: str
+    sender: str
+    position: int
+    forgotten: bool = False
+
+
+class RoomView(msgspec.Struct, frozen=True, kw_only=True):
+    """A room as sync keeps it: current state and the newest part of the timeline.
+
+    ``state`` holds every current state event at ``position``; ``timeline`` the newest live
+    events up to ``position``, oldest first; ``complete`` says that nothing is before them.
+    """
+
+    room_id: str
+    room_version: str
+    position: int
+    state: list[RoomEvent]
+    timeline: list[RoomEvent]
+    complete: bool
+
+
+class ChangedSlot(msgspec.Struct, frozen=True, kw_only=True):
+    """A place in the state of a room where two states differ: what stands there in each, `None` for nothing."""
+
+    type: str
+    state_key: str
+    before: RoomEvent | None
+    now: RoomEvent | None
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """Events in the order asked for; ``end`` is the token to go on from, `None` at the end of what may be seen."""
+
+    events: list[RoomEvent]
+    start: str
+    end: str | None
+    state: list[RoomEvent] = []
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """An event with its surroundings, and the state after the last of them."""
+
+    event: RoomEvent
+    events_before: list[RoomEvent]
+    events_after: list[RoomEvent]
+    start: str
+    end: str
+    state: list[RoomEvent]
+
+
+class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a room event filter that a database can apply; `None` means any."""
+
+    types: list[str] | None = None
+    not_types: list[str] = []
+    senders: list[str] | None = None
+    not_senders: list[str] = []
+    contains_url: bool | None = None
+    rel_types: list[str] | None = None
+    related_by_senders: list[str] | None = None
+
+
+class NewRoom(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``createRoom`` asks for, checked for shape only.
+
+    ``creator_profile`` holds ``displayname`` and ``avatar_url`` where set.
+    """
+
+    creator: str
+    room_version: str | None = None
+    preset: str | None = None
+    visibility: str = "private"
+    room_alias_name: str | None = None
+    name: str | None = None
+    topic: str | None = None
+    invite: list[str] = []
+    invite_3pid: list[dict[str, Any]] = []
+    creation_content: dict[str, Any] = {}
+    initial_state: list[dict[str, Any]] = []
+    power_level_content_override: dict[str, Any] | None = None
+    is_direct: bool = False
+    creator_profile: dict[str, str] = {}
+
+
+class NewEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that a local user wants to send.
+
+    ``device_id`` and ``transaction_id`` name the client's transaction: sent
+    again, it yields the first event's ID.  ``timestamp`` is for application
+    services; ``is_guest`` matters where the event is the sender's own join.
+    """
+
+    room_id: str
+    sender: str
+    type: str
+    content: dict[str, Any]
+    state_key: str | None = None
+    redacts: str | None = None
+    device_id: str | None = None
+    transaction_id: str | None = None
+    timestamp: int | None = None
+    is_guest: bool = False
+
+
+class MembershipChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of one user's membership by a local user.
+
+    ``action`` is one of ``join``, ``leave``, ``invite``, ``kick``, ``ban``,
+    ``unban``, ``knock``.  ``profile`` is that of the target where it is local.
+    """
+
+    room_id: str
+    sender: str
+    target: str
+    action: str
+    reason: str | None = None
+    content: dict[str, Any] = {}
+    profile: dict[str, str] = {}
+    via: list[str] = []
+    third_party_signed: dict[str, Any] | None = None
+    is_guest: bool = False
+
+
+class Alias(msgspec.Struct, frozen=True):
+    """A room alias, the room it names and servers that know the room."""
+
+    alias: str
+    room_id: str
+    servers: list[str]
+    creator: str = ""
+
+
+class PublicRoom(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A row of the room directory, as ``/publicRooms`` and the hierarchy show it."""
+
+    room_id: str
+    num_joined_members: int
+    world_readable: bool
+    guest_can_join: bool
+    name: str | None = None
+    topic: str | None = None
+    canonical_alias: str | None = None
+    avatar_url: str | None = None
+    join_rule: str | None = None
+    room_type: str | None = None
+    room_version: str | None = None
+    encryption: str | None = None
+    allowed_room_ids: list[str] | None = None
+
+
+class HierarchyRoom(msgspec.Struct, frozen=True, kw_only=True):
+    """A room of a space's tree; ``children_state`` holds its child events, stripped, as JSON."""
+
+    summary: PublicRoom
+    children_state: list[bytes]
+
+
+class FoundUser(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A row of the user directory."""
+
+    user_id: str
+    display_name: str | None = None
+    avatar_url: str | None = None
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a user reported: an event, a room (no event) or a user; with what the room shows of itself."""
+
+    report_id: int
+    received_ts: int
+    reporter: str
+    reason: str | None
+    score: int | None
+    room_id: str | None
+    event_id: str | None
+    user_id: str | None
+    sender: str | None
+    name: str | None
+    canonical_alias: str | None
+
+
+class ReportDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """A report and the event that it is about, as JSON in the client format."""
+
+    report: Report
+    event: bytes | None
+
+
+class RoomAPI(Protocol):
+    """Everything that other components may ask of rooms."""
+
+    # --- actions ---
+
+    async def create_room(self, room: NewRoom) -> str:
+        """Make a room with its first events; returns its ID."""
+
+    async def send(self, event: NewEvent) -> str:
+        """Send a message, state or redaction event; returns its ID."""
+
+    async def change_membership(self, change: MembershipChange) -> str:
+        """Carry out `change`; returns the room's ID."""
+
+    async def forget(self, user_id: str, room_id: str) -> None:
+        """Hide a room that the user has left."""
+
+    async def upgrade(self, user_id: str, room_id: str, new_version: str, additional_creators: list[str] | None) -> str:
+        """Replace the room by one of `new_version`; returns the new room's ID."""
+
+    async def update_profile(self, user_id: str, profile: dict[str, str]) -> None:
+        """Show a user's new ``displayname`` and ``avatar_url`` in the member events of all joined rooms."""
+
+    async def create_alias(self, alias: str, room_id: str, creator: str) -> None: ...
+
+    async def delete_alias(self, alias: str, user_id: str, is_admin: bool) -> None: ...
+
+    async def set_published(self, room_id: str, user_id: str, visible: bool, is_admin: bool) -> None: ...
+
+    async def report(
+        self, user_id: str, room_id: str, event_id: str | None, reason: str | None, score: int | None
+    ) -> None:
+        """Take a report of a room, or of an event in a room that the user is joined to."""
+
+    async def report_user(self, user_id: str, reported: str, reason: str | None) -> None:
+        """Take a report of the user `reported`."""
+
+    async def delete_report(self, report_id: int) -> None: ...
+
+    async def evacuate_room(self, room_id: str) -> list[str]:
+        """Make all users of this server leave a room; returns those who left."""
+
+    async def evacuate_user(self, user_id: str) -> list[str]:
+        """Make a user of this server leave all rooms; returns the rooms."""
+
+    async def purge_room(self, room_id: str) -> None:
+        """Delete a room and all about it; others are told by a `RoomPurged`."""
+
+    # --- questions ---
+
+    async def position(self) -> int:
+        """The newest position that is on disk."""
+
+    async def resolve_alias(self, alias: str) -> Alias: ...
+
+    async def aliases(self, room_id: str, user_id: str) -> list[str]:
+        """The local aliases of a room, for one who may know them."""
+
+    async def published(self, room_id: str) -> bool: ...
+
+    async def public_rooms(
+        self, limit: int, since: str | None, search: str | None, room_types: list[str | None] | None
+    ) -> tuple[list[PublicRoom], str | None, str | None, int]:
+        """A page of the directory: rows, the next and the previous page's token, and how many there are in all."""
+
+    async def room_summary(self, room_id: str) -> PublicRoom | None: ...
+
+    async def room_summary_for(self, room_id: str, user_id: str | None) -> tuple[PublicRoom, str | None]:
+        """What a room shows to a user (`None`: to anybody), and the user's membership; ``M_NOT_FOUND`` else."""
+
+    async def hierarchy(
+        self,
+        user_id: str,
+        room_id: str,
+        suggested_only: bool,
+        max_depth: int | None,
+        limit: int | None,
+        from_token: str | None,
+    ) -> tuple[list[HierarchyRoom], str | None]:
+        """A page of the tree of rooms below a space, and the token of the next page."""
+
+    async def mutual_rooms(self, user_id: str, other: str, from_token: str | None) -> tuple[list[str], str | None, int]:
+        """A page of the rooms to which both are joined, the token of the next one, and how many there are."""
+
+    async def search_users(self, user_id: str, term: str, limit: int) -> tuple[list[FoundUser], bool]:
+        """Users whom `user_id` may know of, the best matches first; and whether there are more of them."""
+
+    async def empty_rooms(self) -> list[str]:
+        """Rooms in which no user of this server is joined."""
+
+    async def reports(
+        self, kind: str, reporter: str | None, room_id: str | None, start: int, limit: int, newest_first: bool
+    ) -> tuple[list[Report], int]:
+        """A page of the reports of a kind (``event``, ``room``, ``user``, or empty for all); how many there are."""
+
+    async def report_details(self, report_id: int) -> ReportDetails: ...
+
+    async def memberships(self, user_id: str) -> list[Membership]:
+        """Every room in which the user has a membership, forgotten ones too."""
+
+    async def membership(self, room_id: str, user_id: str) -> Membership | None: ...
+
+    async def joined_users(self, room_id: str) -> list[str]:
+        """The joined users of a room, local and remote."""
+
+    async def shares_room(self, user_id: str, others: list[str]) -> list[str]:
+        """Those of `others` who are joined to a room that the user is joined to."""
+
+    async def room_view(self, room_id: str, timeline_limit: int) -> RoomView: ...
+
+    async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
+        """The position of the newest live event in each of these rooms."""
+
+    async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
+        """What one who is invited or knocks is shown of a room: stripped state events as JSON, theirs among them."""
+
+    async def pdus(self, event_ids: Sequence[str]) -> dict[str, bytes]:
+        """Stored events among these IDs as they travel between servers; no visibility applied."""
+
+    async def timeline(
+        self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None
+    ) -> tuple[list[RoomEvent], bool]:
+        """The newest `limit` live events in (after, upto], oldest first; and whether older ones of them remain."""
+
+    async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
+        """The state of the room after the last live event up to `position`."""
+
+    async def state_changes(self, room_id: str, after: int, upto: int) -> list[ChangedSlot]:
+        """What differs between the states after the last live events up to `after` and up to `upto`."""
+
+    async def state_before(self, event_id: str) -> list[RoomEvent]:
+        """The state that the event was accepted on."""
+
+    async def current_state(self, room_id: str, user_id: str) -> list[RoomEvent]:
+        """The state that the user may see: current, or as it was when they left."""
+
+    async def state_event(self, room_id: str, user_id: str, type: str, state_key: str) -> RoomEvent: ...
+
+    async def members(
+        self, room_id: str, user_id: str, at: str | None, membership: str | None, not_membership: str | None
+    ) -> list[RoomEvent]: ...
+
+    async def joined_members(self, room_id: str, user_id: str) -> list[RoomEvent]:
+        """Member events of those joined, for one who is joined too."""
+
+    async def event(self, room_id: str, user_id: str, event_id: str) -> RoomEvent:
+        """An event that the user may see."""
+
+    async def events(self, event_ids: list[str]) -> list[RoomEvent]:
+        """Stored events among these IDs; no visibility applied."""
+
+    async def messages(
+        self,
+        room_id: str,
+        user_id: str,
+        direction: str,
+        from_token: str | None,
+        to_token: str | None,
+        limit: int,
+        filter: EventFilter | None,
+        lazy_load_members: bool,
+    ) -> Page: ...
+
+    async def context(
+        self, room_id: str, user_id: str, event_id: str, limit: int, filter: EventFilter | None, lazy_load_members: bool
+    ) -> Context: ...
+
+    async def relations(
+        self,
+        room_id: str,
+        user_id: str,
+        event_id: str,
+        rel_type: str | None,
+        event_type: str | None,
+        direction: str,
+        from_token: str | None,
+        to_token: str | None,
+        limit: int,
+        recurse: bool,
+    ) -> Page: ...
+
+    async def threads(self, room_id: str, user_id: str, include: str, from_token: str | None, limit: int) -> Page: ...
+
+    async def aggregations(self, room_id: str, event_ids: Sequence[str], user_id: str) -> dict[str, bytes]:
+        """For each event that has any, the JSON of ``unsigned.m.relations`` as the user sees it."""
+
+    async def timestamp_to_event(self, room_id: str, user_id: str, ts: int, direction: str) -> tuple[str, int]:
+        """The nearest event in a direction: its ID and time in milliseconds."""
+
+    async def visible(self, user_id: str, events: Sequence[RoomEvent]) -> list[RoomEvent]:
+        """Those of `events` (of any rooms) that history visibility lets the user see, in the same order."""
+
+
+def timeline_token(depth: int, position: int) -> str:
+    """A token of ``/messages``: the place just after the event at this depth and position."""
+    return f"t{depth}_{position}"

@@ -1,0 +1,228 @@
+"""The room component: its parts, made and introduced."""
+
+from __future__ import annotations
+
+from ..cache import CacheBudget
+from ..database.engines import Database
+from ..database.migrate import migrate, steps_of
+from ..database.outbox import Outbox
+from ..matrix.keys import SigningKey
+from ..user_api.api import UserAPI
+from ..world import World
+from .actions import Actions, to_the_end
+from .directory import Directory
+from .duties import GUESTS, PURGE, TOMBSTONE, Duties
+from .guests import Guests
+from .hierarchy import Hierarchy
+from .input import RoomWriter
+from .purge import Purges
+from .queries import Queries
+from .relations import Relations
+from .reports import Reports
+from .room import Rooms
+from .snapshots import Snapshots
+from .store import EventStore, RoomEvents
+from .succession import Succession
+from .tables.names import Names
+from .upgrade import Upgrades
+from .user_directory import UserDirectory
+from .viewing import Viewer
+
+
+class RoomComponent:
+    """Answers `RoomAPI`: each method is that of the part which carries it out."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        users: UserAPI,
+        world: World,
+        budget: CacheBudget,
+        server_name: str,
+        key: SigningKey,
+        default_room_version: str,
+    ) -> None:
+        self.database = database
+        self.outbox = Outbox("room_api", database)
+        names = Names()
+        snapshots = Snapshots(budget)
+        store = EventStore(database, budget)
+        shown = RoomEvents(database, store, budget)
+        viewer = Viewer(database, names, snapshots, store)
+        user_directory = UserDirectory(database, names, users)
+        self.duties = duties = Duties(database, world.time)
+        self.rooms = Rooms(database, snapshots, budget)
+        self.writer = RoomWriter(
+            database=database,
+            outbox=self.outbox,
+            names=names,
+            rooms=self.rooms,
+            store=store,
+            clock=world.clock,
+            random=world.random,
+            server_name=server_name,
+            key=key,
+            duties=duties,
+            user_directory=user_directory,
+        )
+        actions = Actions(
+            database=database,
+            names=names,
+            rooms=self.rooms,
+            writer=self.writer,
+            store=store,
+            users=users,
+            user_directory=user_directory,
+            clock=world.clock,
+            random=world.random,
+            server_name=server_name,
+            default_room_version=default_room_version,
+        )
+        queries = Queries(
+            database=database,
+            names=names,
+            rooms=self.rooms,
+            snapshots=snapshots,
+            store=store,
+            shown=shown,
+            viewer=viewer,
+        )
+        relations = Relations(
+            database=database,
+            names=names,
+            rooms=self.rooms,
+            store=store,
+            shown=shown,
+            viewer=viewer,
+            queries=queries,
+            users=users,
+        )
+        directory = Directory(
+            database=database,
+            rooms=self.rooms,
+            actions=actions,
+            viewer=viewer,
+            clock=world.clock,
+            server_name=server_name,
+        )
+        succession = Succession(database=database, rooms=self.rooms, actions=actions, users=users)
+        actions.after_join = succession.joined
+        upgrades = Upgrades(
+            database=database,
+            rooms=self.rooms,
+            actions=actions,
+            writer=self.writer,
+            store=store,
+            succession=succession,
+            users=users,
+            random=world.random,
+            server_name=server_name,
+        )
+        guests = Guests(database=database, rooms=self.rooms, actions=actions, users=users)
+        purges = Purges(
+            database=database,
+            outbox=self.outbox,
+            names=names,
+            rooms=self.rooms,
+            writer=self.writer,
+            actions=actions,
+            duties=duties,
+            users=users,
+            server_name=server_name,
+        )
+        reports = Reports(
+            database=database,
+            names=names,
+            rooms=self.rooms,
+            store=store,
+            viewer=viewer,
+            actions=actions,
+            users=users,
+            clock=world.clock,
+            server_name=server_name,
+        )
+        hierarchy = Hierarchy(
+            database=database,
+            names=names,
+            rooms=self.rooms,
+            store=store,
+            actions=actions,
+            directory=directory,
+            clock=world.clock,
+            random=world.random,
+        )
+        duties.carriers = {
+            GUESTS: guests.access_changed,
+            TOMBSTONE: succession.buried,
+            PURGE: purges.delete_rest,
+        }
+        self.upgrade = to_the_end(upgrades.upgrade)
+        self.purge_room = to_the_end(purges.purge_room)
+        self.evacuate_room = to_the_end(purges.evacuate_room)
+        self.evacuate_user = to_the_end(purges.evacuate_user)
+        self.empty_rooms = purges.empty_rooms
+        self.report = reports.report
+        self.report_user = reports.report_user
+        self.reports = reports.reports
+        self.report_details = reports.report_details
+        self.delete_report = reports.delete_report
+        self.hierarchy = hierarchy.hierarchy
+        self.room_summary_for = hierarchy.room_summary_for
+        self.mutual_rooms = hierarchy.mutual_rooms
+        self.search_users = user_directory.search
+        self.create_room = to_the_end(actions.create_room)
+        self.send = to_the_end(actions.send)
+        self.change_membership = to_the_end(actions.change_membership)
+        self.forget = to_the_end(actions.forget)
+        self.update_profile = to_the_end(actions.update_profile)
+        self.resolve_alias = directory.resolve_alias
+        self.aliases = directory.aliases
+        self.create_alias = to_the_end(directory.create_alias)
+        self.delete_alias = to_the_end(directory.delete_alias)
+        self.published = directory.published
+        self.set_published = to_the_end(directory.set_published)
+        self.public_rooms = directory.public_rooms
+        self.room_summary = directory.room_summary
+        self.memberships = queries.memberships
+        self.membership = queries.membership
+        self.joined_users = queries.joined_users
+        self.shares_room = queries.shares_room
+        self.room_view = queries.room_view
+        self.newest_positions = queries.newest_positions
+        self.stripped_state = queries.stripped_state
+        self.pdus = queries.pdus
+        self.timeline = queries.timeline
+        self.state_at = queries.state_at
+        self.state_changes = queries.state_changes
+        self.state_before = queries.state_before
+        self.current_state = queries.current_state
+        self.state_event = queries.state_event
+        self.members = queries.members
+        self.joined_members = queries.joined_members
+        self.event = queries.event
+        self.events = queries.events
+        self.messages = queries.messages
+        self.context = queries.context
+        self.relations = relations.relations
+        self.threads = relations.threads
+        self.aggregations = relations.aggregations
+        self.timestamp_to_event = queries.timestamp_to_event
+        self.visible = queries.visible
+
+    def prepare(self) -> None:
+        """Bring the database up to date and take up its positions; before the reactor runs."""
+        self.database.prepare(migrate, "room_api", steps_of("dendrite_tw.room_api"))
+        self.database.prepare(self.outbox.create)
+
+    async def start(self) -> None:
+        """Go on with what an earlier run left to be done; rooms are loaded when they are asked for."""
+        self.duties.wake()
+
+    async def stop(self) -> None:
+        """Nothing is kept in memory that is not on disk."""
+        self.duties.stop()
+
+    async def position(self) -> int:
+        """The newest position that is on disk."""
+        return self.outbox.position

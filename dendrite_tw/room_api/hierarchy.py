@@ -1,0 +1,233 @@
+"""Spaces: the tree of rooms, what a room shows of itself to those outside, and rooms in common.
+
+Client-Server API, "Spaces" and "Mutual Rooms".  The tree is walked depth
+first; what remains to be walked is kept in memory for a while under the token
+of the next page, so that each page costs only its own rooms.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from ..database.engines import Database
+from ..matrix.errors import forbidden, invalid_param, not_found
+from ..matrix.events import Event, stripped
+from ..matrix.identifiers import is_historical_user_id, is_room_id
+from ..world import Clock, Random
+from .actions import Actions
+from .api import HierarchyRoom, PublicRoom
+from .directory import Directory
+from .room import Room, Rooms
+from .store import EventStore
+from .tables import names as name_table
+from .tables import rooms as room_table
+from .tables.names import Names
+
+SPACE = "m.space"
+SPACE_CHILD = "m.space.child"
+CREATE = ("m.room.create", "")
+JOIN_RULES = ("m.room.join_rules", "")
+
+PAGE_DEFAULT = 50
+PAGE_LIMIT = 100
+DEPTH_LIMIT = 50
+CHILDREN_LIMIT = 1000
+"""Children of one space that are walked and shown: the first of them."""
+
+ROOMS_LIMIT = 10_000
+"""Rooms of one walk."""
+
+WALKS_LIMIT = 1000
+WALK_MS = 10 * 60 * 1000
+"""How many walks are remembered, and for how long."""
+
+MUTUAL_PAGE = 100
+ORDER_LENGTH = 50
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A walk that goes on: rooms still to be visited, the next one last, and those that were."""
+
+    user_id: str
+    room_id: str
+    suggested_only: bool
+    max_depth: int
+    waiting: tuple[tuple[str, int], ...]
+    visited: frozenset[str]
+    expires: int = 0
+
+
+class Hierarchy:
+    """Answers the questions of `RoomAPI` about spaces and about rooms seen from outside."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        names: Names,
+        rooms: Rooms,
+        store: EventStore,
+        actions: Actions,
+        directory: Directory,
+        clock: Clock,
+        random: Random,
+    ) -> None:
+        self._database = database
+        self._names = names
+        self._rooms = rooms
+        self._store = store
+        self._actions = actions
+        self._directory = directory
+        self._clock = clock
+        self._random = random
+        self._walks: OrderedDict[str, Walk] = OrderedDict()
+
+    # --- the tree ---
+
+    async def hierarchy(
+        self,
+        user_id: str,
+        room_id: str,
+        suggested_only: bool,
+        max_depth: int | None,
+        limit: int | None,
+        from_token: str | None,
+    ) -> tuple[list[HierarchyRoom], str | None]:
+        """A page of the tree below a room, as far as the user may see it, and the token of the next one.
+
+        ``M_FORBIDDEN`` (403) where the room itself is not for them, ``M_INVALID_PARAM`` for limits that are
+        none and tokens that are unknown or of another walk.
+        """
+        if (limit is not None and limit < 1) or (max_depth is not None and max_depth < 0):
+            raise invalid_param("limit must be above zero, and max_depth not below.")
+        depth = min(DEPTH_LIMIT if max_depth is None else max_depth, DEPTH_LIMIT)
+        root = await self._rooms.find(room_id) if is_room_id(room_id) else None
+        if root is None or not await self._accessible(root, user_id):
+            raise forbidden("You may not see this room.")
+        begun = Walk(user_id, room_id, suggested_only, depth, ((room_id, 0),), frozenset([room_id]))
+        walk = begun if from_token is None else self._resumed(from_token, begun)
+        found: list[HierarchyRoom] = []
+        waiting, visited = list(walk.waiting), set(walk.visited)
+        wanted = min(limit or PAGE_DEFAULT, PAGE_LIMIT)
+        while waiting and len(found) < wanted:
+            child_id, level = waiting.pop()
+            room = await self._rooms.find(child_id)
+            if room is None or not await self._accessible(room, user_id):
+                continue
+            children = await self._children(room, suggested_only)
+            found.append(await self._shown(room, children))
+            if level < depth:
+                fresh = [child.state_key or "" for child in children if child.state_key not in visited]
+                fresh = fresh[: ROOMS_LIMIT - len(visited)]
+                visited.update(fresh)
+                waiting += [(child_id, level + 1) for child_id in reversed(fresh)]
+        if not waiting:
+            return found, None
+        return found, self._remembered(replace(walk, waiting=tuple(waiting), visited=frozenset(visited)))
+
+    def _resumed(self, token: str, asked: Walk) -> Walk:
+        walk = self._walks.get(token)
+        if walk is None or walk.expires < self._clock.now_ms() or walk.user_id != asked.user_id:
+            raise invalid_param("The token is unknown or has expired.")
+        same = (walk.room_id, walk.suggested_only, walk.max_depth)
+        if same != (asked.room_id, asked.suggested_only, asked.max_depth):
+            raise invalid_param("room, suggested_only and max_depth must be those of the first page.")
+        return walk
+
+    def _remembered(self, walk: Walk) -> str:
+        now = self._clock.now_ms()
+        while self._walks and next(iter(self._walks.values())).expires < now:
+            self._walks.popitem(last=False)
+        if len(self._walks) >= WALKS_LIMIT:
+            self._walks.popitem(last=False)
+        token = self._random.token(24)
+        self._walks[token] = replace(walk, expires=now + WALK_MS)
+        return token
+
+    async def _children(self, room: Room, suggested_only: bool) -> list[Event]:
+        """The valid child events of a space, in their order; none for other rooms."""
+        create = (await self._actions.state(room, CREATE))[CREATE]
+        if create.content.get("type") != SPACE:
+            return []
+        slots = await self._database.read_long(name_table.slots_of_type_in, SPACE_CHILD, room.room_nid)
+        nids = [room.head.state[slot] for slot in slots if slot in room.head.state]
+        events = (await self._store.by_nid(nids)).values()
+        valid = [event for event in events if _is_child(event) and (not suggested_only or _is_suggested(event))]
+        return sorted(valid, key=_order)[:CHILDREN_LIMIT]
+
+    async def _shown(self, room: Room, children: Sequence[Event]) -> HierarchyRoom:
+        summary = await self._directory.describe(room)
+        state = [orjson.dumps(stripped(child) | {"origin_server_ts": child.origin_server_ts}) for child in children]
+        return HierarchyRoom(summary=summary, children_state=state)
+
+    # --- from outside ---
+
+    async def _accessible(self, room: Room, user_id: str | None) -> bool:
+        """Whether a user (`None`: anybody) may know what a room shows of itself."""
+        membership = await self._actions.membership(room, user_id) if user_id is not None else None
+        if membership in ("join", "invite"):
+            return True
+        summary = await self._directory.describe(room)
+        if summary.world_readable:
+            return True
+        if membership == "ban":
+            return False
+        rule = summary.join_rule
+        if rule == "public":
+            return True
+        if rule == "knock" or rule == "knock_restricted":
+            knockable = room.version.knocking if rule == "knock" else room.version.knock_restricted
+            if knockable:
+                return True
+        restricted = room.version.restricted_joins if rule == "restricted" else room.version.knock_restricted
+        if rule not in ("restricted", "knock_restricted") or not restricted or user_id is None:
+            return False
+        rules = (await self._actions.state(room, JOIN_RULES)).get(JOIN_RULES)
+        return rules is not None and await self._actions.in_allowed_room(rules.content.get("allow"), user_id)
+
+    async def room_summary_for(self, room_id: str, user_id: str | None) -> tuple[PublicRoom, str | None]:
+        """What a room shows to a user, or to anybody, and the user's membership; ``M_NOT_FOUND`` else."""
+        room = await self._rooms.find(room_id) if is_room_id(room_id) else None
+        if room is None or not await self._accessible(room, user_id):
+            raise not_found("There is no such room that you may see.")
+        membership = await self._actions.membership(room, user_id) if user_id is not None else None
+        return await self._directory.describe(room), membership
+
+    async def mutual_rooms(self, user_id: str, other: str, from_token: str | None) -> tuple[list[str], str | None, int]:
+        """A page of the rooms to which both are joined, the token of the next one, and how many there are."""
+        if not is_historical_user_id(other) or other == user_id:
+            raise invalid_param("user_id must be the ID of another user.")
+        if from_token is not None and not (from_token.isascii() and from_token.isdigit() and len(from_token) < 16):
+            raise invalid_param("from is not a token of this list.")
+        own, others = [await self._database.read(self._names.find, name) for name in (user_id, other)]
+        if own is None or others is None:
+            return [], None, 0
+        rows = await self._database.read(room_table.mutual_rooms, own, others, int(from_token or 0), MUTUAL_PAGE + 1)
+        page = rows[:MUTUAL_PAGE]
+        following = str(page[-1].room_nid) if len(rows) > MUTUAL_PAGE else None
+        count = await self._database.read(room_table.mutual_count, own, others)
+        return [row.room_id for row in page], following, count
+
+
+def _is_child(event: Event) -> bool:
+    via = event.content.get("via")
+    return (isinstance(via, list) and bool(via) and all(isinstance(server, str) for server in via)) and is_room_id(
+        event.state_key
+    )
+
+
+def _is_suggested(event: Event) -> bool:
+    return event.content.get("suggested") is True
+
+
+def _order(event: Event) -> tuple[Any, ...]:
+    """Children with a valid order come first, by it; then by time, then by room."""
+    order = event.content.get("order")
+    valid = isinstance(order, str) and 0 < len(order) <= ORDER_LENGTH and all(" " <= char <= "~" for char in order)
+    return not valid, order if valid else "", event.origin_server_ts, event.state_key

@@ -1,0 +1,160 @@
+"""State on disk: deltas in chains whose length is the number of digits of a step.
+
+Every change of a room's state makes a snapshot.  Snapshots of a room are
+numbered by *step*, and the step is read as a number in base four: the base of
+a snapshot is the one whose step has the lowest digit that is not zero cleared
+(1203 stands on 1200, that on 1000, that on nothing).  So a chain has at most
+`LEVELS` links, a link has on average a few changes, and nothing is stored
+whole but every 4^`LEVELS`-th state.
+
+`Chain` is what a room's writer keeps to make the next link without comparing
+states: for each level, what changed since the checkpoint of that level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+from immutables import Map
+
+from ..cache import Cache, CacheBudget
+from ..database.statements import Transaction
+from .tables.state import snapshot
+
+LEVELS = 8
+RADIX = 4
+
+StateMap = Map[int, int]
+"""State slot to the number of the event that holds it."""
+
+EMPTY: StateMap = Map()
+
+
+class Level(NamedTuple):
+    """A checkpoint, and what changed since."""
+
+    base_nid: int
+    changes: StateMap
+
+
+class Chain(NamedTuple):
+    """The newest snapshot of a room and its checkpoints, lowest level first."""
+
+    snapshot_nid: int
+    step: int
+    levels: tuple[Level, ...]
+
+
+class Link(NamedTuple):
+    """A snapshot to be stored."""
+
+    snapshot_nid: int
+    step: int
+    base_nid: int
+    changes: StateMap
+
+
+NEW_CHAIN = Chain(0, 0, (Level(0, EMPTY),) * LEVELS)
+
+
+def advance(chain: Chain, changes: Mapping[int, int], state: StateMap, snapshot_nid: int) -> tuple[Chain, Link]:
+    """The chain and the link for `changes` that led to `state`; an event number 0 takes a slot away."""
+    step = chain.step + 1
+    digit = _lowest_digit(step)
+    updated = {id(level.changes): level.changes for level in chain.levels}
+    updated = {key: known.update(changes) for key, known in updated.items()}
+    levels = [Level(level.base_nid, updated[id(level.changes)]) for level in chain.levels]
+    if digit < LEVELS:
+        link = Link(snapshot_nid, step, *levels[digit])
+    else:
+        link = Link(snapshot_nid, step, 0, state)
+    for index in range(min(digit, LEVELS)):
+        levels[index] = Level(snapshot_nid, EMPTY)
+    return Chain(snapshot_nid, step, tuple(levels)), link
+
+
+def _lowest_digit(step: int) -> int:
+    """The place of the lowest digit that is not zero."""
+    place = 0
+    while step % RADIX == 0:
+        step //= RADIX
+        place += 1
+    return place
+
+
+def encode_changes(changes: StateMap) -> bytes:
+    return msgspec.msgpack.encode([number for pair in changes.items() for number in pair])
+
+
+_decoder = msgspec.msgpack.Decoder(list[int])
+
+
+class StoredLink(NamedTuple):
+    """A snapshot as it was read."""
+
+    snapshot_nid: int
+    step: int
+    base_nid: int
+    changes: dict[int, int]
+
+
+class Snapshots:
+    """Reads snapshots, through a memory of links."""
+
+    def __init__(self, budget: CacheBudget) -> None:
+        self._links: Cache[int, StoredLink] = Cache("room_state", budget, lambda link: 200 + 100 * len(link.changes))
+
+    async def links(self, txn: Transaction, snapshot_nid: int) -> list[StoredLink]:
+        """The chain from a snapshot down to the empty state."""
+        chain = []
+        while snapshot_nid:
+            link = self._links.get(snapshot_nid)
+            if link is None:
+                row = await snapshot(txn, snapshot_nid)
+                if row is None:
+                    raise LookupError(f"there is no state snapshot {snapshot_nid}")
+                numbers = _decoder.decode(row.delta)
+                changes = dict(zip(numbers[::2], numbers[1::2], strict=True))
+                link = StoredLink(row.snapshot_nid, row.step, row.base_nid, changes)
+                self._links.put(snapshot_nid, link)
+            chain.append(link)
+            snapshot_nid = link.base_nid
+        return chain
+
+    async def state(self, txn: Transaction, snapshot_nid: int) -> dict[int, int]:
+        """Every slot of a state with its event."""
+        state: dict[int, int] = {}
+        for link in reversed(await self.links(txn, snapshot_nid)):
+            state.update(link.changes)
+        return {slot: event for slot, event in state.items() if event}
+
+    async def look_up(self, txn: Transaction, snapshot_nid: int, slots: Iterable[int]) -> dict[int, int]:
+        """Some slots of a state, those that are set."""
+        links = await self.links(txn, snapshot_nid)
+        found = {}
+        for slot in slots:
+            event = next((link.changes[slot] for link in links if slot in link.changes), 0)
+            if event:
+                found[slot] = event
+        return found
+
+    async def chain(self, txn: Transaction, snapshot_nid: int) -> tuple[Chain, StateMap]:
+        """What a room's writer needs to go on from a stored snapshot, and its state."""
+        if not snapshot_nid:
+            return NEW_CHAIN, EMPTY
+        links = await self.links(txn, snapshot_nid)
+        step = links[0].step
+        levels = tuple(_level(links, step - step % RADIX ** (place + 1)) for place in range(LEVELS))
+        return Chain(snapshot_nid, step, levels), Map(await self.state(txn, snapshot_nid))
+
+
+def _level(links: Sequence[StoredLink], checkpoint: int) -> Level:
+    """The checkpoint with that step, and what the links above it changed."""
+    changes: dict[int, int] = {}
+    for link in links:
+        if link.step == checkpoint:
+            return Level(link.snapshot_nid, Map(changes))
+        changes = {**link.changes, **changes}
+    return Level(0, Map(changes))

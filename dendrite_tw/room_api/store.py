@@ -1,0 +1,147 @@
+"""Stored events: as the protocol sees them, and as callers are shown them.
+
+`EventStore` reads events by number or ID through a memory; `RoomEvents` makes
+`RoomEvent`s, with what a state event replaced and what redacted it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import orjson
+
+from ..cache import Cache, CacheBudget
+from ..database.engines import Database
+from ..database.statements import Transaction
+from ..matrix.canonical_json import tight
+from ..matrix.events import Event, client_json, event_from_storage
+from ..matrix.relations import relation_of
+from ..matrix.room_versions import ROOM_VERSIONS
+from .api import RoomEvent
+from .tables.events import EventRow, event_by_id, events_by_id, events_by_nid
+
+
+def stored_event(row: EventRow) -> Event:
+    """The event in a row."""
+    return event_from_storage(row.pdu, ROOM_VERSIONS[row.version], row.event_id)
+
+
+class EventStore:
+    """Events by number, remembered: those that authorise others are asked for again and again."""
+
+    def __init__(self, database: Database, budget: CacheBudget) -> None:
+        self._database = database
+        self._events: Cache[int, Event] = Cache("events", budget, lambda event: 1500 + 3 * len(event.pdu))
+
+    def remember(self, event_nid: int, event: Event) -> None:
+        """Keep an event whose transaction is on disk."""
+        self._events.put(event_nid, event)
+
+    def forget(self, event_nid: int) -> None:
+        """Read the event anew when it is next asked for."""
+        self._events.pop(event_nid)
+
+    async def by_nid(self, nids: Iterable[int]) -> dict[int, Event]:
+        """The events with these numbers."""
+        found: dict[int, Event] = {}
+        missing: list[int] = []
+        for nid in nids:
+            event = self._events.get(nid)
+            if event is None:
+                missing.append(nid)
+            else:
+                found[nid] = event
+        if missing:
+            for row in await self._database.read(events_by_nid, missing):
+                event = stored_event(row)
+                found[row.event_nid] = event
+                self._events.put(row.event_nid, event)
+        return found
+
+    async def row(self, event_id: str) -> EventRow | None:
+        return await self._database.read(event_by_id, event_id)
+
+    async def rows(self, event_ids: Sequence[str]) -> list[EventRow]:
+        return await self._database.read(events_by_id, event_ids)
+
+
+def room_event(
+    event: Event,
+    *,
+    position: int,
+    replaced: Event | None = None,
+    txn_device: str | None = None,
+    txn_id: str | None = None,
+    redacted_by: bytes | None = None,
+) -> RoomEvent:
+    """What callers are shown of an event; ``replaced`` is the state that it took the place of."""
+    relation = relation_of(event.content)
+    return RoomEvent(
+        event_id=event.event_id,
+        room_id=event.room_id,
+        sender=event.sender,
+        type=event.type,
+        state_key=event.state_key,
+        origin_server_ts=event.origin_server_ts,
+        position=position,
+        depth=event.depth,
+        client=client_json(event),
+        membership=event.membership if event.state_key is not None else None,
+        has_url=isinstance(event.content.get("url"), str),
+        rel_type=relation.rel_type if relation else None,
+        relates_to=relation.event_id if relation else None,
+        replaces=replaced.event_id if replaced else None,
+        prev_content=tight(orjson.dumps(replaced.content)) if replaced else None,
+        prev_sender=replaced.sender if replaced else None,
+        transaction_id=txn_id,
+        transaction_device=txn_device,
+        redacted_by=redacted_by,
+    )
+
+
+class RoomEvents:
+    """Makes rows into what callers are shown, and remembers those that no later event can change but by redaction."""
+
+    def __init__(self, database: Database, store: EventStore, budget: CacheBudget) -> None:
+        self._database = database
+        self._store = store
+        self._shown: Cache[int, RoomEvent] = Cache("room_events", budget, lambda event: 900 + len(event.client))
+
+    async def show(self, rows: Sequence[EventRow]) -> list[RoomEvent]:
+        """`RoomEvent`s of `rows`, in their order."""
+        wanted = {nid for row in rows for nid in (row.replaces_nid, row.redacted_by_nid) if nid}
+        others = await self._store.by_nid(wanted) if wanted else {}
+        return [self._show(row, others) for row in rows]
+
+    def _show(self, row: EventRow, others: Mapping[int, Event]) -> RoomEvent:
+        if row.redacted_by_nid is not None or row.replaces_nid is not None:
+            return _shown(row, others)
+        known = self._shown.get(row.event_nid)
+        if known is None:
+            known = _shown(row, others)
+            self._shown.put(row.event_nid, known)
+        return known
+
+    async def by_nid(self, nids: Sequence[int]) -> list[RoomEvent]:
+        """The events with these numbers, in the order of the numbers given."""
+        rows = {row.event_nid: row for row in await self._database.read(events_by_nid, nids)}
+        return await self.show([rows[nid] for nid in nids if nid in rows])
+
+    async def show_in(self, txn: Transaction, rows: Sequence[EventRow]) -> list[RoomEvent]:
+        """As `show`, inside a transaction that may run in another thread."""
+        wanted = {nid for row in rows for nid in (row.replaces_nid, row.redacted_by_nid) if nid}
+        others = {row.event_nid: stored_event(row) for row in await events_by_nid(txn, list(wanted))} if wanted else {}
+        return [_shown(row, others) for row in rows]
+
+
+def _shown(row: EventRow, others: Mapping[int, Event]) -> RoomEvent:
+    """A row as callers are shown it; `others` holds what it replaced and what redacted it."""
+    redaction = others.get(row.redacted_by_nid) if row.redacted_by_nid else None
+    return room_event(
+        stored_event(row),
+        position=row.position,
+        replaced=others.get(row.replaces_nid) if row.replaces_nid else None,
+        txn_device=row.txn_device,
+        txn_id=row.txn_id,
+        redacted_by=client_json(redaction) if redaction else None,
+    )

@@ -1,0 +1,186 @@
+"""Events: one row each, with what queries select by beside the PDU itself.
+
+RETENTION: events live as long as their room; purging a room or its history
+deletes them through the room's writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ...database.statements import Transaction, each, many, maybe, none, one
+
+COLUMNS = (
+    "e.event_nid, e.event_id, r.room_id, r.version, e.depth, e.position, e.snapshot_nid, e.status, "
+    "e.txn_device, e.txn_id, e.pdu, e.replaces_nid, e.redacted_by_nid"
+)
+FROM = "FROM events e JOIN rooms r ON r.room_nid = e.room_nid"
+
+ACCEPTED, SOFT_FAILED, REJECTED = 0, 1, 2
+
+
+class EventRow(msgspec.Struct, frozen=True):
+    """An event as it is stored."""
+
+    event_nid: int
+    event_id: str
+    room_id: str
+    version: str
+    depth: int
+    position: int
+    snapshot_nid: int
+    status: int
+    txn_device: str | None
+    txn_id: str | None
+    pdu: bytes
+    replaces_nid: int | None
+    redacted_by_nid: int | None
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where an event stands in its room."""
+
+    room_nid: int
+    depth: int
+    position: int
+    snapshot_nid: int
+
+
+@each(
+    "INSERT INTO events (event_nid, event_id, room_nid, type_nid, slot_nid, sender_nid, depth, position, "
+    "origin_server_ts, snapshot_nid, status, replaces_nid, txn_device, txn_id, pdu) VALUES (:event_nid, :event_id, "
+    ":room_nid, :type_nid, :slot_nid, :sender_nid, :depth, :position, :origin_server_ts, :snapshot_nid, :status, "
+    ":replaces_nid, :txn_device, :txn_id, :pdu)",
+    row="event_nid event_id room_nid type_nid slot_nid sender_nid depth position origin_server_ts snapshot_nid "
+    "status replaces_nid txn_device txn_id pdu",
+)
+def insert_events(txn: Transaction, rows: object) -> None: ...
+
+
+@many(EventRow, f"SELECT {COLUMNS} {FROM} WHERE e.event_nid = ANY(:nids)")
+def events_by_nid(txn: Transaction, nids: Sequence[int]) -> None: ...
+
+
+@maybe(EventRow, f"SELECT {COLUMNS} {FROM} WHERE e.event_id = :event_id")
+def event_by_id(txn: Transaction, event_id: str) -> None: ...
+
+
+@many(EventRow, f"SELECT {COLUMNS} {FROM} WHERE e.event_id = ANY(:event_ids)")
+def events_by_id(txn: Transaction, event_ids: Sequence[str]) -> None: ...
+
+
+@maybe(Place, "SELECT room_nid, depth, position, snapshot_nid FROM events WHERE event_id = :event_id")
+def place_of(txn: Transaction, event_id: str) -> None: ...
+
+
+@many(
+    EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.position > :after AND e.position <= :upto "
+    "AND e.position > 0 AND e.status = 0 ORDER BY e.position DESC LIMIT :count",
+)
+def newest_live(txn: Transaction, room_nid: int, after: int, upto: int, count: int) -> None:
+    """Live events in (after, upto], newest first."""
+
+
+@many(
+    EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth < :depth OR (e.depth = :depth AND "
+    "e.position <= :position)) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth DESC, e.position DESC "
+    "LIMIT :count",
+)
+def history_back(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
+    """Events at or before a place, latest first."""
+
+
+@many(
+    EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth > :depth OR (e.depth = :depth AND "
+    "e.position > :position)) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth, e.position LIMIT :count",
+)
+def history_on(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
+    """Events after a place, earliest first."""
+
+
+@maybe(
+    Place,
+    "SELECT room_nid, depth, position, snapshot_nid FROM events WHERE room_nid = :room_nid AND position <= :position "
+    "AND position <> 0 AND status = 0 ORDER BY position DESC LIMIT 1",
+)
+def last_place(txn: Transaction, room_nid: int, position: int) -> None:
+    """The newest event up to a stream position."""
+
+
+@maybe(
+    Place,
+    "SELECT room_nid, depth, position, snapshot_nid FROM events WHERE room_nid = :room_nid AND position > :position "
+    "AND status = 0 ORDER BY position LIMIT 1",
+)
+def first_place_after(txn: Transaction, room_nid: int, position: int) -> None:
+    """The first live event after a stream position."""
+
+
+@maybe(
+    EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts >= :ts AND e.position <> 0 "
+    "AND e.status = 0 ORDER BY e.origin_server_ts, e.depth, e.position LIMIT 1",
+)
+def first_at_or_after(txn: Transaction, room_nid: int, ts: int) -> None: ...
+
+
+@maybe(
+    EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts <= :ts AND e.position <> 0 "
+    "AND e.status = 0 ORDER BY e.origin_server_ts DESC, e.depth DESC, e.position DESC LIMIT 1",
+)
+def last_at_or_before(txn: Transaction, room_nid: int, ts: int) -> None: ...
+
+
+@maybe(
+    str,
+    "SELECT event_id FROM events WHERE sender_nid = :sender_nid AND txn_device = :device AND txn_id = :txn_id "
+    "AND room_nid = :room_nid AND type_nid = :type_nid",
+)
+def event_of_transaction(
+    txn: Transaction, sender_nid: int, device: str, txn_id: str, room_nid: int, type_nid: int
+) -> None:
+    """The event that a client's transaction made."""
+
+
+@none("UPDATE events SET pdu = :pdu, redacted_by_nid = :redaction_nid WHERE event_nid = :event_nid")
+def replace_redacted(txn: Transaction, event_nid: int, pdu: bytes, redaction_nid: int) -> None: ...
+
+
+@each(
+    "INSERT INTO redactions (redacts_id, redaction_nid, room_nid, applied) VALUES (:redacts_id, :redaction_nid, "
+    ":room_nid, :applied) ON CONFLICT DO NOTHING",
+    row="redacts_id redaction_nid room_nid applied",
+)
+def insert_redactions(txn: Transaction, rows: object) -> None: ...
+
+
+@none("UPDATE counters SET next = next + :count WHERE name = :name")
+def _advance(txn: Transaction, name: str, count: int) -> None: ...
+
+
+@maybe(int, "SELECT next FROM counters WHERE name = :name")
+def _next(txn: Transaction, name: str) -> None: ...
+
+
+@none("INSERT INTO counters (name, next) VALUES (:name, 1) ON CONFLICT DO NOTHING")
+def _begin(txn: Transaction, name: str) -> None: ...
+
+
+async def take_block(txn: Transaction, name: str, count: int) -> int:
+    """Reserve `count` numbers of a counter; returns the first."""
+    await _begin(txn, name)
+    await _advance(txn, name, count)
+    following = await _next(txn, name)
+    assert following is not None
+    return following - count
+
+
+@one(int, "SELECT COUNT(*) FROM events WHERE room_nid = :room_nid AND snapshot_nid = :snapshot_nid")
+def references(txn: Transaction, room_nid: int, snapshot_nid: int) -> None:
+    """How many events stand on a snapshot."""

@@ -1,0 +1,148 @@
+"""Which events a user may see, decided from the state at each.
+
+The two parts of the state that count, history visibility and the user's own
+membership, are looked up in the snapshot that each event stands on; events on
+the same snapshot share the look-up (Client-Server API, "Room History
+Visibility").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import orjson
+
+from ..database.engines import Database
+from ..database.statements import Transaction
+from ..matrix.errors import forbidden
+from ..matrix.visibility import HISTORY_VISIBILITY, MEMBER, Visibility, may_see_event, visibility_from
+from .snapshots import Snapshots
+from .store import EventStore
+from .tables.events import EventRow, event_by_id
+from .tables.names import Names
+from .tables.rooms import MembershipRow, member_events_of, membership_in, room_by_id, room_by_nid
+
+
+class Viewer:
+    """Decides for one database of rooms."""
+
+    def __init__(self, database: Database, names: Names, snapshots: Snapshots, store: EventStore) -> None:
+        self._database = database
+        self._names = names
+        self._snapshots = snapshots
+        self._store = store
+
+    async def visible_rows(self, user_id: str, rows: Sequence[EventRow]) -> list[EventRow]:
+        """Those of `rows`, all of one room, that the user may see."""
+        if not rows:
+            return []
+        room = await self._database.read(room_by_id, rows[0].room_id)
+        if room is None:
+            return []
+        current = await self.membership(room.room_nid, user_id)
+        forgotten = current is not None and current.forgotten
+        sides = await self._sides({row.snapshot_nid for row in rows}, user_id)
+        last_join = await self._last_join(room.room_nid, user_id, current)
+        visible = []
+        for row in rows:
+            visibility, membership = sides[row.snapshot_nid]
+            visibility_after, membership_after = _after(row, user_id)
+            if forgotten:
+                membership = membership_after = last_join = None
+            if may_see_event(
+                visibility=visibility,
+                membership=membership,
+                joined_since=last_join is not None and (row.position < last_join),
+                visibility_after=visibility_after,
+                membership_after=membership_after,
+            ):
+                visible.append(row)
+        return visible
+
+    async def membership(self, room_nid: int, user_id: str) -> MembershipRow | None:
+        """The user's current membership in a room."""
+        user_nid = await self._database.read(self._names.find, user_id)
+        if user_nid is None:
+            return None
+        return await self._database.read(membership_in, user_nid, room_nid)
+
+    async def require_member(self, room_nid: int, user_id: str, peek: bool = True) -> MembershipRow | None:
+        """The user's membership, for one who may look into the room: who is or was joined and has not forgotten
+        it, or anybody if the room is readable by the world.  ``M_FORBIDDEN`` for others."""
+        membership = await self.membership(room_nid, user_id)
+        if membership is not None and membership.forgotten:
+            membership = None
+        if membership is not None and membership.membership == "join":
+            return membership
+        if membership is not None and await self._last_join(room_nid, user_id, membership) is not None:
+            return membership
+        if peek and await self._world_readable(room_nid):
+            return None
+        raise forbidden("You are not in this room.")
+
+    async def _world_readable(self, room_nid: int) -> bool:
+        return await self._database.read(self._current_visibility, room_nid) is Visibility.WORLD_READABLE
+
+    async def _current_visibility(self, txn: Transaction, room_nid: int) -> Visibility:
+        room = await room_by_nid(txn, room_nid)
+        slot = await self._names.find_slot(txn, (HISTORY_VISIBILITY, ""))
+        if room is None or slot is None:
+            return Visibility.SHARED
+        found = await self._snapshots.look_up(txn, room.snapshot_nid, [slot])
+        events = await self._store.by_nid(found.values())
+        return visibility_from(events[found[slot]].content if slot in found else None)
+
+    async def _sides(self, snapshot_nids: Iterable[int], user_id: str) -> dict[int, tuple[Visibility, str | None]]:
+        """For each snapshot, the visibility and the user's membership in it."""
+        slots = await self._database.read(self._slots, user_id)
+        found = await self._database.read(self._look_up_all, snapshot_nids, [slot for slot in slots if slot])
+        events = await self._store.by_nid({nid for state in found.values() for nid in state.values()})
+        sides = {}
+        for snapshot_nid, state in found.items():
+            visibility_nid, member_nid = (state.get(slot or 0) for slot in slots)
+            sides[snapshot_nid] = (
+                visibility_from(events[visibility_nid].content if visibility_nid else None),
+                events[member_nid].membership if member_nid else None,
+            )
+        return sides
+
+    async def _slots(self, txn: Transaction, user_id: str) -> tuple[int | None, int | None]:
+        visibility = await self._names.find_slot(txn, (HISTORY_VISIBILITY, ""))
+        return visibility, await self._names.find_slot(txn, (MEMBER, user_id))
+
+    async def _look_up_all(
+        self, txn: Transaction, snapshot_nids: Iterable[int], slots: Sequence[int]
+    ) -> dict[int, dict[int, int]]:
+        return {nid: await self._snapshots.look_up(txn, nid, slots) for nid in snapshot_nids}
+
+    async def _last_join(self, room_nid: int, user_id: str, current: MembershipRow | None) -> int | None:
+        """The position of the newest join of the user, `None` where there never was one."""
+        if current is None:
+            return None
+        if current.membership == "join":
+            return current.position
+        slot = await self._database.read(self._names.find_slot, (MEMBER, user_id))
+        if slot is None:
+            return None
+        for row in await self._database.read(member_events_of, room_nid, slot):
+            if orjson.loads(row.pdu)["content"].get("membership") == "join":
+                return row.position
+        return None
+
+    async def event_row(self, room_id: str, event_id: str) -> EventRow | None:
+        """A stored event of the room."""
+        row = await self._database.read(event_by_id, event_id)
+        return row if row is not None and row.room_id == room_id else None
+
+
+def _after(row: EventRow, user_id: str) -> tuple[Visibility | None, str | None]:
+    """What the event itself sets of the two sides."""
+    if b"m.room.member" not in row.pdu and b"m.room.history_visibility" not in row.pdu:
+        return None, None
+    pdu = orjson.loads(row.pdu)
+    if pdu.get("type") == HISTORY_VISIBILITY and pdu.get("state_key") == "":
+        return visibility_from(pdu["content"]), None
+    if pdu.get("type") == MEMBER and pdu.get("state_key") == user_id:
+        membership = pdu["content"].get("membership")
+        return None, membership if isinstance(membership, str) else None
+    return None, None

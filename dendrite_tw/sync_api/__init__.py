@@ -1,0 +1,1 @@
+"""What clients read: sync, timelines, context, members, relations, filters."""

@@ -1,0 +1,130 @@
+"""The sync component: what it is made of, and how the parts are introduced."""
+
+from __future__ import annotations
+
+from twisted.internet.task import deferLater
+
+from ..cache import CacheBudget
+from ..database.engines import Database
+from ..database.migrate import migrate, steps_of
+from ..room_api.api import RoomAPI
+from ..user_api.api import KeyAPI, UserAPI
+from ..web.routes import Access, Route
+from ..world import World
+from .feed import Feed, Queue
+from .filters import Filters
+from .joined import JoinedReader
+from .key_changes import KeyChanges
+from .lazy import SentMembers
+from .model import SyncModel
+from .notifier import Notifier
+from .old_sync import OldSync
+from .online import OnlineMarker
+from .positions import Heard
+from .presence import PresenceBoard
+from .presence_status import PresenceStatus
+from .reading import EventReader
+from .receipts import ReceiptLog
+from .room_state import StateReader
+from .rooms import RoomCache
+from .splice import Renderer
+from .syncing import SyncHandler
+from .typing import TypingBoard
+from .view import SyncView
+
+
+class SyncComponent:
+    """Serves sync and the endpoints that read rooms.
+
+    ``budget`` is shared by all caches; ``presence_enabled`` says whether users show their presence.
+    """
+
+    def __init__(
+        self,
+        rooms: RoomAPI,
+        users: UserAPI,
+        keys: KeyAPI,
+        queue: Queue,
+        database: Database,
+        world: World,
+        budget: CacheBudget,
+        server_name: str,
+        presence_enabled: bool = False,
+    ) -> None:
+        self._database = database
+        self._queue = queue
+        self._world = world
+        self.server_name = server_name
+        self.heard = Heard(world.time)
+        self.cache = RoomCache(rooms, self.heard, budget)
+        self.notifier = Notifier(rooms, users, self.heard, world.time)
+        self.receipts = ReceiptLog(users)
+        self.typing = TypingBoard(world.time, world.clock, self.notifier.typing)
+        self.presence = PresenceBoard(server_name if presence_enabled else "")
+        self.feed = Feed(
+            rooms,
+            users,
+            self.heard,
+            self.cache,
+            self.notifier,
+            self.receipts,
+            self.typing,
+            self.presence,
+            world.time,
+        )
+        self.filters = Filters(database, world.clock, budget)
+        self.renderer = Renderer(budget)
+        self.model = SyncModel(
+            rooms,
+            users,
+            keys,
+            self.notifier,
+            JoinedReader(rooms, self.cache, SentMembers(budget)),
+            self.receipts,
+            self.typing,
+            self.presence,
+            self._pause,
+        )
+        self.view = SyncView(rooms, self.renderer, self.receipts, self._pause)
+        self.online = OnlineMarker(self.presence, queue, self.notifier, world.time, world.clock, presence_enabled)
+        self.status = PresenceStatus(self.presence, self.online, rooms, world.clock)
+        self.handler = SyncHandler(
+            keys, self.heard, self.notifier, self.filters, self.model, self.view, self.online, world.time, world.clock
+        )
+        self.events = EventReader(rooms, users, self.notifier, self.renderer, world.clock)
+        self.state = StateReader(rooms, self.renderer, world.clock)
+        self.old = OldSync(
+            rooms, users, self.heard, self.notifier, self.model, self.handler, self.events, self.receipts, world.clock
+        )
+        self.key_changes = KeyChanges(self.model, self.notifier, self.heard, world.clock)
+
+    async def _pause(self) -> None:
+        """Let others have their turn in the middle of a long answer."""
+        await deferLater(self._world.time, 0)
+
+    def prepare(self) -> None:
+        """Bring the schema up to date, before the reactor runs."""
+        self._database.prepare(migrate, "sync_api", steps_of("dendrite_tw.sync_api"))
+
+    async def start(self) -> None:
+        """Begin to listen; requests may be served once this is done."""
+        self.notifier.start()
+        self.online.start()
+        await self.feed.start(self._queue)
+
+    def stop(self) -> None:
+        """Stop listening and answer all who wait."""
+        self.feed.stop()
+        self.online.stop()
+        self.notifier.stop()
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("GET", "/_matrix/client/v3/sync", self.handler.sync, Access.GUEST),
+            *self.filters.routes(),
+            *self.events.routes(),
+            *self.state.routes(),
+            *self.key_changes.routes(),
+            *self.status.routes(),
+            *self.old.routes(),
+        ]

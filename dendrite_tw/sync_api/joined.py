@@ -1,0 +1,250 @@
+"""A joined room in a sync: what is new in it, or all of it where it is new to the client.
+
+Client-Server API, ``GET /sync``, "Joined Room".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from ..room_api.api import Membership, RoomAPI, RoomEvent
+from .lazy import SentMembers
+from .request import SyncRequest
+from .rooms import MEMBER, Room, RoomCache, Slot
+from .splice import content_of, previous_membership
+from .state import StateSpan, fill_in, full_state, state_delta
+from .timeline import Timeline, TimelineReader
+from .tokens import SyncToken
+
+HEROES = 5
+NAMES = {"m.room.name": "name", "m.room.canonical_alias": "alias"}
+"""The types of state that name a room, and where in their content."""
+
+WALK_LIMIT = 50
+"""How many changes of a profile are followed back to find when a user joined."""
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """``summary``: whom to name the room after, where it has no name, and how many are in it."""
+
+    heroes: list[str] | None
+    joined: int
+    invited: int
+
+
+class JoinedRoom(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client is told of a room's events.
+
+    ``newly_joined``: the user joined since the token.  ``arrived`` and ``departed``
+    are the other users who did so or left, for the device lists.
+    """
+
+    room_id: str
+    timeline: Timeline
+    state: list[RoomEvent] = []
+    summary: Summary | None = None
+    newly_joined: bool = False
+    arrived: list[str] = []
+    departed: list[str] = []
+
+
+class JoinedReader:
+    """Reads joined rooms for syncs."""
+
+    def __init__(self, rooms: RoomAPI, cache: RoomCache, sent: SentMembers) -> None:
+        self._rooms = rooms
+        self._cache = cache
+        self._sent = sent
+        self._timelines = TimelineReader(rooms, cache)
+
+    async def newly_joined(self, request: SyncRequest, member: Membership, since: int) -> bool:
+        """Whether the user, who is in the room, was not in it all the time since position `since`."""
+        stream = request.stream
+        if member.position <= since:
+            return False
+        joined_from = stream.joined_from.get(member.room_id)
+        if joined_from is not None:
+            return joined_from > since
+        if since >= stream.tracked_from:
+            return False
+        event_id: str | None = member.event_id
+        for _ in range(WALK_LIMIT):
+            found = await self._rooms.events([event_id]) if event_id is not None else []
+            if not found or (found[0].position > since and previous_membership(found[0]) != "join"):
+                return True
+            if found[0].position <= since:
+                return False
+            event_id = found[0].replaces
+        return True
+
+    async def read(
+        self, request: SyncRequest, member: Membership, since: SyncToken | None, upto: SyncToken
+    ) -> JoinedRoom:
+        """What happened in a room in (since, upto]; all of it where `since` is `None` or the user is new.
+
+        One who is new may have been there before and know some of its timeline; ``limited`` says that
+        this one stands alone.
+        """
+        room_id = member.room_id
+        newly = since is None or await self.newly_joined(request, member, since.room)
+        full = newly or request.full_state
+        after = 0 if newly or since is None else since.room
+        room = self._cache.peek(room_id) or await self._cache.get(room_id)
+        timeline = await self._timelines.read(request, room, after, upto.room, newly, str(since or upto))
+        if newly and since is not None:
+            timeline = msgspec.structs.replace(timeline, limited=True)
+        changed = None if full else room.changed_after(after)
+        if changed is not None and not changed:
+            if not request.filter.lazy_load_members:
+                return JoinedRoom(room_id=room_id, timeline=timeline)
+            state = self._with_senders(request, room, StateSpan(room, upto.room, timeline.events), [], timeline, upto)
+            return JoinedRoom(room_id=room_id, timeline=timeline, state=await fill_in(self._rooms, state))
+        told = since.room if since is not None else upto.room
+        return await self._with_state(request, room_id, after, upto, timeline, full, newly, told)
+
+    async def _with_state(
+        self,
+        request: SyncRequest,
+        room_id: str,
+        after: int,
+        upto: SyncToken,
+        timeline: Timeline,
+        full: bool,
+        newly: bool,
+        told: int,
+    ) -> JoinedRoom:
+        """The room with what changed of its state; ``told`` is how far the client was told of anything."""
+        room = await self._cache.get(room_id)
+        base = {} if newly else room.changed_after(after)
+        known: dict[Slot, RoomEvent | None] = {}
+        if base is None:
+            changes = await self._rooms.state_changes(room_id, after, upto.room)
+            base = {(change.type, change.state_key): change.before for change in changes}
+            known = {(change.type, change.state_key): change.now for change in changes}
+            room = await self._cache.get(room_id)
+        span = StateSpan(room, upto.room, timeline.events, known)
+        arrived, departed = (everybody(span), []) if newly else moved(span, base)
+        summary = self._summary(request, span, full or summary_changes(span, base))
+        if full:
+            values = full_state(span, self._wanted_slots(request, span, timeline, summary, told), request.state_after)
+        else:
+            values = state_delta(span, base, request.state_after)
+            values = self._with_senders(request, room, span, values, timeline, upto, summary)
+        state = await fill_in(self._rooms, values)
+        if request.filter.lazy_load_members:
+            self._sent.note(request.device_key, room_id, members_in((*state, *timeline.events)), upto.room)
+        return JoinedRoom(
+            room_id=room_id,
+            timeline=timeline,
+            state=[event for event in state if request.wants_in_state(event)],
+            summary=summary,
+            newly_joined=newly,
+            arrived=arrived,
+            departed=departed,
+        )
+
+    def _summary(self, request: SyncRequest, span: StateSpan, wanted: bool) -> Summary | None:
+        if not wanted:
+            return None
+        room = span.room
+        heroes = None if is_named(room) else [user for user in room.heroes() if user != request.user_id][:HEROES]
+        return Summary(heroes, room.joined_count, room.invited_count)
+
+    def _wanted_slots(
+        self, request: SyncRequest, span: StateSpan, timeline: Timeline, summary: Summary | None, told: int
+    ) -> Iterable[Slot]:
+        """The slots of a full state: with lazy loading, of the members who matter only.
+
+        These are also all who changed after `told`: the client may know them from an earlier time.
+        """
+        slots = span.slots_at_end()
+        if not request.filter.lazy_load_members:
+            return slots
+        users = relevant_members(request, timeline, summary)
+        users.setdefault(request.user_id)
+        users.update((user, None) for user, event in span.room.members.items() if event.position > told)
+        return [slot for slot in slots if slot[0] != MEMBER or slot[1] in users]
+
+    def _with_senders(
+        self,
+        request: SyncRequest,
+        room: Room,
+        span: StateSpan,
+        values: list[RoomEvent | str | None],
+        timeline: Timeline,
+        upto: SyncToken,
+        summary: Summary | None = None,
+    ) -> list[RoomEvent | str | None]:
+        """`values` and, with lazy loading, the senders' member events that the device may not have."""
+        if not request.filter.lazy_load_members or not (timeline.events or summary):
+            return values
+        told = {value.event_id if isinstance(value, RoomEvent) else value for value in values if value is not None}
+        added: list[RoomEvent] = []
+        for user in relevant_members(request, timeline, summary):
+            slot = (MEMBER, user)
+            in_timeline = slot in span.first_in_timeline and not request.state_after
+            value = span.replaced_by(slot) if in_timeline else span.at_end(slot)
+            if not isinstance(value, RoomEvent) or value.event_id in told:
+                continue
+            redundant = self._sent.has(request.device_key, value, request.acknowledged.room)
+            if not redundant or request.filter.include_redundant_members:
+                added.append(value)
+        self._sent.note(request.device_key, room.room_id, members_in((*added, *timeline.events)), upto.room)
+        return [*values, *added]
+
+
+def relevant_members(request: SyncRequest, timeline: Timeline, summary: Summary | None) -> dict[str, None]:
+    """The users whose member events lazy loading is to give: senders and heroes."""
+    users = dict.fromkeys(event.sender for event in timeline.events)
+    if summary is not None and summary.heroes is not None:
+        users.update(dict.fromkeys(summary.heroes))
+    return users
+
+
+def members_in(events: Iterable[RoomEvent]) -> Iterable[RoomEvent]:
+    return (event for event in events if event.type == MEMBER and event.state_key is not None)
+
+
+def summary_changes(span: StateSpan, base: dict[Slot, RoomEvent | None]) -> bool:
+    """Whether, among the slots that changed, there is one on which a summary depends."""
+    for slot, old in base.items():
+        if slot[0] in NAMES and slot[1] == "":
+            return True
+        if slot[0] == MEMBER:
+            event = span.at_end(slot)
+            before = old.membership if old is not None else event and previous_membership(event)
+            if event is None or event.membership != before:
+                return True
+    return False
+
+
+def is_named(room: Room) -> bool:
+    """Whether a room has a name or a main alias, so that it is not named after its members."""
+    for type_, key in NAMES.items():
+        event = room.state.get((type_, ""))
+        if event is not None and content_of(event).get(key):
+            return True
+    return False
+
+
+def everybody(span: StateSpan) -> list[str]:
+    """All who are in the room."""
+    return [user for user, event in span.room.members.items() if event.membership == "join"]
+
+
+def moved(span: StateSpan, base: dict[Slot, RoomEvent | None]) -> tuple[list[str], list[str]]:
+    """The users who joined and those who left, among the slots that changed; who came back has joined."""
+    arrived: list[str] = []
+    departed: list[str] = []
+    for slot, old in base.items():
+        event = span.at_end(slot) if slot[0] == MEMBER else None
+        if event is None:
+            continue
+        before = old.membership if old is not None else previous_membership(event)
+        if event.membership == "join" and (before != "join" or previous_membership(event) != "join"):
+            arrived.append(slot[1])
+        elif event.membership != "join" and before == "join":
+            departed.append(slot[1])
+    return arrived, departed

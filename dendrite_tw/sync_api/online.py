@@ -1,0 +1,101 @@
+"""Marking users as online because they sync, and as offline when they no longer do.
+
+Told on the stream ``OutputPresenceEvent`` when it makes a difference, and then
+at most once a while; nothing where presence is switched off.  Client-Server
+API, "Presence", and ``set_presence`` of ``GET /sync``.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from ..user_api.api import Caller
+from ..world import Clock
+from .api import OUTPUT_PRESENCE_EVENT, Presence
+from .feed import Queue
+from .notifier import Notifier
+from .presence import PresenceBoard
+
+log = Logger()
+
+REPEAT_MS = 60_000
+"""How often a user's activity is told again while nothing else changes."""
+
+OFFLINE_AFTER_MS = 90_000
+"""How long after the last sync a user counts as gone; more than `REPEAT_MS`, as others tell of them too."""
+
+SWEEP_SECONDS = 30.0
+
+
+class OnlineMarker:
+    """Publishes the presence of users who sync in this process, when ``enabled``."""
+
+    def __init__(
+        self, board: PresenceBoard, queue: Queue, notifier: Notifier, time: IReactorTime, clock: Clock, enabled: bool
+    ) -> None:
+        self._board = board
+        self._queue = queue
+        self._notifier = notifier
+        self._time = time
+        self._clock = clock
+        self._enabled = enabled
+        self._seen: dict[str, int] = {}
+        self._sweep: IDelayedCall | None = None
+
+    def start(self) -> None:
+        if self._enabled:
+            self._sweep = self._time.callLater(SWEEP_SECONDS, self._start_sweep)
+
+    def stop(self) -> None:
+        if self._sweep is not None and self._sweep.active():
+            self._sweep.cancel()
+
+    async def mark(self, caller: Caller, state: str) -> None:
+        """The caller syncs with ``set_presence`` `state`; ``offline`` leaves their presence as it is."""
+        if not self._enabled or state == "offline":
+            return
+        now = self._clock.now_ms()
+        self._seen[caller.user_id] = now
+        known = self._board.get(caller.user_id)
+        if known is not None and known.presence == state and now - known.last_active_ts < REPEAT_MS:
+            return
+        await self._publish(caller.user_id, state, now, known.status_msg if known is not None else None)
+
+    async def set(self, user_id: str, state: str, status_msg: str | None) -> None:
+        """A user says what their presence is; who is then seen no more goes offline as others do."""
+        if not self._enabled:
+            return
+        now = self._clock.now_ms()
+        self._seen[user_id] = now
+        await self._publish(user_id, state, now, status_msg)
+
+    async def _publish(self, user_id: str, state: str, last_active_ts: int, status_msg: str | None) -> None:
+        presence = Presence(
+            user_id=user_id,
+            presence=state,
+            last_active_ts=last_active_ts,
+            status_msg=status_msg,
+            currently_active=state == "online",
+        )
+        await self._queue.publish(OUTPUT_PRESENCE_EVENT, msgspec.msgpack.encode(presence))
+
+    def _start_sweep(self) -> None:
+        sweeping = Deferred.fromCoroutine(self.sweep())
+        sweeping.addErrback(lambda failure: log.failure("presence could not be told", failure=failure))
+        self._sweep = self._time.callLater(SWEEP_SECONDS, self._start_sweep)
+
+    async def sweep(self) -> None:
+        """Tell who is gone: neither waiting in a sync nor seen, here or elsewhere, for a while."""
+        now = self._clock.now_ms()
+        for user_id, seen in list(self._seen.items()):
+            stream = self._notifier.active(user_id)
+            if stream is not None and stream.waiting:
+                self._seen[user_id] = now
+            elif now - seen >= OFFLINE_AFTER_MS:
+                del self._seen[user_id]
+                known = self._board.get(user_id)
+                if known is not None and known.presence != "offline" and known.last_active_ts <= seen:
+                    await self._publish(user_id, "offline", known.last_active_ts, known.status_msg)

@@ -1,0 +1,163 @@
+"""``GET /sync``: read what is asked, wait until there is something to tell, answer.
+
+An answer that tells nothing is made without asking anybody but the keys' counts:
+a comparison of the token with the user's stream.  Client-Server API, "Syncing".
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from ..matrix.errors import invalid_param
+from ..user_api.api import Caller, KeyAPI
+from ..world import Clock
+from .filters import Filters
+from .model import SyncChanges, SyncModel
+from .notifier import Notifier
+from .online import OnlineMarker
+from .positions import Heard
+from .request import SyncRequest
+from .tokens import SyncToken, parse_sync_token
+from .view import SyncView, answer_json, counts_json
+
+MAX_TIMEOUT_MS = 300_000
+CATCH_UP_SECONDS = 5.0
+
+
+class SyncQuery(msgspec.Struct, frozen=True):
+    """The query of ``GET /sync``."""
+
+    filter: str | None = None
+    since: str | None = None
+    full_state: bool = False
+    set_presence: Literal["offline", "online", "unavailable"] = "online"
+    timeout: int = 0
+    use_state_after: bool = False
+    unstable_state_after: bool = msgspec.field(name="org.matrix.msc4222.use_state_after", default=False)
+
+
+class SyncHandler:
+    """Answers ``GET /sync``."""
+
+    def __init__(
+        self,
+        keys: KeyAPI,
+        heard: Heard,
+        notifier: Notifier,
+        filters: Filters,
+        model: SyncModel,
+        view: SyncView,
+        online: OnlineMarker,
+        time: IReactorTime,
+        clock: Clock,
+    ) -> None:
+        self._keys = keys
+        self._heard = heard
+        self._notifier = notifier
+        self._filters = filters
+        self._model = model
+        self._view = view
+        self._online = online
+        self._time = time
+        self._clock = clock
+        self.active = 0
+        """How many requests are being answered or wait."""
+
+    async def sync(self, caller: Caller, query: SyncQuery) -> bytes:
+        """``GET /sync``."""
+        if query.timeout < 0:
+            raise invalid_param("timeout must not be negative.")
+        since = parse_sync_token(query.since) if query.since else None
+        wanted = await self._filters.resolve(caller.user_id, query.filter)
+        await self._online.mark(caller, query.set_presence)
+        self.active += 1
+        try:
+            stream = await self._notifier.open(caller.user_id)
+            if since is not None:
+                since = await self._reachable(since)
+            request = SyncRequest(
+                caller=caller,
+                stream=stream,
+                filter=wanted,
+                acknowledged=since or SyncToken(),
+                full_state=query.full_state,
+                state_after=query.use_state_after or query.unstable_state_after,
+                now=self._clock.now_ms(),
+            )
+            await self._model.acknowledge(request)
+            return await self.answer(request, since, min(query.timeout, MAX_TIMEOUT_MS) / 1000)
+        finally:
+            self.active -= 1
+
+    async def _reachable(self, since: SyncToken) -> SyncToken:
+        """The token once it has been heard of; what lies beyond all that exists is cut off.
+
+        Typing and presence begin anew with the queue, and then a token's part says nothing.
+        """
+        heard = self._heard
+        if not heard.has(since.room, since.user):
+            await heard.reach(since.room, since.user, CATCH_UP_SECONDS)
+        return SyncToken(
+            min(since.room, heard.room),
+            min(since.user, heard.user),
+            since.typing if since.typing <= heard.typing else 0,
+            since.presence if since.presence <= heard.presence else 0,
+        )
+
+    async def answer(self, request: SyncRequest, since: SyncToken | None, seconds: float) -> bytes:
+        """What there is to tell after `since`, waiting for something for `seconds` at most."""
+        deadline = self._time.seconds() + seconds
+        while True:
+            await self._renew(request)
+            upto = self._heard.token()
+            if since is None or request.full_state or self._notifier.may_have_changed(request.stream, since):
+                request.now = self._clock.now_ms()
+                changes = await self._model.collect(request, since, upto)
+                upto = changes.upto
+                sections = await self._view.write(request, changes)
+                if sections or since is None or request.full_state:
+                    return answer_json(str(upto), sections, await self._counts(request.caller))
+                since = upto
+            if not await self._wait(request, since, deadline):
+                return answer_json(str(upto), b"", await self._counts(request.caller))
+
+    async def changes(self, request: SyncRequest, since: SyncToken, timeout_ms: int) -> SyncChanges | None:
+        """The next changes after `since` that old clients are told of; `None` where the time is over."""
+        since = await self._reachable(since)
+        deadline = self._time.seconds() + max(0, min(timeout_ms, MAX_TIMEOUT_MS)) / 1000
+        while True:
+            await self._renew(request)
+            upto = self._heard.token()
+            if self._notifier.may_have_changed(request.stream, since):
+                found = await self._model.collect(request, since, upto)
+                if found.presence or found.extras or found.invited or found.left:
+                    return found
+                if any(room.timeline.events for room in found.joined):
+                    return found
+                since = found.upto
+            if not await self._wait(request, since, deadline):
+                return None
+
+    async def _wait(self, request: SyncRequest, since: SyncToken, deadline: float) -> bool:
+        """Wait until something may have changed after `since`; `False` where the request has waited enough."""
+        left = deadline - self._time.seconds()
+        if left <= 0 or self._notifier.stopped:
+            return False
+        stream = request.stream
+        if not self._notifier.may_have_changed(stream, since):
+            return await stream.wait(self._time, left)
+        return True
+
+    async def _renew(self, request: SyncRequest) -> None:
+        """Take the user's new stream where the one that the request began with has been given up."""
+        stream = request.stream
+        if self._notifier.active(stream.user_id) is not stream and not self._notifier.stopped:
+            request.stream = await self._notifier.open(stream.user_id)
+
+    async def _counts(self, caller: Caller) -> bytes:
+        if caller.device_id is None:
+            return b""
+        return counts_json(await self._keys.key_counts(caller.user_id, caller.device_id))

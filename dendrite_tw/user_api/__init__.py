@@ -1,0 +1,1 @@
+"""Accounts, devices, tokens, profiles, account data, keys, receipts and unread counts."""

@@ -1,0 +1,81 @@
+"""Who must learn that a user's keys changed.
+
+Client-Server API, "Tracking the device list for a user".  Each change is told
+on ``OutputKeyChangeEvent``; a table keeps the newest position of every user, so
+that a sync can ask what changed since its token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ..database.engines import Database
+from ..database.outbox import Outbox
+from ..database.statements import Transaction
+from .api import OUTPUT_KEY_CHANGE_EVENT, KeyChange
+from .tables import cross_signing as signature_table
+from .tables import key_changes as table
+
+
+class KeyChanges:
+    """Records and tells changes of keys.
+
+    `exclusive` says that no other process writes this database; only then may
+    the newest position be kept in memory, which spares a sync the question
+    whether anything changed at all.
+    """
+
+    def __init__(self, database: Database, outbox: Outbox, exclusive: bool) -> None:
+        self._database = database
+        self._outbox = outbox
+        self._exclusive = exclusive
+        self._newest = 0
+        self._loaded = False
+
+    async def record(self, txn: Transaction, user_id: str, device_id: str = "", deleted: bool = False) -> int:
+        """The keys of `user_id` (of that device, if one is named) change with this transaction."""
+        previous = await table.position_of(txn, user_id) or 0
+        position = await self._tell(
+            txn, KeyChange(user_id=user_id, device_id=device_id, deleted=deleted, previous=previous)
+        )
+        await table.store(txn, user_id, position)
+        txn.after_commit(lambda: self._committed(position))
+        return position
+
+    async def tell_signer(self, txn: Transaction, signer: str, target: str) -> int:
+        """`signer` signed the master key of `target`, which nobody else may see; returns the position."""
+        return await self._tell(txn, KeyChange(user_id=target, only_for=signer))
+
+    async def _tell(self, txn: Transaction, change: KeyChange) -> int:
+        def payload(position: int) -> bytes:
+            return msgspec.msgpack.encode(msgspec.structs.replace(change, position=position))
+
+        return await self._outbox.append(txn, OUTPUT_KEY_CHANGE_EVENT, payload)
+
+    async def record_remote(self, user_ids: Sequence[str]) -> None:
+        """The keys of users of other servers changed."""
+
+        async def transaction(txn: Transaction) -> None:
+            for user_id in user_ids:
+                await self.record(txn, user_id)
+
+        await self._database.write(transaction)
+
+    async def since(self, after: int, upto: int) -> list[str]:
+        """Users whose keys changed in (after, upto] and not again since."""
+        if self._exclusive:
+            if not self._loaded:
+                self._newest = max(self._newest, await self._database.read(table.newest))
+                self._loaded = True
+            if after >= self._newest:
+                return []
+        return await self._database.read(table.between, after, upto)
+
+    async def signed_since(self, signer: str, after: int, upto: int) -> list[str]:
+        """Users whose master key `signer` signed in (after, upto]."""
+        return await self._database.read(signature_table.signed_between, signer, after, upto)
+
+    def _committed(self, position: int) -> None:
+        self._newest = max(self._newest, position)

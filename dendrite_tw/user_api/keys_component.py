@@ -1,0 +1,280 @@
+"""`KeyAPI`, put together: devices' keys, cross-signing, messages between devices, backups.
+
+The user component makes one, over its own database and outbox, and calls
+`device_deleted` and `account_deactivated` in the transactions that delete
+devices and accounts.  Keys of users of other servers come through `RemoteKeys`,
+which the federation serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from ..cache import CacheBudget
+from ..database.engines import Database
+from ..database.outbox import Outbox
+from ..database.statements import Transaction
+from ..matrix.errors import MatrixError
+from ..matrix.identifiers import server_name_of
+from ..world import Clock, Random
+from . import key_checks
+from .api import (
+    BackupInfo,
+    BackupKey,
+    BackupState,
+    ClaimedKeys,
+    DeviceList,
+    KeyCounts,
+    QueriedKeys,
+    ToDeviceMessage,
+)
+from .cross_signing import CrossSigning
+from .device_keys import DeviceKeys, DevicesOf, check_query, stored_devices
+from .key_backup import KeyBackup
+from .key_changes import KeyChanges
+from .one_time_keys import OneTimeKeys, flatten
+from .tables import cross_signing as signing_table
+from .to_device import ToDevice
+
+REMOTE_TIMEOUT_MS = 10_000
+MAX_REMOTE_TIMEOUT_MS = 60_000
+"""How long other servers may take, where the client does not say, and at most."""
+
+MESSAGES_LIMIT = 1_000
+"""Waiting messages that one question may return."""
+
+
+class RemoteKeys(Protocol):
+    """Keys of users of other servers, asked for over federation.
+
+    Both name the servers that could not be asked in ``failures`` and need not raise; keys are JSON objects.
+    """
+
+    async def query(self, device_keys: dict[str, list[str]], timeout_ms: int) -> QueriedKeys: ...
+
+    async def claim(self, one_time_keys: dict[str, dict[str, str]], timeout_ms: int) -> ClaimedKeys: ...
+
+
+class KeyComponent:
+    """Answers `KeyAPI`.
+
+    `devices_of` reads devices in the transaction that it is given, by default from the user
+    component's table.  `exclusive`
+    says that this process alone writes the database, so that counts and
+    positions may be remembered.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        outbox: Outbox,
+        clock: Clock,
+        random: Random,
+        server_name: str,
+        budget: CacheBudget,
+        devices_of: DevicesOf = stored_devices,
+        remote: RemoteKeys | None = None,
+        exclusive: bool = True,
+    ) -> None:
+        self._database = database
+        self._server_name = server_name
+        self._remote = remote
+        self._changes = KeyChanges(database, outbox, exclusive)
+        self._devices = DeviceKeys(database, self._changes, devices_of)
+        self._one_time = OneTimeKeys(database, clock, budget, exclusive)
+        self._signing = CrossSigning(database, self._changes, devices_of, server_name)
+        self._to_device = ToDevice(database, outbox, clock, random, devices_of, server_name, budget, exclusive)
+        self._backup = KeyBackup(database)
+
+    # --- for the user component ---
+
+    async def device_deleted(self, txn: Transaction, user_id: str, device_id: str) -> None:
+        """Delete all that belongs to a device, in the transaction that deletes it."""
+        await self._devices.device_deleted(txn, user_id, device_id)
+        await self._one_time.device_deleted(txn, user_id, device_id)
+        await self._to_device.device_deleted(txn, user_id, device_id)
+
+    async def account_deactivated(self, txn: Transaction, user_id: str) -> None:
+        """Delete all that belongs to a user, in the transaction that deactivates the account."""
+        await self._devices.account_deactivated(txn, user_id)
+        await self._one_time.account_deactivated(txn, user_id)
+        await self._to_device.account_deactivated(txn, user_id)
+        await self._signing.account_deactivated(txn, user_id)
+        await self._backup.account_deactivated(txn, user_id)
+
+    async def device_changed(self, txn: Transaction, user_id: str, device_id: str) -> None:
+        """A device was made, or its display name changed, which others see beside the keys."""
+        await self._devices.device_changed(txn, user_id, device_id)
+
+    async def is_key_of(self, txn: Transaction, user_id: str, device_id: str) -> bool:
+        """Whether a new device may not have this ID, because a cross-signing key of its user has it."""
+        return any(key.public_key == device_id for key in await signing_table.of_user(txn, user_id))
+
+    async def prune(self) -> None:
+        """Delete what the tables keep for a while only; to be called every hour or so."""
+        await self._one_time.prune()
+        await self._to_device.prune()
+        await self._backup.prune()
+
+    # --- what a sync needs ---
+
+    async def to_device_since(
+        self, user_id: str, device_id: str, after: int, upto: int, limit: int
+    ) -> list[ToDeviceMessage]:
+        return await self._to_device.since(user_id, device_id, after, upto, max(0, min(limit, MESSAGES_LIMIT)))
+
+    async def delete_to_device(self, user_id: str, device_id: str, upto: int) -> None:
+        await self._to_device.delete(user_id, device_id, upto)
+
+    async def key_changes_since(self, after: int, upto: int) -> list[str]:
+        return await self._changes.since(after, upto)
+
+    async def signatures_since(self, user_id: str, after: int, upto: int) -> list[str]:
+        return await self._changes.signed_since(user_id, after, upto)
+
+    async def key_counts(self, user_id: str, device_id: str) -> KeyCounts:
+        return await self._one_time.counts(user_id, device_id)
+
+    # --- keys of devices ---
+
+    async def upload_keys(
+        self,
+        user_id: str,
+        device_id: str,
+        device_keys: dict[str, Any] | None,
+        one_time_keys: dict[str, Any],
+        fallback_keys: dict[str, Any],
+    ) -> KeyCounts:
+        if device_keys is None and not one_time_keys and not fallback_keys:
+            return await self._one_time.counts(user_id, device_id)
+        signatures = key_checks.device_keys(device_keys, user_id, device_id) if device_keys is not None else {}
+        new_keys = key_checks.one_time_keys(one_time_keys)
+        new_fallbacks = key_checks.one_time_keys(fallback_keys, fallback=True)
+
+        async def transaction(txn: Transaction) -> KeyCounts:
+            await self._devices.require_device(txn, user_id, device_id)
+            if device_keys is not None:
+                await self._devices.store(txn, user_id, device_id, device_keys, signatures)
+            await self._one_time.store(txn, user_id, device_id, new_keys)
+            await self._one_time.store_fallback(txn, user_id, device_id, new_fallbacks)
+            return await self._one_time.read_counts(txn, user_id, device_id)
+
+        return await self._database.write(transaction)
+
+    async def query_keys(
+        self, requester: str, device_keys: dict[str, list[str]], timeout_ms: int, local_only: bool = False
+    ) -> QueriedKeys:
+        check_query(device_keys)
+        local, remote = self._split(device_keys)
+        found = await self._devices.query(requester, local)
+        if remote and not local_only:
+            there = await self._query_remote(remote, timeout_ms)
+            found.device_keys.update(only_asked(there.device_keys, remote))
+            masters = only_asked(there.master_keys, remote)
+            found.master_keys.update(await self._devices.add_signatures(requester, masters))
+            found.self_signing_keys.update(only_asked(there.self_signing_keys, remote))
+            found.failures.update(there.failures)
+        return found
+
+    async def _query_remote(self, wanted: dict[str, list[str]], timeout_ms: int) -> QueriedKeys:
+        try:
+            if self._remote is not None:
+                return await self._remote.query(wanted, bounded(timeout_ms))
+        except MatrixError as error:
+            return QueriedKeys(failures=failed(wanted, error.error))
+        return QueriedKeys(failures=failed(wanted, "This server does not talk to other servers."))
+
+    async def claim_keys(
+        self, one_time_keys: dict[str, dict[str, str]], timeout_ms: int, local_only: bool = False
+    ) -> ClaimedKeys:
+        for user_id in one_time_keys:
+            key_checks.user_id(user_id)
+        wanted = flatten(one_time_keys)
+        local, remote = self._split(one_time_keys)
+        claimed = await self._one_time.claim([row for row in wanted if row[0] in local])
+        if not remote or local_only:
+            return ClaimedKeys(one_time_keys=claimed)
+        there = await self._claim_remote(remote, timeout_ms)
+        return ClaimedKeys(
+            one_time_keys={**claimed, **only_asked(there.one_time_keys, remote)}, failures=there.failures
+        )
+
+    async def _claim_remote(self, wanted: dict[str, dict[str, str]], timeout_ms: int) -> ClaimedKeys:
+        try:
+            if self._remote is not None:
+                return await self._remote.claim(wanted, bounded(timeout_ms))
+        except MatrixError as error:
+            return ClaimedKeys(failures=failed(wanted, error.error))
+        return ClaimedKeys(failures=failed(wanted, "This server does not talk to other servers."))
+
+    async def device_list(self, user_id: str) -> DeviceList:
+        return await self._devices.list_of(key_checks.user_id(user_id))
+
+    async def remote_keys_changed(self, user_ids: list[str]) -> None:
+        await self._changes.record_remote(user_ids)
+
+    def _split(self, by_user: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What concerns users of this server, and what concerns others."""
+        local = {user: part for user, part in by_user.items() if server_name_of(user) == self._server_name}
+        return local, {user: part for user, part in by_user.items() if user not in local}
+
+    # --- cross-signing ---
+
+    async def upload_cross_signing_keys(self, user_id: str, keys: dict[str, dict[str, Any]], replace: bool) -> bool:
+        return await self._signing.upload_keys(user_id, keys, replace)
+
+    async def upload_signatures(
+        self, user_id: str, signed: dict[str, dict[str, Any]]
+    ) -> dict[str, dict[str, dict[str, str]]]:
+        for target in signed:
+            key_checks.user_id(target)
+        remote: dict[str, list[str]] = {user: [] for user in self._split(signed)[1]}
+        masters = (await self._query_remote(remote, REMOTE_TIMEOUT_MS)).master_keys if remote else {}
+        return await self._signing.upload_signatures(user_id, signed, only_asked(masters, remote))
+
+    # --- messages between devices ---
+
+    async def send_to_device(
+        self, sender: str, device_id: str, event_type: str, txn_id: str, messages: dict[str, dict[str, Any]]
+    ) -> None:
+        await self._to_device.send(sender, device_id, event_type, txn_id, messages)
+
+    # --- backup of room keys ---
+
+    async def create_backup(self, user_id: str, algorithm: str, auth_data: bytes) -> str:
+        return await self._backup.create(user_id, algorithm, auth_data)
+
+    async def backup(self, user_id: str, version: str | None) -> BackupInfo:
+        return await self._backup.info(user_id, version)
+
+    async def update_backup(self, user_id: str, version: str, algorithm: str, auth_data: bytes) -> None:
+        await self._backup.update(user_id, version, algorithm, auth_data)
+
+    async def delete_backup(self, user_id: str, version: str) -> None:
+        await self._backup.delete(user_id, version)
+
+    async def put_backup_keys(self, user_id: str, version: str, keys: list[BackupKey]) -> BackupState:
+        return await self._backup.put(user_id, version, keys)
+
+    async def backup_keys(self, user_id: str, version: str, room_id: str | None, session_id: str | None) -> bytes:
+        return await self._backup.get(user_id, version, room_id, session_id)
+
+    async def delete_backup_keys(
+        self, user_id: str, version: str, room_id: str | None, session_id: str | None
+    ) -> BackupState:
+        return await self._backup.delete_keys(user_id, version, room_id, session_id)
+
+
+def bounded(timeout_ms: int) -> int:
+    return max(0, min(timeout_ms, MAX_REMOTE_TIMEOUT_MS))
+
+
+def only_asked(answer: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What other servers said of the users that they were asked about."""
+    return {user_id: part for user_id, part in answer.items() if user_id in wanted}
+
+
+def failed(user_ids: Iterable[str], error: str) -> dict[str, dict[str, Any]]:
+    """Failures of all servers of these users."""
+    return {server_name_of(user_id): {"status": 503, "message": error} for user_id in user_ids}

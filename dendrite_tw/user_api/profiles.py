@@ -1,0 +1,107 @@
+"""Profiles: display name, avatar and further fields (Client-Server API, "Profiles")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from ..database.engines import Database
+from ..database.statements import Transaction
+from ..matrix.errors import MatrixError, invalid_param
+from ..matrix.identifiers import is_namespaced_identifier
+from ..room_api.api import RoomAPI
+from .accounts import Accounts, in_background
+from .settings import PROFILE_LIMIT
+from .tables import accounts
+from .tables import profiles as table
+
+KEY_LIMIT = 255
+SHOWN_IN_ROOMS = ("displayname", "avatar_url")
+STRING_LIMIT = {"displayname": 256, "avatar_url": 1000}
+"""Characters of the fields that appear in room members' events, whose size is limited."""
+
+
+class Profiles:
+    """The profiles of local users."""
+
+    def __init__(self, database: Database, rooms: RoomAPI, all_accounts: Accounts) -> None:
+        self._database = database
+        self._rooms = rooms
+        self._accounts = all_accounts
+        self._showing: dict[str, bool] = {}
+
+    async def profile(self, user_id: str) -> dict[str, str]:
+        rows = await self._database.read(table.fields, user_id)
+        shown = {row.field: orjson.loads(row.value) for row in rows if row.field in SHOWN_IN_ROOMS}
+        return {field: value for field, value in shown.items() if isinstance(value, str)}
+
+    async def profile_fields(self, user_id: str) -> dict[str, Any] | None:
+        rows = await self._database.read(table.fields, user_id)
+        if not rows and not await self._accounts.is_local_account(user_id):
+            return None
+        return {row.field: orjson.loads(row.value) for row in rows}
+
+    async def set_profile_field(self, user_id: str, field: str, value: Any) -> None:
+        check_field(field)
+        if field in STRING_LIMIT and value is None:
+            await self.delete_profile_field(user_id, field)
+            return
+        check_value(field, value)
+        await self._database.write(self._set, user_id, field, orjson.dumps(value))
+        self._show(user_id, field)
+
+    async def _set(self, txn: Transaction, user_id: str, field: str, value: bytes) -> None:
+        account = await accounts.account(txn, user_id)
+        if account is None or account.deactivated:
+            raise MatrixError(404, "M_NOT_FOUND", "There is no such user.")
+        await table.set_field(txn, user_id, field, value)
+        rows = await table.fields(txn, user_id)
+        size = 2 + sum(len(orjson.dumps(row.field)) + len(row.value) + 2 for row in rows)
+        if size > PROFILE_LIMIT:
+            raise MatrixError(400, "M_PROFILE_TOO_LARGE", f"A profile may have {PROFILE_LIMIT} bytes at most.")
+
+    async def delete_profile_field(self, user_id: str, field: str) -> None:
+        check_field(field)
+        await self._database.write(table.delete_field, user_id, field)
+        self._show(user_id, field)
+
+    def _show(self, user_id: str, field: str) -> None:
+        """Tell the user's rooms; the client need not wait until every one of them has taken it."""
+        if field not in SHOWN_IN_ROOMS:
+            return
+        if user_id in self._showing:
+            self._showing[user_id] = True
+            return
+        self._showing[user_id] = False
+        in_background(self._show_until_done(user_id), f"showing the profile of {user_id} in rooms")
+
+    async def _show_until_done(self, user_id: str) -> None:
+        """Show the newest profile, and once more if it changed meanwhile: rooms never end with an older one."""
+        try:
+            again = True
+            while again:
+                self._showing[user_id] = False
+                await self._rooms.update_profile(user_id, await self.profile(user_id))
+                again = self._showing[user_id]
+        finally:
+            del self._showing[user_id]
+
+
+def check_field(field: str) -> None:
+    """Raise 400 ``M_KEY_TOO_LARGE`` or ``M_INVALID_PARAM`` for a name that no profile field can have."""
+    if len(field.encode("utf-8", "replace")) > KEY_LIMIT:
+        raise MatrixError(400, "M_KEY_TOO_LARGE", f"The name of a profile field may have {KEY_LIMIT} bytes at most.")
+    if not is_namespaced_identifier(field):
+        raise invalid_param("The name of a profile field has the characters a-z, 0-9 and -_. and begins with a letter.")
+
+
+def check_value(field: str, value: Any) -> None:
+    """Raise 400 ``M_INVALID_PARAM`` for a value that the field cannot have, ``M_PROFILE_TOO_LARGE`` for a big one."""
+    if field in STRING_LIMIT or field == "m.tz":
+        if not isinstance(value, str):
+            raise invalid_param(f"{field} must be a string.")
+        if len(value) > STRING_LIMIT.get(field, 255):
+            raise MatrixError(400, "M_PROFILE_TOO_LARGE", f"{field} is too long.")
+    elif len(orjson.dumps(value)) > PROFILE_LIMIT:
+        raise MatrixError(400, "M_PROFILE_TOO_LARGE", f"A profile may have {PROFILE_LIMIT} bytes at most.")

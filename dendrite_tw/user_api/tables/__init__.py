@@ -1,0 +1,1 @@
+"""The tables of the user component, a module for each group."""

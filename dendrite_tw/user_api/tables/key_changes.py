@@ -1,0 +1,31 @@
+"""When the keys of each user changed last."""
+
+from __future__ import annotations
+
+from ...database.statements import Transaction, many, maybe, none, one
+
+RETENTION = "Compacted as it is written: one row for each user whose keys ever changed, with the newest position."
+
+
+@maybe(int, "SELECT position FROM key_changes WHERE user_id = :user_id")
+def position_of(txn: Transaction, user_id: str) -> None: ...
+
+
+@none(
+    """
+    INSERT INTO key_changes (user_id, position) VALUES (:user_id, :position)
+    ON CONFLICT (user_id) DO UPDATE SET position = excluded.position
+    """
+)
+def store(txn: Transaction, user_id: str, position: int) -> None: ...
+
+
+@many(
+    str,
+    "SELECT user_id FROM key_changes WHERE position > :after AND position <= :upto ORDER BY position",
+)
+def between(txn: Transaction, after: int, upto: int) -> None: ...
+
+
+@one(int, "SELECT COALESCE(MAX(position), 0) FROM key_changes")
+def newest(txn: Transaction) -> None: ...

@@ -1,0 +1,295 @@
+"""Unread counts: every event of a room is taken into account as it comes, and users ask how many are unread.
+
+Events come twice.  A listener brings each at once, so that a sync which waits
+for it has the counts in the same answer; the durable consumer brings it again
+in a batch and stores what follows from it with the position reached, so that a
+crash loses nothing.  The listener is followed only while it continues without
+a gap what the consumer has seen.
+
+A count saturates at `settings.LOG_LIMIT`.  Client-Server API, "Receiving
+notifications".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+import orjson
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from ..matrix.errors import MatrixError
+from ..matrix.push_rules import DEFAULT, RuleSet
+from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, OutputRoomEvent, RoomAPI, RoomEvent, RoomPurged
+from ..world import World
+from .accounts import in_background
+from .api import Unread
+from .counts import EVERYTHING, FOREVER, MAIN, Span
+from .push_rules import PushRules
+from .settings import NOTIFICATION_DAYS, UserSettings
+from .tables.unread import LogRow, PersonalRow
+from .threads import thread_of
+from .unread_store import CONSUMER, UnreadStore
+from .verdicts import Judge, Verdict
+
+log = Logger()
+
+BATCH = 256
+LINGER_SECONDS = 0.3
+"""How long a batch that is not full waits for more before it is stored."""
+
+PATIENCE_SECONDS = 1.0
+"""How long a question for counts waits for an event that is on its way."""
+
+PRUNE_SECONDS = 3600
+DAY_MS = 86_400_000
+
+
+class Message(Protocol):
+    """What the queue delivers."""
+
+    @property
+    def payload(self) -> bytes: ...
+    @property
+    def stream_seq(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+
+_DECODER = msgspec.msgpack.Decoder(OutputRoomEvent)
+
+
+def _read(message: Message) -> OutputRoomEvent | RoomPurged:
+    """What a message tells; only one that is no event pays for a look at its headers."""
+    try:
+        return _DECODER.decode(message.payload)
+    except msgspec.ValidationError:
+        if message.headers.get("output_room_event_type") != PURGE_ROOM:
+            raise
+    return msgspec.msgpack.decode(message.payload, type=RoomPurged)
+
+
+class UnreadCounts:
+    """Takes events into account, and counts."""
+
+    def __init__(
+        self, settings: UserSettings, store: UnreadStore, judge: Judge, rules: PushRules, rooms: RoomAPI, world: World
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._judge = judge
+        self._rooms = rooms
+        self._rules = rules
+        self._time = world.time
+        self._clock = world.clock
+        self._order = DeferredLock()
+        self._reached = 0
+        self._given_up = 0
+        self._applied_seq: int | None = None
+        self._expected_seq: int | None = None
+        self._waiting: list[tuple[int, Deferred[None]]] = []
+        self._subscriptions: list[Any] = []
+        rules.on_change.append(self._rules_changed)
+
+    # --- life ---
+
+    async def start(self, queue: Any) -> None:
+        """Go on from the position that is stored."""
+        self._reached = await self._store.stored_position()
+        self._subscriptions = [
+            queue.listen(OUTPUT_ROOM_EVENT, self.heard),
+            queue.consume(OUTPUT_ROOM_EVENT, CONSUMER, self.consume, batch=BATCH),
+        ]
+
+    async def stop(self) -> None:
+        """Take no more events, and store those that were taken."""
+        for subscription in self._subscriptions:
+            stopping = subscription.stop()
+            if stopping is not None:
+                await stopping
+        self._subscriptions = []
+        await self._store.flush(self._reached)
+
+    # --- events ---
+
+    def heard(self, message: Message) -> None:
+        """The listener's way: at once, if it is the next event."""
+        if self._expected_seq is not None and message.stream_seq == self._expected_seq:
+            self._expected_seq += 1
+            in_background(self._take_heard(message), "taking an event into account")
+
+    async def _take_heard(self, message: Message) -> None:
+        try:
+            await self._in_order(message, None if self._applied_seq is None else message.stream_seq - 1)
+        except BaseException:
+            self._expected_seq = None
+            raise
+
+    async def consume(self, messages: list[Message]) -> None:
+        """The durable consumer's way: what the listener has not brought, and then all of it to disk."""
+        for message in messages:
+            await self._in_order(message, None)
+        if messages:
+            following = messages[-1].stream_seq + 1
+            self._expected_seq = max(self._expected_seq or following, following)
+        if len(messages) < BATCH:
+            await deferLater(self._time, LINGER_SECONDS)
+        await self._store.flush(self._reached)
+
+    async def _in_order(self, message: Message, after: int | None) -> None:
+        """Take an event into account, one at a time; with `after` only if that is the last one taken."""
+        await self._order.acquire()
+        try:
+            last = self._applied_seq
+            if (last is not None and message.stream_seq <= last) or (after is not None and after != last):
+                return
+            told = _read(message)
+            if isinstance(told, RoomPurged):
+                await self._store.delete_room(told.room_id)
+                self._reached = max(self._reached, told.position)
+            elif told.event.position > self._reached:
+                await self._take_safely(told)
+                self._reached = told.event.position
+            self._applied_seq = message.stream_seq
+        finally:
+            self._order.release()
+        self._wake()
+
+    async def _take_safely(self, told: OutputRoomEvent) -> None:
+        """Take an event; one that cannot be judged is left out, so that it does not hold up all others."""
+        try:
+            await self._take(told)
+        except MatrixError:
+            raise
+        except Exception:
+            log.failure("event {id} could not be judged for notifications", id=told.event.event_id)
+
+    async def _take(self, told: OutputRoomEvent) -> None:
+        event = told.event
+        for changed in (event, *told.also_replaced):
+            if changed.type == "m.room.member":
+                self._judge.member_changed(changed)
+        if told.local_members or event.membership == "invite":
+            verdict = await self._judge.judge(told)
+            thread_id = await self._thread(event, verdict)
+            await self._note(event, thread_id, verdict)
+            self._mark_sender(event, thread_id)
+        if told.redacts is not None:
+            await self._forget(told.redacts)
+
+    async def _thread(self, event: RoomEvent, verdict: Verdict) -> str:
+        """The thread of an event, looked up only where somebody is told of it or has read it."""
+        if event.rel_type is None:
+            return MAIN
+        if verdict.base.notify or verdict.personal or self._settings.is_local(event.sender):
+            return await thread_of(self._rooms, event)
+        return MAIN
+
+    async def _note(self, event: RoomEvent, thread_id: str, verdict: Verdict) -> None:
+        base = verdict.base
+        where = (event.room_id, event.position, thread_id, event.event_id)
+        if base.notify:
+            await self._store.add_log(LogRow(*where, event.sender, event.origin_server_ts, int(base.highlight)))
+        for user_id, outcome in verdict.personal.items():
+            logged = base.notify + base.highlight
+            if _is_personal(self._rules.rules_of(user_id), event.room_id):
+                logged = 0
+            if outcome.notify + outcome.highlight == logged:
+                continue
+            self._store.add_personal(
+                PersonalRow(
+                    user_id,
+                    *where,
+                    event.origin_server_ts,
+                    int(outcome.notify),
+                    int(outcome.highlight),
+                    logged,
+                    orjson.dumps(outcome.actions),
+                )
+            )
+
+    def _mark_sender(self, event: RoomEvent, thread_id: str) -> None:
+        """Who sends an event has read up to it; who joins has nothing unread from before."""
+        if event.type == "m.room.member" and event.state_key is not None:
+            changed = event.prev_content is None or orjson.loads(event.prev_content).get("membership") != "join"
+            if event.membership == "join" and changed and self._settings.is_local(event.state_key):
+                self._store.add_mark(event.state_key, event.room_id, EVERYTHING, event.position)
+        elif self._settings.is_local(event.sender):
+            self._store.add_mark(event.sender, event.room_id, thread_id, event.position)
+
+    async def _forget(self, event_id: str) -> None:
+        for event in await self._rooms.events([event_id]):
+            await self._store.remove_event(event.room_id, event.position)
+
+    # --- rules ---
+
+    def _rules_changed(self, user_id: str, old: RuleSet, new: RuleSet) -> None:
+        """Where a user's events begin or cease to be judged apart, the log counts up to now or from now on."""
+        spans: dict[str, Span] = {}
+        ends, begins = (0, self._reached), (self._reached, FOREVER)
+        if _is_apart(old) != _is_apart(new):
+            spans[""] = ends if _is_apart(new) else begins
+        for room_id in new.reach.rooms - old.reach.rooms:
+            spans[room_id] = ends
+        for room_id in old.reach.rooms - new.reach.rooms:
+            spans[room_id] = begins
+        if spans:
+            in_background(self._store.put_spans(user_id, spans), f"storing what counts as unread for {user_id}")
+
+    # --- questions ---
+
+    async def unread(self, user_id: str, room_ids: list[str], room_position: int) -> dict[str, Unread]:
+        if room_position > max(self._reached, self._given_up):
+            await self._arrival_of(room_position)
+        counts = {}
+        for room_id in room_ids:
+            reader = await self._store.reader(user_id, room_id)
+            room = await self._store.log(room_id)
+            counts[room_id] = reader.unread(room_id, room, await self._store.span(user_id, room_id))
+        return counts
+
+    async def _arrival_of(self, position: int) -> None:
+        """Wait until events up to `position` are taken into account, but not for ever."""
+        arrived: Deferred[None] = Deferred()
+        entry = (position, arrived)
+        self._waiting.append(entry)
+        timer = self._time.callLater(PATIENCE_SECONDS, self._give_up, entry)
+        try:
+            await arrived
+        finally:
+            if timer.active():
+                timer.cancel()
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+
+    def _give_up(self, entry: tuple[int, Deferred[None]]) -> None:
+        """The event does not come: answer with what is known, to whoever asks for this position again too."""
+        if entry in self._waiting:
+            self._given_up = max(self._given_up, entry[0])
+            self._waiting.remove(entry)
+            entry[1].callback(None)
+
+    def _wake(self) -> None:
+        ready = [entry for entry in self._waiting if entry[0] <= self._reached]
+        self._waiting = [entry for entry in self._waiting if entry[0] > self._reached]
+        for _, arrived in ready:
+            arrived.callback(None)
+
+    # --- bookkeeping ---
+
+    def oldest_kept(self) -> int:
+        """Events before this time, in milliseconds, are pruned."""
+        return self._clock.now_ms() - NOTIFICATION_DAYS * DAY_MS
+
+
+def _is_apart(rules: RuleSet) -> bool:
+    """Whether all events are judged apart for a user with these rules, so that no room's log counts."""
+    return rules.profile != DEFAULT.profile or rules.reach.everywhere
+
+
+def _is_personal(rules: RuleSet, room_id: str) -> bool:
+    """Whether events of this room are."""
+    return _is_apart(rules) or room_id.lower() in rules.reach.rooms

@@ -1,0 +1,1 @@
+"""HTTP, both ways: route tables made into Resource trees, and outgoing requests."""

@@ -1,0 +1,73 @@
+"""Where the stories play: a server started as users start it, two users, and everything ended afterwards.
+
+``CLIENTS_SERVER=synapse`` plays them on Synapse instead (``SYNAPSE_VENV`` names its virtual environment),
+which tells a fault of a story from a fault of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import traceback
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from bench.matrix import register
+from bench.servers import SERVERS, ServerUnderTest, Synapse
+from tests.clients.actor import Actor
+
+STORY_SECONDS = 55.0
+LOG_CHARACTERS = 6000
+PASSWORD = "correct horse battery staple"
+
+
+class StoryFailedError(AssertionError):
+    """A story ended badly; what the server printed is in the message."""
+
+
+class Stage(SynchronousTestCase):
+    """A test case with a server of its own in ``self.server``."""
+
+    def setUp(self) -> None:
+        """Start the server that ``CLIENTS_SERVER`` names: ours unless told otherwise."""
+        name = os.environ.get("CLIENTS_SERVER", "ours")
+        if name == Synapse.name:
+            Synapse.install()
+        folder = tempfile.TemporaryDirectory(prefix="stage-")
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.server: ServerUnderTest = SERVERS[name](self.folder / "server")
+        self.server.start()
+        self.addCleanup(self.server.stop)
+
+    def play(self, story: Coroutine[Any, Any, None]) -> None:
+        """Run a story to its end within :data:`STORY_SECONDS`; show the server's log if it fails."""
+
+        async def bounded() -> None:
+            async with asyncio.timeout(STORY_SECONDS):
+                await story
+
+        try:
+            asyncio.run(bounded())
+        except Exception as error:
+            raise StoryFailedError(self._account_of(error)) from None
+
+    def _account_of(self, error: Exception) -> str:
+        """Where the story stopped, and the end of every log."""
+        told = ["".join(traceback.format_exception(error))]
+        for log in [self.server.log, *self.folder.glob("*.log")]:
+            told.append(f"--- end of {log.name}\n{log.read_text(errors='replace')[-LOG_CHARACTERS:]}")
+        return "\n".join(told)
+
+    async def cast(self, exits: AsyncExitStack, kind: type[Actor], localpart: str) -> Actor:
+        """A registered user with a client, logged in; ended when ``exits`` closes."""
+        await register(self.server, localpart, PASSWORD)
+        actor = kind(self.server.url, localpart, PASSWORD, self.folder)
+        exits.push_async_callback(actor.leave)
+        await actor.login()
+        return actor

@@ -1,0 +1,165 @@
+"""A whole homeserver in memory: every component, real HTTP parsing, a clock that the test holds.
+
+class ChatTests(ServerTestCase):
+    def test_hello(self):
+        alice = self.register("alice")
+        room = alice.post("/createRoom", {}).json["room_id"]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from dendrite_tw.assemble import Server, monolith
+from dendrite_tw.config import loads
+from dendrite_tw.matrix.keys import signing_key, write_pem
+from dendrite_tw.world import test_world
+from tests.harness import Answer, Web
+
+CLIENT = "/_matrix/client/v3"
+SECRET = "shared"
+
+CONFIG = """
+version: 2
+global:
+  server_name: test
+  private_key: {folder}/matrix_key.pem
+  jetstream: {{in_memory: true, storage_path: {folder}/jetstream}}
+client_api:
+  registration_shared_secret: {secret}
+  registration_disabled: false
+  guests_disabled: false
+  rate_limiting: {{enabled: false}}
+room_server: {{database: {{connection_string: "file:{folder}/room.db"}}}}
+user_api: {{account_database: {{connection_string: "file:{folder}/user.db"}}, bcrypt_cost: 4}}
+key_server: {{database: {{connection_string: "file:{folder}/key.db"}}}}
+sync_api: {{database: {{connection_string: "file:{folder}/sync.db"}}}}
+media_api: {{base_path: {folder}/media, database: {{connection_string: "file:{folder}/media.db"}}}}
+federation_api: {{database: {{connection_string: "file:{folder}/federation.db"}}}}
+"""
+
+
+class Client:
+    """A logged-in user; paths are relative to the client API unless they begin with ``/_``."""
+
+    def __init__(self, case: ServerTestCase, user_id: str, token: str, device_id: str) -> None:
+        self._case = case
+        self.user_id = user_id
+        self.token = token
+        self.device_id = device_id
+        self._transactions = 0
+
+    def request(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
+        path = path if path.startswith("/_") else CLIENT + path
+        return self._case.request(method, path, body, self.token, **options)
+
+    def get(self, path: str) -> Answer:
+        return self.request("GET", path)
+
+    def post(self, path: str, body: Any = None) -> Answer:
+        return self.request("POST", path, {} if body is None else body)
+
+    def put(self, path: str, body: Any = None) -> Answer:
+        return self.request("PUT", path, {} if body is None else body)
+
+    def delete(self, path: str, body: Any = None) -> Answer:
+        return self.request("DELETE", path, body)
+
+    def ok(self, answer: Answer) -> Any:
+        """The JSON of an answer that has to be 200."""
+        self._case.assertEqual(answer.status, 200, answer)
+        return answer.json
+
+    def create_room(self, **options: Any) -> str:
+        return self.ok(self.post("/createRoom", options))["room_id"]  # type: ignore[no-any-return]
+
+    def join(self, room_id: str) -> None:
+        self.ok(self.post(f"/join/{quote(room_id)}"))
+
+    def say(self, room_id: str, body: str, **content: Any) -> str:
+        return self.send(room_id, "m.room.message", {"msgtype": "m.text", "body": body, **content})
+
+    def send(self, room_id: str, type: str, content: dict[str, Any]) -> str:
+        self._transactions += 1
+        path = f"/rooms/{quote(room_id)}/send/{type}/{self._transactions}"
+        return self.ok(self.put(path, content))["event_id"]  # type: ignore[no-any-return]
+
+    def sync(self, since: str | None = None, timeout: int = 0, **query: Any) -> Any:
+        return self.ok(self.start_sync(since, timeout, **query))
+
+    def start_sync(self, since: str | None = None, timeout: int = 0, **query: Any) -> Answer:
+        """A sync that may still be waiting when this returns."""
+        fields = {"timeout": timeout, **({"since": since} if since else {}), **query}
+        return self.get("/sync?" + "&".join(f"{key}={quote(str(value))}" for key, value in fields.items()))
+
+
+class ServerTestCase(SynchronousTestCase):
+    """A test on a server of its own."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1_700_000_000)
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        (folder / "matrix_key.pem").write_text(write_pem(signing_key("ed25519:1", b"k" * 32)))
+        self.config_text = CONFIG.format(folder=folder.resolve(), secret=SECRET) + self.more_config()
+        self.server = self.start()
+        self.addCleanup(self.stop)
+
+    def more_config(self) -> str:
+        """Further sections of the configuration."""
+        return ""
+
+    def start(self, seed: int = 0) -> Server:
+        """A server on the test's folder."""
+        config = loads(self.config_text, "dendrite.yaml", allow_open_registration=True)
+        server = monolith(config, test_world(self.clock, f"{self.id()} {seed}"))
+        server.startService()
+        self.pump()
+        self.successResultOf(server.started)
+        self.web = Web(server.site, self.clock)
+        return server
+
+    def stop(self) -> None:
+        stopped = self.server.stopService()
+        self.pump(6.0)
+        self.successResultOf(stopped)
+
+    def pump(self, seconds: float = 0.0) -> None:
+        """Let what is due happen, and what follows from it."""
+        self.clock.advance(seconds)
+        for _ in range(50):
+            if not any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()):
+                return
+            self.clock.advance(0)
+
+    def request(self, method: str, path: str, body: Any = None, token: str | None = None, **options: Any) -> Answer:
+        answer = self.web.request(method, path, body, token, **options)
+        self.pump()
+        return answer
+
+    def register(self, username: str, password: str = "wonderland", admin: bool = False) -> Client:
+        """A new account, made with the shared secret, and its first device."""
+        path = "/_synapse/admin/v1/register"
+        nonce = self.request("GET", path).json["nonce"]
+        text = "\0".join([nonce, username, password, "admin" if admin else "notadmin"])
+        mac = hmac.new(SECRET.encode(), text.encode(), hashlib.sha1).hexdigest()
+        body = {"nonce": nonce, "username": username, "password": password, "admin": admin, "mac": mac}
+        answer = self.request("POST", path, body)
+        self.assertEqual(answer.status, 200, answer)
+        return Client(self, answer.json["user_id"], answer.json["access_token"], answer.json["device_id"])
+
+    def login(self, username: str, password: str = "wonderland", **options: Any) -> Client:
+        """A new device of an account."""
+        identifier = {"type": "m.id.user", "user": username}
+        body = {"type": "m.login.password", "identifier": identifier, "password": password, **options}
+        answer = self.request("POST", f"{CLIENT}/login", body)
+        self.assertEqual(answer.status, 200, answer)
+        return Client(self, answer.json["user_id"], answer.json["access_token"], answer.json["device_id"])

@@ -1,0 +1,214 @@
+"""Every endpoint, asked wrongly: the specification's status and ``errcode``, and never a 500.
+
+The cases are made from the rows themselves, so a new endpoint is tried in
+every way on the day it is added.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from dendrite_tw.web.routes import Access, Route
+from tests.harness import Answer
+from tests.server import ServerTestCase
+
+NEEDS_TOKEN = (Access.USER, Access.GUEST, Access.ADMIN, Access.APPSERVICE)
+
+JUNK: list[Any] = [
+    None,
+    True,
+    -1,
+    7,
+    2**70,
+    1.5,
+    "",
+    "x",
+    "\x00",
+    "x" * 300,
+    [],
+    [1],
+    ["x"],
+    [[]],
+    {},
+    {"x": 1},
+    {"x": {}},
+]
+
+METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
+
+
+def body_type(route: Route) -> Any:
+    """The annotation of a handler's body, `None` where it takes none."""
+    return typing.get_type_hints(route.handler).get("body")
+
+
+def fields_of(annotation: Any) -> list[str]:
+    """The names of the fields of a Struct as they are written in JSON."""
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return [field.encode_name for field in msgspec.structs.fields(annotation)]
+    return []
+
+
+class BadInputTests(ServerTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.alice = self.register("alice", admin=True)
+        self.bob = self.register("bob")
+        self.room_id = self.alice.create_room(name="private")
+        self.event_id = self.alice.say(self.room_id, "secret")
+        self.rows = [row for row in self.server.parts.routes if "/r0/" not in row.path]
+
+    def path(self, route: Route, **given: str) -> str:
+        """The path of a route with something plausible in every place."""
+        values = {
+            "room_id": self.room_id,
+            "room_id_or_alias": self.room_id,
+            "event_id": self.event_id,
+            "user_id": self.bob.user_id,
+            "room_alias": "#nothing:test",
+            "server_name": "test",
+            **given,
+        }
+        parts = [
+            quote(values.get(part[1:-1], "x"), safe="") if part.startswith("{") else part
+            for part in route.path.split("/")
+        ]
+        return "/".join(parts)
+
+    def token_for(self, route: Route) -> str:
+        return self.alice.token if route.access is Access.ADMIN else self.bob.token
+
+    def check(self, answer: Answer, route: Route, case: object) -> None:
+        """Whatever comes back is an answer of the specification's kind."""
+        where = f"{route.method} {route.path}: {case!r}: {answer!r}"
+        self.assertTrue(answer.done, where)
+        self.assertLess(answer.status, 500, where)
+        if answer.status >= 400 and answer.headers.get("content-type") == "application/json":
+            self.assertTrue(answer.json.get("errcode") or "flows" in answer.json, where)
+
+    def ask(self, route: Route, body: Any = None, bearer: str | None = None, query: str = "", **given: str) -> Answer:
+        return self.request(route.method, self.path(route, **given) + query, body, bearer)
+
+    def test_without_a_token(self) -> None:
+        for route in self.rows:
+            if route.access in NEEDS_TOKEN:
+                answer = self.ask(route, {})
+                self.assertEqual((answer.status, answer.errcode), (401, "M_MISSING_TOKEN"), route.path)
+
+    def test_with_an_unknown_token(self) -> None:
+        for route in self.rows:
+            if route.access in NEEDS_TOKEN:
+                answer = self.ask(route, {}, "nobody's")
+                self.assertEqual((answer.status, answer.errcode), (401, "M_UNKNOWN_TOKEN"), route.path)
+
+    def test_with_a_method_that_is_none(self) -> None:
+        known: dict[str, set[str]] = {}
+        for route in self.rows:
+            known.setdefault(self.path(route), set()).add(route.method)
+        for path, methods in known.items():
+            for method in set(METHODS) - methods:
+                answer = self.request(method, path, {}, self.bob.token)
+                if answer.status != 405:
+                    self.assertIn(answer.status, (200, 400, 403, 404), (method, path, answer))
+                    continue
+                self.assertEqual(answer.errcode, "M_UNRECOGNIZED", (method, path))
+
+    def test_unknown_paths(self) -> None:
+        for path in ("/_matrix/client/v3/nothing", "/_matrix/client/v9/sync", "/_matrix", "/nothing", "/_matrix/x/y"):
+            for method in METHODS:
+                answer = self.request(method, path, {}, self.bob.token)
+                self.assertEqual((answer.status, answer.errcode), (404, "M_UNRECOGNIZED"), (method, path))
+
+    def test_bodies_that_are_not_json(self) -> None:
+        for route, token in self._with_body():
+            for body in (b"{", b"nonsense", b"\xff\xfe", b'{"a":}', b"{'a':1}", b'{"a":NaN}'):
+                answer = self.request(route.method, self.path(route), body, token)
+                self.assertEqual((answer.status, answer.errcode), (400, "M_NOT_JSON"), (route.path, body, answer))
+
+    def test_bodies_that_are_no_objects(self) -> None:
+        for route, token in self._with_body():
+            for body in (b"[]", b"7", b'"x"', b"null", b"[{}]"):
+                answer = self.request(route.method, self.path(route), body, token)
+                self.assertEqual(answer.status, 400, (route.path, body, answer))
+                self.assertIn(answer.errcode, ("M_BAD_JSON", "M_NOT_JSON"), (route.path, body))
+
+    def _with_body(self) -> Iterator[tuple[Route, str]]:
+        for route in self.rows:
+            takes_json = body_type(route) not in (None, bytes) and not route.path.startswith("/_matrix/media/")
+            if takes_json and route.access is not Access.APPSERVICE:
+                yield route, self.token_for(route)
+
+    def test_fields_of_every_wrong_type(self) -> None:
+        for route in self.rows:
+            annotation = body_type(route)
+            if annotation in (None, bytes):
+                continue
+            names = fields_of(annotation) or ["membership", "messages", "events", "rooms", "auth", "user_id", "type"]
+            for name in names:
+                for junk in JUNK:
+                    body = json.dumps({name: junk}).encode()
+                    self.check(self.ask(route, body, self._fresh_token(route)), route, (name, junk))
+
+    def _fresh_token(self, route: Route) -> str:
+        """A token that still works, though the endpoint may have ended the last one's life."""
+        client = self.alice if route.access is Access.ADMIN else self.bob
+        if self.request("GET", "/_matrix/client/v3/account/whoami", None, client.token).status != 200:
+            fresh = self.register(f"user{len(self.server.parts.routes)}{self._spare}")
+            self._spare += 1
+            client.token, client.user_id = fresh.token, fresh.user_id
+        return client.token
+
+    _spare = 0
+
+    def test_values_that_are_too_deep_or_too_large(self) -> None:
+        for route, token in self._with_body():
+            deep = b'{"a":' + b"[" * 3000 + b"]" * 3000 + b"}"
+            answer = self.request(route.method, self.path(route), deep, token)
+            self.assertIn(answer.status // 100, (2, 4), (route.path, answer))
+            answer = self.request(route.method, self.path(route), b'{"a":"' + b"x" * route.body_limit + b'"}', token)
+            self.assertEqual((answer.status, answer.errcode), (413, "M_TOO_LARGE"), route.path)
+
+    def test_query_fields_of_every_sort(self) -> None:
+        for route in self.rows:
+            query = typing.get_type_hints(route.handler).get("query")
+            for name in fields_of(query):
+                for junk in (
+                    "",
+                    "x",
+                    "-1",
+                    "99999999999999999999",
+                    "true",
+                    "%FF",
+                    "%00",
+                    "{",
+                    '{"a":[[[]]]}',
+                    "a" * 3000,
+                ):
+                    value = junk if "%" in junk else quote(junk)
+                    answer = self.ask(route, b"", self._fresh_token(route), f"?{name}={value}")
+                    if not answer.done:
+                        self.pump(3600)
+                    self.check(answer, route, (name, junk))
+
+    def test_path_parameters_of_every_sort(self) -> None:
+        for route in self.rows:
+            names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
+            for name in names:
+                for junk in ("!", "!x", "@", "#a:b", "$", "\x00", "..", "../..", "a" * 400, "é" * 200, " ", "{}", "%"):
+                    answer = self.ask(route, b"{}", self._fresh_token(route), **{name: junk})
+                    self.check(answer, route, (name, junk))
+
+    def test_a_room_of_others(self) -> None:
+        for route in self.rows:
+            if "{room_id}" in route.path and route.access in (Access.USER, Access.GUEST) and "/user/" not in route.path:
+                answer = self.ask(route, {"m.fully_read": self.event_id}, self.bob.token)
+                self.check(answer, route, "a room of others")
+                if "directory/list" in route.path or "/room_keys/" in route.path or "/report" in route.path:
+                    continue
+                self.assertIn(answer.status, (400, 403, 404), (route.method, route.path, answer))

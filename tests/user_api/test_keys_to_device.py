@@ -1,0 +1,176 @@
+"""Messages between devices: each once, in order, none lost, none for others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import orjson
+
+from dendrite_tw.user_api import to_device
+from dendrite_tw.user_api.api import OUTPUT_SEND_TO_DEVICE_EVENT, ToDeviceMessage
+from dendrite_tw.user_api.keys_component import KeyComponent
+from dendrite_tw.user_api.tables import to_device as table
+from tests.user_api.keys_support import ALICE, BOB, CAROL, KeysCase
+
+
+class ToDeviceTests(KeysCase):
+    def send(self, messages: Any, txn_id: str = "1", type: str = "m.test", sender: str = BOB) -> None:
+        self.get(self.keys.send_to_device(sender, "BOBDEV", type, txn_id, messages))
+
+    def waiting(self, user_id: str, device_id: str, after: int = 0, limit: int = 100) -> list[ToDeviceMessage]:
+        return self.get(self.keys.to_device_since(user_id, device_id, after, self.outbox.position, limit))
+
+    def contents(self, user_id: str, device_id: str, after: int = 0) -> list[Any]:
+        return [orjson.loads(message.event)["content"] for message in self.waiting(user_id, device_id, after)]
+
+    def test_a_message_arrives_as_it_was_sent(self) -> None:
+        self.send({ALICE: {"ALICEDEV": {"a": [1, "é"]}}})
+        (message,) = self.waiting(ALICE, "ALICEDEV")
+        self.assertEqual(orjson.loads(message.event), {"sender": BOB, "type": "m.test", "content": {"a": [1, "é"]}})
+        self.assertEqual((message.position, self.waiting(ALICE, "ALICE2")), (self.outbox.position, []))
+        (row,) = self.told
+        told = msgspec.msgpack.decode(row.payload, type=ToDeviceMessage)
+        self.assertEqual((row.stream, row.id), (OUTPUT_SEND_TO_DEVICE_EVENT, message.position))
+        self.assertEqual(told, message)
+
+    def test_the_wildcard_reaches_every_device_and_its_own_message_goes_before(self) -> None:
+        self.send({ALICE: {"ALICE2": {"for": "one"}, "*": {"for": "all"}}, "@nobody:test": {"*": {}}})
+        self.assertEqual(self.contents(ALICE, "ALICEDEV"), [{"for": "all"}])
+        self.assertEqual(self.contents(ALICE, "ALICE2"), [{"for": "one"}])
+        self.assertEqual(len(self.told), 2)
+
+    def test_devices_that_do_not_exist_get_nothing(self) -> None:
+        self.send({ALICE: {"NONE": {}}})
+        self.assertEqual((self.waiting(ALICE, "NONE"), self.told), ([], []))
+
+    def test_a_transaction_is_done_once(self) -> None:
+        for _ in range(3):
+            self.send({ALICE: {"ALICEDEV": {"n": 1}}})
+        self.send({ALICE: {"ALICEDEV": {"n": 2}}}, type="m.other")
+        self.get(self.make().send_to_device(BOB, "BOBDEV", "m.test", "1", {ALICE: {"ALICEDEV": {"n": 3}}}))
+        self.get(self.keys.send_to_device(BOB, "ANOTHER", "m.test", "1", {ALICE: {"ALICEDEV": {"n": 4}}}))
+        self.assertEqual(self.contents(ALICE, "ALICEDEV"), [{"n": 1}, {"n": 2}, {"n": 4}])
+
+    def test_transactions_are_forgotten_after_a_day(self) -> None:
+        self.send({ALICE: {"ALICEDEV": {}}})
+        self.memory.clock.advance(24 * 3600 - 1)
+        self.get(self.keys.prune())
+        self.send({ALICE: {"ALICEDEV": {}}})
+        self.assertEqual(len(self.told), 1)
+        self.memory.clock.advance(2)
+        self.get(self.keys.prune())
+        self.send({ALICE: {"ALICEDEV": {}}})
+        self.assertEqual(len(self.told), 2)
+
+    def test_messages_wait_until_the_device_has_them(self) -> None:
+        for number in range(5):
+            self.send({ALICE: {"ALICEDEV": {"n": number}}}, str(number))
+        first = self.waiting(ALICE, "ALICEDEV", limit=3)
+        self.assertEqual(len(first), 3)
+        self.assertEqual(self.contents(ALICE, "ALICEDEV", first[-1].position), [{"n": 3}, {"n": 4}])
+        self.get(self.keys.delete_to_device(ALICE, "ALICEDEV", first[-1].position))
+        self.assertEqual(self.contents(ALICE, "ALICEDEV"), [{"n": 3}, {"n": 4}])
+        self.get(self.keys.delete_to_device(ALICE, "ALICEDEV", 0))
+        self.get(self.keys.delete_to_device(BOB, "BOBDEV", 10**6))
+        self.assertEqual(self.contents(ALICE, "ALICEDEV"), [{"n": 3}, {"n": 4}])
+        self.get(self.keys.delete_to_device(ALICE, "ALICEDEV", self.outbox.position))
+        self.assertEqual(self.contents(ALICE, "ALICEDEV"), [])
+        self.send({ALICE: {"ALICEDEV": {"n": 5}}}, "5")
+        self.assertEqual(self.contents(ALICE, "ALICEDEV"), [{"n": 5}])
+
+    def test_only_what_is_within_the_token_is_given(self) -> None:
+        self.send({ALICE: {"ALICEDEV": {"n": 1}}})
+        position = self.outbox.position
+        self.send({ALICE: {"ALICEDEV": {"n": 2}}}, "2")
+        upto = self.get(self.keys.to_device_since(ALICE, "ALICEDEV", 0, position, 100))
+        self.assertEqual([message.position for message in upto], [position])
+
+    def statements_of(self, keys: KeyComponent) -> list[str]:
+        statements: list[str] = []
+        self.database._reader.set_trace_callback(statements.append)  # type: ignore[attr-defined]
+        self.get(keys.to_device_since(ALICE, "ALICEDEV", 0, 10**6, 100))
+        self.get(keys.delete_to_device(ALICE, "ALICEDEV", 10**6))
+        return statements
+
+    def test_an_empty_inbox_is_not_read(self) -> None:
+        self.assertEqual(len(self.statements_of(self.keys)), 1, "the first look")
+        self.assertEqual(self.statements_of(self.keys), [])
+        self.send({ALICE: {"ALICEDEV": {}}})
+        self.assertEqual(len(self.waiting(ALICE, "ALICEDEV")), 1)
+        self.get(self.keys.delete_to_device(ALICE, "ALICEDEV", 10**6))
+        self.assertEqual(self.statements_of(self.keys), [])
+
+    def test_a_process_among_others_remembers_nothing(self) -> None:
+        here, there = self.make(exclusive=False), self.make(exclusive=False)
+        self.assertEqual(self.get(here.to_device_since(ALICE, "ALICEDEV", 0, 10**6, 10)), [])
+        self.get(there.send_to_device(BOB, "BOBDEV", "m.test", "1", {ALICE: {"ALICEDEV": {}}}))
+        self.assertEqual(len(self.get(here.to_device_since(ALICE, "ALICEDEV", 0, 10**6, 10))), 1)
+
+    def test_a_deleted_device_has_no_inbox(self) -> None:
+        self.send({ALICE: {"*": {}}})
+        self.assertEqual(len(self.waiting(ALICE, "ALICEDEV")), 1)
+        self.delete_device(ALICE, "ALICEDEV")
+        self.assertEqual(self.waiting(ALICE, "ALICEDEV"), [])
+        self.assertEqual(len(self.waiting(ALICE, "ALICE2")), 1)
+
+    def test_messages_for_other_servers_are_told_with_their_destination(self) -> None:
+        self.send({CAROL: {"*": {"n": 1}, "D": {"n": 2}}, ALICE: {"ALICEDEV": {"n": 3}}})
+        self.assertEqual(len(self.told), 3)
+        remote = [row for row in self.told if row.headers != b"{}"]
+        headers = [orjson.loads(row.headers) for row in remote]
+        self.assertEqual(headers[0], headers[1])
+        self.assertEqual(
+            {name: headers[0][name] for name in ("destination", "sender", "type")},
+            {"destination": "elsewhere", "sender": BOB, "type": "m.test"},
+        )
+        self.assertTrue(0 < len(headers[0]["message_id"]) <= 32)
+        told = [msgspec.msgpack.decode(row.payload, type=ToDeviceMessage) for row in remote]
+        self.assertEqual({one.device_id: orjson.loads(one.event)["content"]["n"] for one in told}, {"*": 1, "D": 2})
+        self.assertEqual(self.waiting(CAROL, "D"), [])
+
+    def test_senders_of_other_servers_reach_local_users_only(self) -> None:
+        for _ in range(2):
+            self.get(
+                self.keys.send_to_device(
+                    CAROL, "", "m.test", "edu-1", {ALICE: {"ALICEDEV": {"n": 1}}, CAROL: {"*": {}}}
+                )
+            )
+        self.assertEqual(self.contents(ALICE, "ALICEDEV"), [{"n": 1}])
+        self.assertEqual(len(self.told), 1)
+
+    def test_requests_that_do_not_fit_are_refused(self) -> None:
+        send = self.keys.send_to_device
+        for messages, status, errcode in [
+            ({"alice": {"D": {}}}, 400, "M_INVALID_PARAM"),
+            ({"@a\0:test": {"D": {}}}, 400, "M_INVALID_PARAM"),
+            ({ALICE: {"": {}}}, 400, "M_INVALID_PARAM"),
+            ({ALICE: {"x" * 256: {}}}, 400, "M_INVALID_PARAM"),
+            ({ALICE: {"ALICEDEV": []}}, 400, "M_BAD_JSON"),
+            ({ALICE: {"ALICEDEV": {"x": "x" * 70_000}}}, 413, "M_TOO_LARGE"),
+            ({ALICE: {str(number): {} for number in range(5001)}}, 413, "M_TOO_LARGE"),
+        ]:
+            self.check_refused(send(BOB, "BOBDEV", "m.test", "1", messages), status, errcode)  # type: ignore[arg-type]
+        self.check_refused(send(BOB, "BOBDEV", "", "1", {}), 400, "M_INVALID_PARAM")
+        self.check_refused(send(BOB, "BOBDEV", "m.test", "x" * 256, {}), 400, "M_INVALID_PARAM")
+        self.devices[ALICE] = {str(number): None for number in range(10_001)}
+        self.check_refused(send(BOB, "BOBDEV", "m.test", "1", {ALICE: {"*": {}}}), 413, "M_TOO_LARGE")
+        del self.devices[ALICE]["0"]
+        self.send({ALICE: {"*": {}}})
+
+    def test_what_a_wildcard_multiplies_is_bounded(self) -> None:
+        self.patch(to_device, "TOTAL_LIMIT", 3_000)
+        messages: dict[str, dict[str, Any]] = {ALICE: {"*": {"x": "x" * 2_000}}}
+        self.check_refused(self.keys.send_to_device(BOB, "BOBDEV", "m.test", "1", messages), 413, "M_TOO_LARGE")
+        del self.devices[ALICE]["ALICE2"]
+        self.send(messages)
+        self.assertEqual(len(self.told), 1)
+
+    def test_an_inbox_keeps_the_newest(self) -> None:
+        self.patch(table, "INBOX_LIMIT", 20)
+        self.patch(to_device, "CHECK_EVERY", 10)
+        for number in range(55):
+            self.send({ALICE: {"*": {"n": number}}}, str(number))
+        for device_id in ("ALICEDEV", "ALICE2"):
+            contents = self.contents(ALICE, device_id)
+            self.assertEqual(contents, [{"n": number} for number in range(30, 55)])
