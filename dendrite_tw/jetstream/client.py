@@ -166,9 +166,7 @@ class QueueClient:
         self._send(Pub(subject, reply, headers, payload))
         return True
 
-    def ask(
-        self, subject: str, payload: bytes, headers: bytes = b"", timeout: float | None = None
-    ) -> Deferred[Msg]:
+    def ask(self, subject: str, payload: bytes, headers: bytes = b"", timeout: float | None = None) -> Deferred[Msg]:
         """Send a message and promise the answer; fails with `UnavailableError`."""
         self._next_question += 1
         question = str(self._next_question)
@@ -225,9 +223,7 @@ class QueueClient:
             raise ApiError(code, 0, message.headers.get("Nats-Service-Error", ""))
         return message
 
-    def respond(
-        self, subject: str, queue_group: str, handler: Callable[[Message], Awaitable[bytes]]
-    ) -> Handle:
+    def respond(self, subject: str, queue_group: str, handler: Callable[[Message], Awaitable[bytes]]) -> Handle:
         """Serve a plain subject, shared with the others of the queue group; what the handler returns is the
         answer.
         """

@@ -167,9 +167,7 @@ def read_configuration(text: str) -> dict[str, Any]:
             found["domain"] = stream.get("domain", "")
     login = tree.get("authorization")
     if isinstance(login, dict):
-        found.update(
-            user=str(login.get("user", "")), password=str(login.get("password", login.get("pass", "")))
-        )
+        found.update(user=str(login.get("user", "")), password=str(login.get("password", login.get("pass", ""))))
         found["token"] = str(login.get("token", ""))
         found["users"] = login.get("users", [])
     return found
@@ -280,9 +278,7 @@ class Node:
 
 def _begin_log(verbose: bool) -> None:
     level = LogLevel.debug if verbose else LogLevel.info
-    observer = FilteringLogObserver(
-        textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(defaultLogLevel=level)]
-    )
+    observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(defaultLogLevel=level)])
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False, discardBuffer=True)
 
 

@@ -47,6 +47,6 @@ class DiskThread:
             try:
                 result = function(*args)
             except Exception:
-                self._call_from_thread(deferred.errback, Failure())  # type: ignore[no-untyped-call]
+                self._call_from_thread(deferred.errback, Failure())
             else:
                 self._call_from_thread(deferred.callback, result)

@@ -187,9 +187,7 @@ class ClientSideTests(SynchronousTestCase):
 
     def test_connects_and_works(self) -> None:
         queue = self.queue("nats://alice:secret@somewhere:4444")
-        self.assertEqual(
-            (self.attempts(), queue.degraded), ([("somewhere", 4444)], ["no connection to NATS"])
-        )
+        self.assertEqual((self.attempts(), queue.degraded), ([("somewhere", 4444)], ["no connection to NATS"]))
         self.accept()
         self.assertEqual((queue.client.ready, queue.degraded), (True, []))
         acks: list[Any] = []
