@@ -272,9 +272,7 @@ class OutboxTests(SynchronousTestCase):
         for _ in range(40):
             action = chance.random()
             if action < 0.75:
-                rows = [
-                    self.table.add(STREAM, b"%d" % (len(expected) + n)) for n in range(chance.randint(1, 6))
-                ]
+                rows = [self.table.add(STREAM, b"%d" % (len(expected) + n)) for n in range(chance.randint(1, 6))]
                 expected.extend(row.payload for row in rows)
                 if chance.random() < 0.8:
                     self.relay.offer(rows)
