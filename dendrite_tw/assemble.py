@@ -7,7 +7,9 @@ component tells the others leaves its outbox through a relay to the queue.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.application.service import MultiService
@@ -28,7 +30,7 @@ from .client_api.routes import account_routes
 from .client_api.settings import CaptchaSettings, ClientSettings, Notices, Turn
 from .client_api.spaces import SpaceRoutes
 from .client_api.to_device import ToDeviceRoutes
-from .client_api.uia import PASSWORD, InteractiveAuth
+from .client_api.uia import PASSWORD, Captcha, InteractiveAuth
 from .client_api.user_directory import UserDirectoryRoutes
 from .config import Component as DatabaseOwner
 from .config import Config
@@ -38,6 +40,7 @@ from .database.outbox import Outbox
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
+from .locks import InUseError, Locks
 from .matrix.room_versions import ROOM_VERSIONS
 from .media_api.api import Method, ThumbnailSize
 from .media_api.component import MediaComponent
@@ -60,6 +63,7 @@ from .world import World
 log = Logger()
 
 PRUNE_SECONDS = 3600
+PROBE_SECONDS = 5
 
 DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
 """The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
@@ -83,6 +87,7 @@ class Databases:
         self._config = config
         self._world = world
         self._open: dict[str, SQLiteDatabase] = {}
+        self._locks = Locks()
 
     def of(self, component: DatabaseOwner) -> Database:
         """The database of a component, as ``dendrite.yaml`` names it."""
@@ -95,12 +100,44 @@ class Databases:
             )
         path = wanted.sqlite_path
         if path not in self._open:
-            self._open[path] = SQLiteDatabase(path, self._world.threads)
+            key = self._config.key_of_database(component)
+            if path != ":memory:":
+                self.lock(key, Path(f"{path}-lock"))
+            try:
+                self._open[path] = SQLiteDatabase(path, self._world.threads)
+            except (sqlite3.Error, OSError) as error:
+                raise self._config.error(
+                    key, f"{path} cannot be opened: {error}.", "Check the file and the permissions of its directory."
+                ) from None
         return self._open[path]
+
+    def lock(self, key: str, path: Path) -> None:
+        """Keep other servers away from what the configuration names under `key`."""
+        try:
+            self._locks.take(path)
+        except InUseError as error:
+            by = f" ({error.holder})" if error.holder else ""
+            raise self._config.error(
+                key, f"Another server{by} uses it.", "Stop that one, or give each server files of its own."
+            ) from None
+        except OSError as error:
+            raise self._config.error(key, f"{path} cannot be written: {error.strerror or error}.") from None
+
+    @property
+    def degraded(self) -> list[str]:
+        """The databases that do not take changes at the moment."""
+        return [f"{path}: {database.failing}" for path, database in self._open.items() if database.failing]
+
+    async def probe(self) -> None:
+        """Find out whether databases that failed take changes again."""
+        for database in self._open.values():
+            if database.failing:
+                await database.probe()
 
     def close(self) -> None:
         for database in self._open.values():
             database.close()
+        self._locks.release()
 
 
 class Server(MultiService):
@@ -131,10 +168,13 @@ class Parts:
         server_name = config.global_.server_name
         budget = CacheBudget(config.global_.cache.max_size_estimated)
         self.databases = Databases(config, world)
+        queue_folder = config.global_.jetstream.storage_path
+        if not config.global_.jetstream.in_memory:
+            self.databases.lock("global.jetstream.storage_path", Path(queue_folder) / "lock")
         self.queue = EmbeddedQueue(
             world.time,
             runner(world),
-            config.global_.jetstream.storage_path,
+            queue_folder,
             config.global_.jetstream.in_memory,
             config.global_.jetstream.topic_prefix,
         )
@@ -189,11 +229,16 @@ class Parts:
         self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
         self._prune_keys.clock = world.time
+        self._probe = LoopingCall(lambda: Deferred.fromCoroutine(self.databases.probe()))
+        self._probe.clock = world.time
+        self._sweep = LoopingCall(budget.sweep)
+        self._sweep.clock = world.time
+        self._sweep_seconds = max(60.0, config.global_.cache.max_age)
         for component in self.components:
             component.prepare()
 
         settings = client_settings(config)
-        auth = InteractiveAuth(users, world, settings)
+        auth = InteractiveAuth(users, world, settings, captcha(settings, world))
         sections: list[Any] = [
             RoomRoutes(rooms, users, world.clock, server_name),
             RoomAdminRoutes(rooms),
@@ -205,10 +250,14 @@ class Parts:
             ToDeviceRoutes(keys),
             self.sync,
             self.media,
-            MonitorRoutes([lambda: self.queue.degraded]),
+            MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]),
         ]
         self.last_seen = LastSeen(users, world)
         metrics = Metrics(budget)
+        notifier = self.sync.notifier
+        metrics.gauge("dendrite_syncapi_active_sync_requests", "Syncs that are being answered.", self._active_syncs)
+        metrics.gauge("dendrite_syncapi_waiting_sync_requests", "Syncs that wait for news.", lambda: notifier.waiting)
+        metrics.gauge("dendrite_syncapi_active_users", "Users who sync.", lambda: notifier.streams)
         self.routes = client_paths(row for section in sections for row in section.routes())
         self.routes += account_routes(settings, users, rooms, client, world, auth)
         self.root = make_root(
@@ -231,6 +280,11 @@ class Parts:
             await relay.start()
         self.last_seen.start()
         self._prune_keys.start(PRUNE_SECONDS, now=False)
+        self._probe.start(PROBE_SECONDS, now=False)
+        self._sweep.start(self._sweep_seconds, now=False)
+
+    def _active_syncs(self) -> int:
+        return self.sync.handler.active
 
     def _users_reached(self, position: int) -> None:
         """The user component has stored what follows from room events up to this position."""
@@ -238,8 +292,9 @@ class Parts:
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
-        if self._prune_keys.running:
-            self._prune_keys.stop()
+        for loop in (self._prune_keys, self._sweep, self._probe):
+            if loop.running:
+                loop.stop()
         await self.last_seen.stop()
         for relay in self.relays:
             relay.stop()
@@ -368,6 +423,18 @@ def notices_settings(config: Config) -> Notices | None:
         avatar_url=notices.avatar_url,
         room_name=notices.room_name,
     )
+
+
+def captcha(settings: ClientSettings, world: World) -> Captcha | None:
+    """Who judges captchas, where they are asked for."""
+    if settings.captcha is None:
+        return None
+    from treq.client import HTTPClient
+    from twisted.web.client import Agent
+
+    from .client_api.captcha import HttpCaptcha
+
+    return HttpCaptcha(settings.captcha, HTTPClient(Agent(world.time)), world.time)
 
 
 def limiter(config: Config, world: World) -> SlotLimiter:

@@ -42,11 +42,11 @@ class FakeQueue:
         """Publish a struct; returns its sequence number in the stream."""
         return self.send(stream, msgspec.msgpack.encode(value), subject_suffix)
 
-    def send(self, stream: str, payload: bytes, subject_suffix: str = "") -> int:
+    def send(self, stream: str, payload: bytes, subject_suffix: str = "", headers: dict[str, str] | None = None) -> int:
         number = self._sequences[stream] = self._sequences.get(stream, 0) + 1
         self.published.append((stream, payload))
         for handler in list(self._listeners.get(stream, ())):
-            handler(FakeMessage(stream + subject_suffix, payload, number))
+            handler(FakeMessage(stream + subject_suffix, payload, number, headers or {}))
         return number
 
     async def publish(
@@ -58,7 +58,7 @@ class FakeQueue:
         headers: dict[str, str] | None = None,
         msg_id: str | None = None,
     ) -> None:
-        self.send(stream, payload, subject_suffix)
+        self.send(stream, payload, subject_suffix, headers)
 
     def listen(self, stream: str, handler: Callable[[Any], object]) -> FakeListening:
         handlers = self._listeners.setdefault(stream, [])

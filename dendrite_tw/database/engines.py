@@ -37,6 +37,15 @@ GROUP_LIMIT = 256
 
 LONG_READERS = 2
 
+DISK_ERRORS = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+}
+"""Primary result codes that tell of the disk, and not of one transaction."""
+
 
 class Unavailable(MatrixError):
     """The database cannot take this transaction now; nothing of it was stored."""
@@ -150,6 +159,8 @@ class SQLiteDatabase:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self.failing = ""
+        """Why the last change was not taken by the disk; empty when all is well."""
         if threads is not None:
             self._thread = threading.Thread(target=self._write_for_ever, name=f"sqlite-writer {path}", daemon=True)
             self._thread.start()
@@ -260,20 +271,43 @@ class SQLiteDatabase:
                         connection.execute("ROLLBACK TO job")
                     connection.execute("RELEASE job")
             connection.execute("COMMIT")
+            self.failing = ""
         except sqlite3.Error as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            self._note(error)
             for job in jobs:
                 job.failure = job.failure or Failure(Unavailable(str(error)))
+            try:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            except sqlite3.Error as second:
+                self._note(second)
 
     def _run(self, job: _Job, txn: SQLiteTransaction) -> None:
         try:
             job.result = run_inline(job.function(txn, *job.args, **job.kwargs))  # type: ignore[arg-type]
             job.hooks = txn.hooks
         except sqlite3.OperationalError as error:
+            self._note(error)
             job.failure = Failure(Unavailable(str(error)))
         except BaseException:
             job.failure = Failure()
+
+    def _note(self, error: sqlite3.Error) -> None:
+        """Remember what the disk complains of."""
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in DISK_ERRORS:
+            self.failing = str(error)
+
+    async def probe(self) -> None:
+        """Change nothing in a transaction that has to reach the disk; `failing` says what came of it."""
+
+        async def touch(txn: Transaction) -> None:
+            [(version,)] = await txn.fetch("PRAGMA user_version", ())
+            await txn.execute(f"PRAGMA user_version = {version}", ())
+
+        try:
+            await self.write(touch)
+        except Unavailable:
+            return
 
     def close(self) -> None:
         if self._closed:

@@ -385,6 +385,8 @@ class JetStream:
         self._sweep: IDelayedCall | None = None
         self._by_destination: dict[str, Consumer] = {}
         self._advisories = 0
+        self._stale: list[Path] = []
+        """Folders of streams that were deleted just before a crash."""
         server.subscribe("$JS.ACK.>", self._on_ack)
         server.subscribe("$JS.FC.>", self._on_flow)
         server.interest_gained = self._on_interest
@@ -673,12 +675,16 @@ class JetStream:
             if name in self.streams:
                 # The older one was deleted; only its folder was still there.
                 log.warn("Stream {name} lies on disk twice; the newer one counts", name=name)
-                self.streams[name].close()
+                older = self.streams[name].files
+                if older is not None:
+                    self._stale.append(older.folder)
             self.streams[name] = hosted
 
     def serve(self) -> None:
         """Begin to listen for the recovered streams."""
         now = self.now()
+        for folder in self._stale:
+            self.syncer.later(_remove_folder, folder)
         for hosted in self.streams.values():
             stream = hosted.stream
             stream.drop_unfinished_batch()

@@ -244,8 +244,7 @@ class Queries:
             event
             for event in events
             if event.type == MEMBER
-            and (membership is None or event.membership == membership)
-            and (not_membership is None or event.membership != not_membership)
+            and _is_wanted(event.membership, membership, not_membership)
         ]
 
     async def joined_members(self, room_id: str, user_id: str) -> list[RoomEvent]:
@@ -446,3 +445,10 @@ def _after(row: EventRow, direction: str) -> Place:
 def before_stop(row: EventRow, stop: Place, direction: str) -> bool:
     place = Place(row.depth, row.position)
     return place > stop if direction == "b" else place <= stop
+
+
+def _is_wanted(membership: str | None, wanted: str | None, unwanted: str | None) -> bool:
+    """Whether a filter by membership lets a member through; given both ways, either is enough."""
+    if wanted is None and unwanted is None:
+        return True
+    return (wanted is not None and membership == wanted) or (unwanted is not None and membership != unwanted)

@@ -187,7 +187,9 @@ class Feed:
             return False
         purged = msgspec.msgpack.decode(message.payload, type=RoomPurged)
         self._cache.forget(purged.room_id)
-        self._heard.room = max(self._heard.room, purged.position)
+        if purged.position > self._heard.room:
+            self._heard.room = purged.position
+            self._notifier.room_purged(purged.room_id, purged.position)
         self._heard.advance()
         return True
 

@@ -13,9 +13,9 @@ from ..room_api.api import Membership, RoomAPI, RoomEvent
 from .lazy import SentMembers
 from .request import SyncRequest
 from .rooms import MEMBER, Room, RoomCache, Slot
-from .splice import content_of
+from .splice import content_of, previous_membership
 from .state import StateSpan, fill_in, full_state, state_delta
-from .timeline import Timeline, TimelineReader, previous_membership
+from .timeline import Timeline, TimelineReader
 from .tokens import SyncToken
 
 HEROES = 5

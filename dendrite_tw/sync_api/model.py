@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import msgspec
+from twisted.logger import Logger
 
+from ..matrix.errors import MatrixError
 from ..room_api.api import Membership, RoomAPI
 from ..user_api.api import AccountDataChange, KeyAPI, Receipt, ToDeviceMessage, Unread, UserAPI
 from .api import Presence
@@ -22,6 +24,8 @@ from .receipts import ReceiptLog
 from .request import SyncRequest
 from .tokens import SyncToken
 from .typing import TypingBoard
+
+log = Logger()
 
 TO_DEVICE_LIMIT = 100
 ROOMS_BETWEEN_PAUSES = 20
@@ -159,7 +163,12 @@ class SyncModel:
         for number, member in enumerate(members.values(), 1):
             if member.membership != "join":
                 continue
-            changes.joined.append(await self._joined.read(request, member, since, changes.upto))
+            try:
+                changes.joined.append(await self._joined.read(request, member, since, changes.upto))
+            except MatrixError as error:
+                if error.status != 404:
+                    raise
+                log.warn("{room} is being deleted and left out of a sync", room=member.room_id)
             if number % ROOMS_BETWEEN_PAUSES == 0:
                 await self._pause()
 

@@ -6,13 +6,12 @@ Client-Server API, "Syncing" and "Room History Visibility".
 from __future__ import annotations
 
 import msgspec
-import orjson
 
 from ..matrix.visibility import HISTORY_VISIBILITY, Visibility, visibility_from
 from ..room_api.api import Membership, RoomAPI, RoomEvent, timeline_token
 from .request import SyncRequest, database_filter
 from .rooms import MEMBER, Room, RoomCache
-from .splice import content_of
+from .splice import content_of, previous_membership
 from .tokens import SyncToken
 
 ROUNDS = 5
@@ -156,12 +155,3 @@ def memberships_at(user_id: str, member: Membership | None, events: list[RoomEve
         found.append(current)
     found.reverse()
     return found
-
-
-def previous_membership(event: RoomEvent) -> str:
-    """The membership that a member event took the place of; ``leave`` where there was none."""
-    if event.prev_content is None:
-        return "leave"
-    content = orjson.loads(event.prev_content)
-    membership = content.get("membership") if isinstance(content, dict) else None
-    return membership if isinstance(membership, str) else "leave"

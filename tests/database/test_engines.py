@@ -103,7 +103,7 @@ class SQLiteTests(SynchronousTestCase):
 
     def test_waiting_for_anything_but_sql_is_refused(self) -> None:
         async def waits(txn: Transaction) -> None:
-            await Deferred()  # type: ignore[misc]
+            await Deferred()
 
         self.failureResultOf(self.database.write(waits), RuntimeError)
 
@@ -158,6 +158,23 @@ class GroupCommitTests(SynchronousTestCase):
 
 
 class OutboxTests(SynchronousTestCase):
+    def test_rows_are_read_once_all_that_follows_from_them_has_begun(self) -> None:
+        database = SQLiteDatabase(":memory:", None)
+        outbox = Outbox("room_api", database)
+        database.prepare(outbox.create)
+        seen: list[list[int]] = []
+
+        def look() -> None:
+            seen.append([row.id for row in run_inline(outbox.read_after(0, 10))])
+
+        async def append(txn: Transaction) -> None:
+            txn.after_commit(look)
+            await outbox.append(txn, "S", b"1")
+            txn.after_commit(look)
+
+        self.successResultOf(database.write(append))
+        self.assertEqual(seen, [[], [1]])
+
     def test_rows_are_announced_in_the_order_of_their_commits(self) -> None:
         database = SQLiteDatabase(":memory:", None)
         self.addCleanup(database.close)
@@ -201,3 +218,36 @@ class OutboxTests(SynchronousTestCase):
         position = self.successResultOf(database.write(outbox.append, "S", lambda position: b"%d" % position))
         rows = self.successResultOf(Deferred.fromCoroutine(outbox.read_after(0, 10)))
         self.assertEqual([row.payload for row in rows], [b"%d" % position])
+
+
+class FullDiskTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        path = self.mktemp()
+        self.database = SQLiteDatabase(path, None)
+        self.addCleanup(self.database.close)
+        self.database.prepare(migrate, "test", [STEP])
+
+    def fill(self) -> None:
+        """Let the file have no more pages than it has, as on a disk that is full."""
+        writer = self.database._writer
+        (pages,) = writer.execute("PRAGMA page_count").fetchone()
+        writer.execute(f"PRAGMA max_page_count = {pages}")
+
+    def free(self) -> None:
+        self.database._writer.execute("PRAGMA max_page_count = 1000000")
+
+    def test_is_told_and_gets_well_by_itself(self) -> None:
+        self.fill()
+        rows = [(f"{n}" * 100, n) for n in range(200)]
+        self.failureResultOf(self.database.write(insert_each, rows), Unavailable)
+        self.assertIn("full", self.database.failing)
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(self.database.read(count))), 0)
+        self.free()
+        self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(self.database.probe())))
+        self.assertEqual(self.database.failing, "")
+        self.successResultOf(self.database.write(insert_each, rows))
+
+    def test_a_mistake_in_one_transaction_is_none_of_the_disk(self) -> None:
+        self.successResultOf(self.database.write(insert, 1, "a"))
+        self.failureResultOf(self.database.write(insert, 1, "a"))
+        self.assertEqual(self.database.failing, "")

@@ -1,4 +1,6 @@
-"""Messages on disk: what was acknowledged survives every cut, what is damaged is noticed, room is given back."""
+"""Messages on disk: what was acknowledged survives every cut, what is damaged is noticed, room is given
+back.
+"""
 
 from __future__ import annotations
 

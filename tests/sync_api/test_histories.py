@@ -255,16 +255,21 @@ class Histories(SyncCase):
         self.rooms = Slow(rooms, self.clock, chance)  # type: ignore[assignment]
         self.restart_slow()
         self.rooms = rooms
+        rooms.held = []
         pending: dict[int, Answer] = {}
         for action, room, user, number in history(chance, 80, without="resolve"):
-            if action in ("sync", "lose", "restart"):
+            if action == "restart":
+                self.component.notifier.clear()
+            elif action in ("sync", "lose"):
                 client = self.clients[number]
                 if number not in pending:
                     pending[number] = self.ask("alice", client.token, timeout=chance.choice([0, 1000]), **client.query)
             else:
                 self.act(action, ROOMS[room], USERS[user], number, False)
+            rooms.release(chance.choice([0, 0, 1, 2, 10]))
             self.clock.advance(chance.random() / 10)
             self.collect(pending)
+        rooms.release()
         self.clock.pump([0.05] * 400)
         self.collect(pending)
         self.assertEqual(pending, {})
