@@ -361,6 +361,7 @@ class Pushers(ClientCase):
         first = self.check(self.web.get(f"{V3}/notifications?limit=3", token), 200)
         self.assertEqual([5, 4, 3], [one["ts"] for one in first["notifications"]])
         self.assertEqual("hello", first["notifications"][0]["event"]["content"]["body"])
+        self.assertEqual("", first["notifications"][0]["profile_tag"])
         more = f"{V3}/notifications?limit=3&from={first['next_token']}"
         rest = self.check(self.web.get(more, token), 200)
         self.assertEqual([2, 1], [one["ts"] for one in rest["notifications"]])
