@@ -356,6 +356,16 @@ class PushTests(ConsumerCase):
         self.assertEqual(self.talk.payloads(), [b"0"])
         self.assertTrue(self.info()["push_bound"])
 
+    def test_two_consumers_of_one_destination(self) -> None:
+        self.fill(1)
+        for name in ("A", "B"):
+            self.create(name, deliver_subject="out", ack_policy="none")
+        self.talk.subscribe("out", "9")
+        self.assertEqual(self.talk.payloads(), [b"0", b"0"])
+        self.talk.api("CONSUMER.DELETE.S.B")
+        self.fill(1)
+        self.assertEqual(self.talk.payloads(), [b"0"])
+
     def test_queue_group(self) -> None:
         self.create(deliver_subject="out", deliver_group="g", ack_policy="none")
         self.talk.subscribe("out", "8")
