@@ -11,18 +11,18 @@ from typing import Any
 import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.streams import SECOND
 from dendrite_tw.jetstream.wire import Msg, Unsub
-from tests.jetstream.support import ServerBench
+from tests.jetstream.support import DiskCase, ServerBench
 
 
-class ConsumerCase(SynchronousTestCase):
+class ConsumerCase(DiskCase):
     storage = "memory"
 
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
         self.begin()
         self.stream()

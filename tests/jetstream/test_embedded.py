@@ -6,18 +6,18 @@ import shutil
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, fail
-from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.jetstream.catalogue import CATALOGUE
 from dendrite_tw.jetstream.errors import ApiError, UnavailableError
 from dendrite_tw.jetstream.messages import Message
-from tests.jetstream.support import Bench, Collector, settle
+from tests.jetstream.support import Bench, Collector, DiskCase, settle
 
 
-class EmbeddedCase(SynchronousTestCase):
+class EmbeddedCase(DiskCase):
     in_memory = False
 
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
         self.bench = Bench(self.folder, in_memory=self.in_memory)
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.engine import Limits
 from dendrite_tw.jetstream.streams import SECOND
 from dendrite_tw.jetstream.times import format_time
-from tests.jetstream.support import ServerBench
+from tests.jetstream.support import DiskCase, ServerBench
 
 
-class FeatureCase(SynchronousTestCase):
+class FeatureCase(DiskCase):
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
         self.begin()
 
