@@ -120,9 +120,7 @@ class Hosted:
         config = self.stream.config
         for subscription in self.subscriptions:
             self.engine.server.remove(subscription)
-        self.subscriptions = [
-            self.engine.server.subscribe(subject, self.ingest) for subject in config.subjects or ()
-        ]
+        self.subscriptions = [self.engine.server.subscribe(subject, self.ingest) for subject in config.subjects or ()]
         self._configured()
         self.arm_expiry()
         for feed in self.fed_by:
@@ -238,9 +236,7 @@ class Hosted:
 
     def _check_disk(self, files: FileStorage) -> None:
         if self.engine.syncer.failing or files.is_full():
-            raise refusal(
-                errors.STORE_FAILED, f"the disk does not take messages: {self.engine.syncer.failing}"
-            )
+            raise refusal(errors.STORE_FAILED, f"the disk does not take messages: {self.engine.syncer.failing}")
 
     # --- time ---
 
@@ -256,9 +252,7 @@ class Hosted:
         if self.expiry is not None:
             self.expiry.cancel()
             self.expiry = None
-        moments = [
-            at for at in (self.stream.next_expiry(), self._schedules[0][0] if self._schedules else 0) if at
-        ]
+        moments = [at for at in (self.stream.next_expiry(), self._schedules[0][0] if self._schedules else 0) if at]
         if moments:
             self.expiry = self.engine.call_at(min(moments), self._due)
 
@@ -466,9 +460,7 @@ class JetStream:
             headers, payload = wire.replace_headers(headers, (), size), b""
         self.server.forward(destination, message.subject, reply, headers, payload)
 
-    def status(
-        self, destination: str, code: int, description: str, fields: dict[str, str], reply: str
-    ) -> None:
+    def status(self, destination: str, code: int, description: str, fields: dict[str, str], reply: str) -> None:
         block = wire.encode_headers(fields.items(), code, description)
         self.server.forward(destination, destination, reply, block, b"")
 
@@ -507,9 +499,7 @@ class JetStream:
         self.advise(f"CONSUMER.{what}.{names['stream']}.{names['consumer']}", kind, {**names, **more})
 
     def given_up(self, consumer: Consumer, seq: int, deliveries: int) -> None:
-        self._advise_delivery(
-            consumer, "MAX_DELIVERIES", "max_deliver", stream_seq=seq, deliveries=deliveries
-        )
+        self._advise_delivery(consumer, "MAX_DELIVERIES", "max_deliver", stream_seq=seq, deliveries=deliveries)
 
     # --- what comes back ---
 
@@ -524,9 +514,7 @@ class JetStream:
             return
         self._acknowledge(consumer, int(parts[5]), int(parts[6]), reply, payload)
 
-    def _acknowledge(
-        self, consumer: Consumer, seq: int, consumer_seq: int, reply: str, payload: bytes
-    ) -> None:
+    def _acknowledge(self, consumer: Consumer, seq: int, consumer_seq: int, reply: str, payload: bytes) -> None:
         now = self.now()
         word, _, argument = payload.partition(b" ")
         if word in (b"", b"+ACK"):
@@ -730,9 +718,7 @@ class JetStream:
     def _load_consumers(self, hosted: Hosted, saved: SavedStream, folder: Path, now: int) -> None:
         progress = {snapshot.name: snapshot for snapshot in read_progress(folder)}
         for row in saved.consumers:
-            consumer = self.create_consumer(
-                hosted, row.name, row.config, durable=row.durable, created=row.created
-            )
+            consumer = self.create_consumer(hosted, row.name, row.config, durable=row.durable, created=row.created)
             hosted.consumers[row.name] = consumer
             hosted.stream.readers[row.name] = consumer
             snapshot = progress.get(row.name)

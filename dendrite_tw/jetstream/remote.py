@@ -275,9 +275,7 @@ class RemoteQueue(Service):
 
     def startService(self) -> None:
         super().startService()
-        Deferred.fromCoroutine(self.start()).addErrback(
-            lambda failure: log.failure("The queue did not start", failure)
-        )
+        Deferred.fromCoroutine(self.start()).addErrback(lambda failure: log.failure("The queue did not start", failure))
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

@@ -125,9 +125,7 @@ class Server:
 
     # --- messages ---
 
-    def publish(
-        self, subject: str, reply: str, headers: bytes, payload: bytes, origin: Session | None = None
-    ) -> int:
+    def publish(self, subject: str, reply: str, headers: bytes, payload: bytes, origin: Session | None = None) -> int:
         """Hand a message to all who subscribed; returns to how many."""
         self.in_messages += 1
         route = self._routes.get(subject)
@@ -176,9 +174,7 @@ class Server:
 
     # --- sessions ---
 
-    def open(
-        self, send: Callable[[Op], None], close: Callable[[], None], *, trusted: bool = False
-    ) -> Session:
+    def open(self, send: Callable[[Op], None], close: Callable[[], None], *, trusted: bool = False) -> Session:
         """A new session; it introduces the server at once.  ``trusted`` ones need no credentials."""
         self._next_session += 1
         session = Session(self, self._next_session, send, close, trusted)

@@ -36,9 +36,7 @@ LONGEST_PAUSE: Final = 30.0
 log = Logger(namespace="dendrite_tw.jetstream.worker")
 
 
-async def open_consumer(
-    client: QueueClient, stream: str, consumer: str, ack_wait: float, batch: int
-) -> dict[str, Any]:
+async def open_consumer(client: QueueClient, stream: str, consumer: str, ack_wait: float, batch: int) -> dict[str, Any]:
     """Create the durable consumer of a worker, or find it; returns what the server says of it.
 
     Names are whole, with their prefix.  Raises `errors.ApiError` and `errors.UnavailableError`.
@@ -134,9 +132,7 @@ class Worker:
             return
         self._opening = True
         opening = Deferred.fromCoroutine(self._create())
-        opening.addErrback(
-            lambda failure: log.failure("Consumer {name} cannot be opened", failure, name=self.durable)
-        )
+        opening.addErrback(lambda failure: log.failure("Consumer {name} cannot be opened", failure, name=self.durable))
         opening.addCallback(self._opened)
 
     def _opened(self, ignored: None) -> None:
@@ -146,9 +142,7 @@ class Worker:
         """Make sure of the consumer, have what is unacknowledged sent again, and begin to pull."""
         client = self._client
         try:
-            info = await open_consumer(
-                client, self._stream_name, self._consumer_name, self._ack_wait, self._batch
-            )
+            info = await open_consumer(client, self._stream_name, self._consumer_name, self._ack_wait, self._batch)
         except (UnavailableError, ApiError) as error:
             log.warn("Consumer {name} waits: {error}", name=self.durable, error=str(error))
             self._open_later()

@@ -227,6 +227,34 @@ class PushRules(ClientCase):
         self.check(self.web.delete(rule, None, token), 200)
         self.check(self.web.delete(rule, None, token), 404, "M_NOT_FOUND")
 
+    def test_rules_of_one_kind(self) -> None:
+        (token,) = self.tokens("alice")
+        every = self.check(self.web.get(f"{V3}/pushrules/global/", token), 200)
+        for kind, rules in every.items():
+            self.assertEqual(rules, self.check(self.web.get(f"{V3}/pushrules/global/{kind}/", token), 200))
+        self.check(self.web.get(f"{V3}/pushrules/global/duke/", token), 400, "M_INVALID_PARAM")
+
+    def test_paths_that_name_no_rule(self) -> None:
+        (token,) = self.tokens("alice")
+        whole = "global/override/.m.rule.master"
+        for method, path in [
+            ("PUT", ""),
+            ("PUT", "global"),
+            ("GET", "global"),
+            ("PUT", "global/room"),
+            ("GET", "global/room"),
+            ("PUT", "global/room/"),
+            ("GET", "device/"),
+            ("GET", "device/room/x"),
+            ("PUT", "device/room/x"),
+            ("DELETE", "device/room/x"),
+            ("GET", f"{whole}/colour"),
+            ("PUT", f"{whole}/colour"),
+        ]:
+            body = None if method == "GET" else {}
+            self.check(self.web.request(method, f"{V3}/pushrules/{path}", body, token), 400, "M_INVALID_PARAM")
+        self.check(self.web.get(f"{V3}/pushrules/{whole}", token), 200)
+
     def test_what_is_no_rule(self) -> None:
         (token,) = self.tokens("alice")
         one = f"{V3}/pushrules/global"

@@ -106,9 +106,7 @@ class RealServerTests(TestCase):
 
     async def begin(self) -> None:
         await deferToThread(self.start_server)
-        self.queue = RemoteQueue(
-            reactor, [f"nats://127.0.0.1:{self.port}"], inbox="_INBOX.test", chance=lambda: 0.5
-        )
+        self.queue = RemoteQueue(reactor, [f"nats://127.0.0.1:{self.port}"], inbox="_INBOX.test", chance=lambda: 0.5)
         self.client = self.queue.client
         await self.queue.start()
         await until(lambda: self.client.ready)

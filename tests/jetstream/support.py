@@ -35,9 +35,7 @@ def settle(clock: Clock, turns: int = 50) -> None:
 class Bench:
     """A running embedded queue under test."""
 
-    def __init__(
-        self, folder: Path | str = "", *, in_memory: bool = False, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, folder: Path | str = "", *, in_memory: bool = False, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
         if clock is None:
             self.clock.advance(START)

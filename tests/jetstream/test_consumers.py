@@ -290,9 +290,7 @@ class AcknowledgementTests(ConsumerCase):
         advisories = [orjson.loads(op.payload) for op in heard if op.subject.startswith("$JS.EVENT")]
         self.assertEqual([(row["stream_seq"], row["deliveries"]) for row in advisories], [(1, 2), (2, 2)])
         info = self.info()
-        self.assertEqual(
-            (info["num_ack_pending"], info["num_redelivered"], info["ack_floor"]["stream_seq"]), (0, 2, 0)
-        )
+        self.assertEqual((info["num_ack_pending"], info["num_redelivered"], info["ack_floor"]["stream_seq"]), (0, 2, 0))
 
     def test_only_so_many_under_way(self) -> None:
         self.fill(5)
@@ -596,9 +594,7 @@ class ManagementTests(ConsumerCase):
         self.create()
         self.create()
         self.assertEqual(
-            self.refused(
-                {"durable_name": "C", "ack_policy": "explicit", "max_deliver": 5}, "C", action="create"
-            ),
+            self.refused({"durable_name": "C", "ack_policy": "explicit", "max_deliver": 5}, "C", action="create"),
             10148,
         )
         changed = self.create(max_deliver=5, filter_subject="s.a")
@@ -653,9 +649,7 @@ class ManagementTests(ConsumerCase):
     def test_fixed_traits(self) -> None:
         self.create()
         for change in ({"ack_policy": "all"}, {"deliver_policy": "new"}, {"deliver_subject": "out"}):
-            self.assertEqual(
-                self.refused({"durable_name": "C", "ack_policy": "explicit", **change}, "C"), 10012
-            )
+            self.assertEqual(self.refused({"durable_name": "C", "ack_policy": "explicit", **change}, "C"), 10012)
 
 
 class FilePullTests(PullTests):

@@ -76,9 +76,7 @@ class TransformTests(FeatureCase):
             [("copy.a", b"1"), ("copy.b", b"2"), ("copy.a", b"3")],
         )
         headers = [wire.nats_headers(op.headers) for op in copies]
-        self.assertEqual(
-            [(h["Sequence"], h["Last-Sequence"]) for h in headers], [("1", "0"), ("2", "0"), ("3", "1")]
-        )
+        self.assertEqual([(h["Sequence"], h["Last-Sequence"]) for h in headers], [("1", "0"), ("2", "0"), ("3", "1")])
 
     def test_republishing_headers_only(self) -> None:
         self.talk.subscribe("copy.>", "9")
@@ -129,9 +127,7 @@ class OriginTests(FeatureCase):
         for number in range(3):
             self.talk.put("a.x", b"a%d" % number)
         rows = [{"src": "b.*", "dest": "from.b.$1"}]
-        self.create(
-            "S", sources=[{"name": "A", "opt_start_seq": 2}, {"name": "B", "subject_transforms": rows}]
-        )
+        self.create("S", sources=[{"name": "A", "opt_start_seq": 2}, {"name": "B", "subject_transforms": rows}])
         self.talk.put("b.y", b"b")
         self.assertEqual(self.all("S"), [("a.x", b"a1"), ("a.x", b"a2"), ("from.b.y", b"b")])
         self.assertEqual(self.get("S", 1)[2]["Nats-Stream-Source"], "A 2 > > a.x")
@@ -195,9 +191,7 @@ class BatchTests(FeatureCase):
         super().setUp()
         self.create("S", subjects=["s.>"], allow_atomic=True)
 
-    def part(
-        self, number: int, commit: str = "", name: str = "b", subject: str = "s.a", **more: str
-    ) -> dict[str, Any]:
+    def part(self, number: int, commit: str = "", name: str = "b", subject: str = "s.a", **more: str) -> dict[str, Any]:
         headers = {"Batch_Id": name, "Batch_Sequence": str(number), **more}
         if commit:
             headers["Batch_Commit"] = commit

@@ -50,9 +50,7 @@ class IndexTests(SynchronousTestCase):
         self.assertEqual(index.first_seq, min(model, default=last + 1), note)
         for filters in FILTERS:
             fitting = sorted(
-                seq
-                for seq, (subject, _) in model.items()
-                if not filters or any(matches(f, subject) for f in filters)
+                seq for seq, (subject, _) in model.items() if not filters or any(matches(f, subject) for f in filters)
             )
             seq = chance.randint(1, last + 2)
             later = [number for number in fitting if number >= seq]

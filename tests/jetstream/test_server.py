@@ -201,9 +201,7 @@ class LoginTests(ServerCase):
             publish=Permissions(allow=("out.>",), deny=("out.secret",)),
             subscribe=Permissions(allow=("in.>", "_INBOX.>"), deny=("in.secret",)),
         )
-        self.server.gate = Gate(
-            self.server, users=[user, User(name="root", password="r", server=self.server)]
-        )
+        self.server.gate = Gate(self.server, users=[user, User(name="root", password="r", server=self.server)])
         alice, root = self.talker(user="u", **{"pass": "p"}), self.talker(user="root", **{"pass": "r"})
         root.subscribe(">", "1")
         for subject in ("out.a", "out.secret", "in.a"):

@@ -152,9 +152,7 @@ class HeaderTests(SynchronousTestCase):
 
     def test_replacement(self) -> None:
         block = wire.encode_headers((("A", "1"), ("B", "2")))
-        self.assertEqual(
-            wire.decode_headers(wire.replace_headers(block, ("A",), {"C": "3"})), {"B": ["2"], "C": ["3"]}
-        )
+        self.assertEqual(wire.decode_headers(wire.replace_headers(block, ("A",), {"C": "3"})), {"B": ["2"], "C": ["3"]})
         self.assertEqual(wire.replace_headers(block, ("A", "B"), {}), b"")
         self.assertEqual(wire.decode_headers(wire.replace_headers(b"", (), {"C": "3"})), {"C": ["3"]})
 
