@@ -111,6 +111,11 @@ class Databases:
                 ) from None
         return self._open[path]
 
+    def begin(self) -> None:
+        """Called when the reactor runs, which may be in another process than the one that opened them."""
+        for database in self._open.values():
+            database.begin()
+
     def lock(self, key: str, path: Path) -> None:
         """Keep other servers away from what the configuration names under `key`."""
         try:
@@ -271,6 +276,7 @@ class Parts:
 
     async def start(self) -> None:
         """The queue first, then who consumes from it, then what is told to it."""
+        self.databases.begin()
         await self.queue.start()
         for component in self.components:
             await component.start()

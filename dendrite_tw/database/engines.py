@@ -12,6 +12,7 @@ to another thread would cost ten times the read; long ones go to the pool.
 
 from __future__ import annotations
 
+import os
 import queue
 import sqlite3
 import threading
@@ -158,12 +159,26 @@ class SQLiteDatabase:
             self._long_readers.put(None)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._opened_by = os.getpid()
         self._closed = False
         self.failing = ""
         """Why the last change was not taken by the disk; empty when all is well."""
-        if threads is not None:
-            self._thread = threading.Thread(target=self._write_for_ever, name=f"sqlite-writer {path}", daemon=True)
-            self._thread.start()
+
+    def begin(self) -> None:
+        """Called when the reactor runs: a server that became a daemon since it was put together is another process.
+
+        Neither threads nor SQLite's locks come along, so connections are opened anew.
+        """
+        if self._path != ":memory:" and self._opened_by != os.getpid():
+            for connection in {self._writer, self._reader}:
+                connection.close()
+            self._writer = self._connect()
+            self._reader = self._connect(query_only=True) if self._threads else self._writer
+            self._opened_by = os.getpid()
+
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._write_for_ever, name=f"sqlite-writer {self._path}", daemon=True)
+        self._thread.start()
 
     def _connect(self, query_only: bool = False) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -188,6 +203,8 @@ class SQLiteDatabase:
             self._commit([job])
             _deliver([job])
         else:
+            if self._thread is None:
+                self._start_thread()
             self._jobs.put(job)
         return job.answer
 

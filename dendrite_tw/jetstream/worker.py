@@ -16,6 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.errors import ApiError, UnavailableError
 from dendrite_tw.jetstream.messages import Message, delivered
@@ -289,6 +290,9 @@ class Worker:
             try:
                 await self._handler(messages)
                 return True
+            except Unavailable as error:
+                self.failures += 1
+                log.warn("{name} waits: {error}", name=self.durable, error=str(error))
             except Exception:
                 self.failures += 1
                 log.failure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import shutil
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from bench.http import ConnectionLostError, Response
-from bench.matrix import CLIENT, Account, register
+from bench.matrix import CLIENT, Account, RefusedError, register
 from bench.processes import free_port
 from tests.clients.kill9 import Watcher, check_watcher, history, story
 from tests.clients.stage import Stage
@@ -96,35 +97,37 @@ class StopTests(BreakageCase):
 
         async def act() -> None:
             await self.begin()
-            await self.say("before")
-            await self.watcher.account.catch_up()
-            bob = self.watcher.account
-            waiting = asyncio.create_task(bob.sync(30000, since=bob.since))
-            sends = [asyncio.create_task(self._send_until_gone(number)) for number in range(4)]
+            dave = await register(self.server, "dave")
+            await dave.catch_up()
+            waiting = asyncio.create_task(dave.sync(30000, since=dave.since))
+            carols = [await register(self.server, f"carol{number}") for number in range(4)]
+            for carol in carols:
+                await carol.join(self.room)
+            answered: list[str] = []
+            sends = [asyncio.create_task(self._send_until_gone(carol, answered)) for carol in carols]
             await asyncio.sleep(0.3)
+            self.assertFalse(waiting.done())
             began = time.monotonic()
             await asyncio.to_thread(self.server.stop)
-            took = time.monotonic() - began
-            self.assertLess(took, STOP_SECONDS)
-            answer = (await asyncio.wait_for(waiting, 1)).json()
-            self.assertIn("next_batch", answer)
-            answered = [event for events in await asyncio.gather(*sends) for event in events]
-            self.assertTrue(answered)
+            self.assertLess(time.monotonic() - began, STOP_SECONDS)
+            self.assertIn("next_batch", (await asyncio.wait_for(waiting, 1)).json())
+            await asyncio.gather(*sends)
             await asyncio.to_thread(self.server.start)
             kept = {event for event, _ in await history(self.alice, self.room)}
+            self.assertTrue(answered)
             self.assertEqual([event for event in answered if event not in kept], [])
 
         self.play(act())
 
-    async def _send_until_gone(self, number: int) -> list[str]:
-        carol = await register(self.server, f"carol{number}")
-        await carol.join(self.room)
-        answered = []
+    async def _send_until_gone(self, account: Account, answered: list[str]) -> None:
         while True:
             try:
-                answered.append(await carol.send(self.room))
+                answered.append(await account.send(self.room))
             except (ConnectionLostError, OSError):
-                return answered
+                return
+            except RefusedError as error:
+                self.assertEqual(error.status, 503)
+                return
 
     def test_right_after_the_start(self) -> None:
         self.server.stop()
@@ -142,6 +145,35 @@ class StopTests(BreakageCase):
             output, _ = process.communicate(timeout=STOP_SECONDS)
             self.assertNotIn("Traceback", output)
             self.assertIn(process.returncode, (0, -signal.SIGTERM), output)
+
+
+class DaemonTests(BreakageCase):
+    """`twistd` without ``--nodaemon``: the server goes on in a process that was forked after it was put together."""
+
+    def test_daemon(self) -> None:
+        self.server.stop()
+        pid_file, log = self.folder / "pid", self.folder / "daemon.log"
+        twistd, (_, _, _, *options) = self.server.command()[0], self.server.command()[1:]
+        command = [twistd, "--pidfile", str(pid_file), "--logfile", str(log), *options]
+        subprocess.run(command, cwd=self.server.folder, env=self.server.environment(), check=True, timeout=20)
+
+        async def act() -> None:
+            await self.begin()
+            for number in range(5):
+                await self.say(f"{number}")
+            await self.check()
+
+        try:
+            self.play(act())
+        finally:
+            pid = int(pid_file.read_text())
+            os.kill(pid, signal.SIGTERM)
+        for _ in range(int(STOP_SECONDS * 10)):
+            if not pid_file.exists():
+                break
+            time.sleep(0.1)
+        self.assertFalse(pid_file.exists())
+        self.assertNotIn("Traceback", log.read_text())
 
 
 class FullDiskTests(BreakageCase):

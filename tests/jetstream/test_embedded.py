@@ -7,6 +7,7 @@ from pathlib import Path
 
 from twisted.internet.defer import Deferred, fail
 
+from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.jetstream.catalogue import CATALOGUE
 from dendrite_tw.jetstream.errors import ApiError, UnavailableError
 from dendrite_tw.jetstream.messages import Message
@@ -227,6 +228,22 @@ class ListenTests(EmbeddedCase):
         self.bench.settle()
         self.bench.publish("OutputRoomEvent", b"x")
         self.assertEqual(sorted(heard), [(0, b"x"), (1, b"x"), (2, b"x")])
+
+    def test_a_consumer_whose_database_is_away_waits(self) -> None:
+        taken: list[bytes] = []
+        reasons = [Unavailable("the disk is full")]
+
+        async def take(messages: list[Message]) -> None:
+            if reasons:
+                raise reasons.pop()
+            taken.extend(message.payload for message in messages)
+
+        self.bench.client.consume("OutputRoomEvent", "Waiting", take)
+        self.bench.settle()
+        self.bench.publish("OutputRoomEvent", b"x")
+        self.assertEqual(taken, [])
+        self.bench.advance(5)
+        self.assertEqual((taken, self.flushLoggedErrors()), ([b"x"], []))
 
     def test_a_failing_listener_harms_nobody(self) -> None:
         heard: list[bytes] = []
