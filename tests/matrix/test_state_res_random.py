@@ -17,7 +17,7 @@ from dendrite_tw.matrix.state_res import MemoryGraph, StateKey
 from .forks import Forks, Move, random_forks
 from .plain_state_res import PlainResolution
 
-bounded = settings(max_examples=60, deadline=None, derandomize=True)
+bounded = settings(max_examples=100, deadline=None, derandomize=True)
 
 rejections = st.sets(st.integers(0, 60), max_size=3)
 
