@@ -16,16 +16,18 @@ import msgspec
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import ConnectError, ConnectionClosed, DNSLookupError
 from twisted.internet.interfaces import (
     IAddress,
     IHostnameResolver,
+    IOpenSSLClientConnectionCreator,
     IReactorPluggableNameResolver,
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from twisted.web._newclient import HTTP11ClientProtocol, ParseError
 from twisted.web.client import (
@@ -87,14 +89,15 @@ class Stale(Unreachable):
 class Peer(msgspec.Struct, frozen=True):
     """Whom a request is made to: who must be there, and where that is.
 
-    ``addresses`` are what is connected to, the preferred first; empty means those of ``name``.
+    ``hosts`` are what is connected to, the preferred first: addresses, or names whose addresses are looked up when
+    a connection is made.  Empty means ``name``.
     """
 
     name: str
     """A DNS name, or an address without brackets: the certificate must be for it."""
     port: int
     host_header: str
-    addresses: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     scheme: str = "https"
 
 
@@ -220,10 +223,8 @@ class HttpClient:
         return HttpAnswer(response.code, response.headers, await reader.complete)
 
     def _endpoint(self, peer: Peer) -> IStreamClientEndpoint:
-        endpoint: IStreamClientEndpoint = _CheckedEndpoint(self._reactor, self._names, self._networks, peer)
-        if peer.scheme == "https":
-            return wrapClientTLS(self._tls.creator(peer.name), endpoint)
-        return endpoint
+        creator = self._tls.creator(peer.name) if peer.scheme == "https" else None
+        return _CheckedEndpoint(self._reactor, self._names, self._networks, peer, creator)
 
 
 # --- addresses ---
@@ -265,27 +266,40 @@ def is_address(name: str) -> bool:
 
 @implementer(IStreamClientEndpoint)
 class _CheckedEndpoint:
-    """Connects to the first of a peer's addresses that answers, and to none that is denied."""
+    """Connects to the first of a peer's addresses that answers, and to none that is denied; over TLS with `creator`."""
 
-    def __init__(self, reactor: Any, names: Names, networks: Networks, peer: Peer) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        names: Names,
+        networks: Networks,
+        peer: Peer,
+        creator: IOpenSSLClientConnectionCreator | None,
+    ) -> None:
         self._reactor = reactor
         self._names = names
         self._networks = networks
         self._peer = peer
+        self._creator = creator
 
     def connect(self, protocolFactory: Any) -> Deferred[Any]:
         return Deferred.fromCoroutine(self._connect(protocolFactory))
 
     async def _connect(self, factory: Any) -> Any:
         name = self._peer.name
-        addresses: Sequence[str] = self._peer.addresses
-        if not addresses:
-            addresses = [name] if is_address(name) else await self._names.addresses(name)
+        addresses: list[str] = []
+        for host in self._peer.hosts or (name,):
+            addresses += [host] if is_address(host) else await self._names.addresses(host)
         permitted = self._networks.permitted(addresses)
         if not permitted:
             raise Unreachable("the address lies in a network that this server may not connect to")
         pinned: Any = _Pinned(self._reactor, permitted)
-        return await HostnameEndpoint(pinned, name, self._peer.port, timeout=CONNECT_TIMEOUT).connect(factory)
+        endpoint = HostnameEndpoint(pinned, name, self._peer.port, timeout=CONNECT_TIMEOUT)
+        if self._creator is None:
+            return await endpoint.connect(factory)
+        over_tls: Any = TLSMemoryBIOFactory(self._creator, True, factory, clock=self._reactor)
+        connected: Any = await endpoint.connect(over_tls)
+        return connected.wrappedProtocol
 
 
 @implementer(IReactorPluggableNameResolver, IHostnameResolver)
