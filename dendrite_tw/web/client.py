@@ -15,14 +15,15 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.error import ConnectError, ConnectionClosed, DNSLookupError
+from twisted.internet.error import ConnectError, ConnectingCancelledError, ConnectionClosed, DNSLookupError
 from twisted.internet.interfaces import (
     IAddress,
     IHostnameResolver,
     IOpenSSLClientConnectionCreator,
     IReactorPluggableNameResolver,
+    IReactorTime,
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -200,8 +201,7 @@ class HttpClient:
         for name, value in headers:
             sent.setRawHeaders(name, [value])
         answering = Deferred.fromCoroutine(self._exchange(peer, method, target, sent, body, limit, write))
-        answering.addTimeout(seconds, self._reactor)
-        return await _explained(answering)
+        return await _in_time(answering, seconds, self._reactor)
 
     async def _exchange(
         self,
@@ -457,30 +457,51 @@ class _Body(Protocol):
 # --- what went wrong ---
 
 
-async def _explained(answering: Deferred[T]) -> T:
-    """The result, with whatever the layers below may raise told as `Unreachable`."""
+async def _in_time(answering: Deferred[T], seconds: float, time: IReactorTime) -> T:
+    """The result, with whatever the layers below may raise told as `Unreachable`.
+
+    Only who waits for it may cancel it; that is told as `CancelledError`, and says nothing about the other end.
+    """
+    is_over = False
+
+    def give_up() -> None:
+        nonlocal is_over
+        is_over = True
+        answering.cancel()
+
+    timer = time.callLater(seconds, give_up)
     try:
         return await answering
-    except (CancelledError, MatrixError):
+    except MatrixError:
         raise
     except Exception as error:
+        if is_over:
+            raise Unreachable("there was no answer in time") from error
+        if _is_cancelled(error):
+            raise CancelledError from error
         raise explained(error) from error
+    finally:
+        if timer.active():
+            timer.cancel()
+
+
+def _reasons(error: Exception) -> list[Exception]:
+    return [failure.value for failure in getattr(error, "reasons", ())] or [error]
+
+
+def _is_cancelled(error: Exception) -> bool:
+    return any(isinstance(reason, CancelledError | ConnectingCancelledError) for reason in _reasons(error))
 
 
 def explained(error: Exception) -> Unreachable:
     """What a failed request is told as."""
-    if isinstance(error, TimeoutError):
-        return Unreachable("there was no answer in time")
     if isinstance(error, UnknownName | DNSLookupError):
         return Unreachable("the name has no address")
-    reasons = [failure.value for failure in getattr(error, "reasons", ())] or [error]
-    if any(isinstance(reason, SSL.Error) for reason in reasons):
+    if any(isinstance(reason, SSL.Error) for reason in _reasons(error)):
         return Unreachable("the certificate is not acceptable, or TLS failed otherwise")
     if isinstance(error, ConnectError):
         return Unreachable(f"no connection: {error}"[:200])
     if isinstance(error, RequestTransmissionFailed | ResponseNeverReceived | ConnectionClosed):
-        if any(isinstance(reason, TimeoutError | CancelledError) for reason in reasons):
-            return Unreachable("there was no answer in time")
         return Stale("the connection was closed without an answer")
     if isinstance(error, ResponseFailed | RequestGenerationFailed | ParseError | ValueError):
         return Unreachable("the answer is not HTTP")

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from OpenSSL import crypto
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.error import ConnectionRefusedError, TimeoutError, UserError
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import Certificate, CertificateOptions, trustRootFromCertificates
 from twisted.internet.task import Clock
@@ -106,20 +106,24 @@ class Network:
 
     def connectTCP(self, host: str, port: int, factory: Any, timeout: float = 30, bindAddress: Any = None) -> Any:
         self.connections.append((host, port))
-        connector = _Connector(self.clock, factory)
+        connector = _Connector(host, port, factory)
+        factory.doStart()
+        factory.startedConnecting(connector)
         listener = self.listeners.get((host, port))
         if listener is None:
-            connector.call = self.clock.callLater(
-                0, factory.clientConnectionFailed, connector, Failure(ConnectionRefusedError())
-            )
-            return connector
-        if listener is SILENT:
-            return connector
-        client, server = factory.buildProtocol(None), listener.buildProtocol(IPv4Address("TCP", "192.0.2.99", 4242))
+            connector.call = self.clock.callLater(0, connector.fail, ConnectionRefusedError())
+        elif listener is SILENT:
+            connector.call = self.clock.callLater(timeout, connector.fail, TimeoutError())
+        else:
+            connector.call = self.clock.callLater(0, self._connect, connector, listener)
+        return connector
+
+    def _connect(self, connector: _Connector, listener: Factory) -> None:
+        server = listener.buildProtocol(IPv4Address("TCP", "192.0.2.99", 4242))
+        client = connector.factory.buildProtocol(None)
         self._pumps.append(
             connect(server, _Pipe(server, isServer=True), client, _Pipe(client, isServer=False), clock=self.clock)
         )
-        return connector
 
     def flush(self, rounds: int = 60) -> None:
         """Move bytes until nothing moves any more."""
@@ -146,10 +150,12 @@ class Network:
                 self.advance(CONNECTION_REFUSED_SECONDS)
         return begun
 
-    def client(self, networks: Networks | None = None, **options: Any) -> HttpClient:
-        """A client on this network that trusts its authority."""
-        tls = ClientTls(trust_root=trust_root())
-        return HttpClient(self, self.names, networks or Networks([], []), tls, **options)
+    def client(
+        self, networks: Networks | None = None, tls: ClientTls | None = None, keep_alive: bool = True
+    ) -> HttpClient:
+        """A client on this network, by default one that trusts its authority."""
+        tls = tls or ClientTls(trust_root=trust_root())
+        return HttpClient(self, self.names, networks or Networks([], []), tls, keep_alive=keep_alive)
 
 
 SILENT = Factory()
@@ -157,15 +163,23 @@ SILENT = Factory()
 
 
 class _Connector:
-    def __init__(self, clock: Clock, factory: Any) -> None:
+    """An attempt to connect."""
+
+    def __init__(self, host: str, port: int, factory: Any) -> None:
+        self.destination = IPv4Address("TCP", host, port)
+        self.factory = factory
         self.call: Any = None
 
-    def disconnect(self) -> None:
-        return None
+    def getDestination(self) -> IPv4Address:
+        return self.destination
+
+    def fail(self, error: Exception) -> None:
+        self.factory.clientConnectionFailed(self, Failure(error))
 
     def stopConnecting(self) -> None:
         if self.call is not None and self.call.active():
             self.call.cancel()
+        self.fail(UserError())
 
 
 class Scripted(Protocol):
