@@ -1,60 +1,39 @@
-"""Where a server is found: from its name to whom to connect to, and what is kept of the answers.
+"""Where a server is found: the network's answers to the questions of `matrix.discovery`, and what is kept of them.
 
-Server-Server API, "Resolving server names".  Addresses are looked up when a connection is made, not here: as long as
-one is kept nobody asks the DNS.
+Server-Server API, "Resolving server names".
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
 
 import msgspec
 
-from ..matrix.identifiers import is_server_name
-from ..web.client import HttpAnswer, HttpClient, Peer, Unreachable, is_address
-from ..web.names import Names, Service
+from ..matrix import discovery
+from ..matrix.discovery import Answer, FetchWellKnown, LookUpSRV, NoAddress, Question, SRVRecord, Target
+from ..web.client import HttpAnswer, HttpClient, Peer, Unreachable
+from ..web.names import Names, UnknownName
 from ..world import Clock, Random
 from .shared import SharedCalls
 
-DEFAULT_PORT = 8448
-SERVICES = ("_matrix-fed._tcp.", "_matrix._tcp.")
-"""The names of the SRV records, the second deprecated."""
-
 PEERS_KEPT_MS = 300_000
+"""How long the result of a search is used; a server that cannot be reached is searched anew."""
+
 SERVERS_KEPT = 10_000
 
-WELL_KNOWN_LIMIT = 50 << 10
 WELL_KNOWN_SECONDS = 10.0
-WELL_KNOWN_REDIRECTS = 5
-SHORTEST_MS = 300_000
-DEFAULT_MS = 24 * 3_600_000
-LONGEST_MS = 48 * 3_600_000
-"""How long an answer of a well-known file counts: at least, if it does not say, and at most."""
-
-FIRST_ERROR_MS = 60_000
-LONGEST_ERROR_MS = 3_600_000
-"""How long a failure counts: each in a row twice as long as the one before."""
+RENEWED_MS = 300_000
+"""A well-known file that is older is read again when the server that it names cannot be reached."""
 
 
-class Place(NamedTuple):
-    """A server name taken apart: ``host`` without brackets, ``text`` with them."""
+class _File(msgspec.Struct, frozen=True):
+    """What a host's well-known file said, and when."""
 
-    host: str
-    text: str
-    port: int | None
-
-
-class WellKnown(msgspec.Struct, frozen=True):
-    """What a host's file says: ``delegate`` is the server name in it, `None` where there is no valid one."""
-
-    delegate: str | None
+    known: discovery.WellKnown
     fetched_ts: int
     expires_ts: int
-    failures: int = 0
 
 
 class ServerResolver:
@@ -66,136 +45,117 @@ class ServerResolver:
         self._clock = clock
         self._random = random
         self._peers: OrderedDict[str, tuple[int, list[Peer]]] = OrderedDict()
-        self._files: OrderedDict[str, WellKnown] = OrderedDict()
-        self._asking: SharedCalls[str, WellKnown] = SharedCalls()
+        self._files: OrderedDict[str, _File] = OrderedDict()
+        self._searches: SharedCalls[str, list[Peer]] = SharedCalls()
+        self._readings: SharedCalls[str, discovery.WellKnown] = SharedCalls()
 
     async def resolve(self, server_name: str) -> Sequence[Peer]:
-        """Whom to connect to, the preferred first.  `Unreachable` where the name is malformed."""
-        if not is_server_name(server_name):
-            raise Unreachable("the server's name is malformed")
-        now = self._clock.now_ms()
+        """Whom to connect to, the preferred first; `Unreachable` where there is nobody."""
         kept = self._peers.get(server_name)
-        if kept is not None and now < kept[0]:
+        if kept is not None and self._clock.now_ms() < kept[0]:
             self._peers.move_to_end(server_name)
             return kept[1]
-        peers = await self._find(server_name)
-        self._peers[server_name] = (now + PEERS_KEPT_MS, peers)
+        return await self._searches.run(server_name, lambda: self._search(server_name))
+
+    def forget(self, server_name: str) -> None:
+        """Search anew the next time; also in the well-known file, unless that was read just now."""
+        self._peers.pop(server_name, None)
+        file = self._files.get(server_name)
+        if file is not None and file.known.server and file.fetched_ts + RENEWED_MS <= self._clock.now_ms():
+            self._files[server_name] = msgspec.structs.replace(file, expires_ts=0)
+
+    async def _search(self, server_name: str) -> list[Peer]:
+        search = discovery.resolve(server_name)
+        answer: Answer = None
+        try:
+            while True:
+                answer = await self._answer(search.send(answer))
+        except StopIteration as found:
+            peers = _grouped(found.value)
+        except ValueError:
+            raise Unreachable("the server's name is malformed") from None
+        except NoAddress as error:
+            raise Unreachable(str(error)) from None
+        self._peers[server_name] = (self._clock.now_ms() + PEERS_KEPT_MS, peers)
         self._peers.move_to_end(server_name)
         if len(self._peers) > SERVERS_KEPT:
             self._peers.popitem(last=False)
         return peers
 
-    def forget(self, server_name: str) -> None:
-        """Look anew the next time; also at the well-known file, unless that was read just now."""
-        self._peers.pop(server_name, None)
-        if is_server_name(server_name):
-            host = split_server_name(server_name).host
-            known = self._files.get(host)
-            if known is not None and known.delegate and known.fetched_ts + SHORTEST_MS <= self._clock.now_ms():
-                self._files[host] = msgspec.structs.replace(known, expires_ts=0)
-
-    async def _find(self, server_name: str) -> list[Peer]:
-        """The steps of the specification; a delegated name takes the same ones, but for the well-known file."""
-        place = split_server_name(server_name)
-        if is_address(place.host) or place.port is not None:
-            return [_at(place, server_name)]
-        known = await self._well_known(place.host)
-        if known.delegate is None:
-            return await self._by_services(place)
-        delegate = split_server_name(known.delegate)
-        if is_address(delegate.host) or delegate.port is not None:
-            return [_at(delegate, known.delegate)]
-        return await self._by_services(delegate)
-
-    async def _by_services(self, place: Place) -> list[Peer]:
-        for prefix in SERVICES:
-            services = [one for one in await self._names.services(prefix + place.host) if one.host not in ("", ".")]
-            if services:
-                return [
-                    Peer(place.host, one.port, place.text, (one.host.rstrip("."),)) for one in self._ordered(services)
-                ]
-        return [_at(place, place.text)]
-
-    def _ordered(self, services: list[Service]) -> list[Service]:
-        """By priority, and among equals by chance, as their weights say (RFC 2782)."""
-        chance = {one: self._random.uniform(0.0, 1.0) ** (1.0 / max(one.weight, 0.01)) for one in services}
-        return sorted(services, key=lambda one: (one.priority, -chance[one]))
+    async def _answer(self, question: Question) -> Answer:
+        if isinstance(question, FetchWellKnown):
+            return (await self._well_known(question.host)).server
+        if isinstance(question, LookUpSRV):
+            found = await self._names.services(question.name)
+            # Among records of the same priority and weight chance decides: discovery keeps the order of equals.
+            found.sort(key=lambda one: self._random.uniform(0.0, 1.0))
+            return [SRVRecord(one.priority, one.weight, one.port, one.host) for one in found]
+        try:
+            return await self._names.addresses(question.host)
+        except UnknownName:
+            return []
 
     # --- the well-known file ---
 
-    async def _well_known(self, host: str) -> WellKnown:
-        known = self._files.get(host)
-        if known is not None and self._clock.now_ms() < known.expires_ts:
+    async def _well_known(self, host: str) -> discovery.WellKnown:
+        file = self._files.get(host)
+        if file is not None and self._clock.now_ms() < file.expires_ts:
             self._files.move_to_end(host)
-            return known
-        return await self._asking.run(host, lambda: self._read_file(host))
+            return file.known
+        return await self._readings.run(host, lambda: self._read(host))
 
-    async def _read_file(self, host: str) -> WellKnown:
+    async def _read(self, host: str) -> discovery.WellKnown:
         before, now = self._files.get(host), self._clock.now_ms()
-        delegate, lifetime = None, 0
         try:
             answer = await self._http.request(
                 "GET",
                 f"https://{host}/.well-known/matrix/server",
                 [("Accept", "application/json")],
                 seconds=WELL_KNOWN_SECONDS,
-                limit=WELL_KNOWN_LIMIT,
-                redirects=WELL_KNOWN_REDIRECTS,
+                limit=discovery.MAX_WELL_KNOWN_BYTES,
+                redirects=discovery.MAX_WELL_KNOWN_REDIRECTS,
             )
-            delegate = _delegate(answer)
-            lifetime = _lifetime(answer, now)
         except Unreachable:
-            if before is not None and before.delegate and now < before.fetched_ts + LONGEST_MS:
-                return self._keep(host, msgspec.structs.replace(before, expires_ts=now + FIRST_ERROR_MS))
-        if delegate is None:
-            failures = 0 if before is None or before.delegate else before.failures
-            lifetime = min(FIRST_ERROR_MS << min(failures, 16), LONGEST_ERROR_MS)
-            return self._keep(host, WellKnown(None, now, now + lifetime, failures + 1))
-        return self._keep(host, WellKnown(delegate, now, now + lifetime))
-
-    def _keep(self, host: str, known: WellKnown) -> WellKnown:
-        self._files[host] = known
+            if before and before.known.server and now < before.fetched_ts + discovery.WELL_KNOWN_MAXIMUM_MS:
+                # Nobody answers, which says nothing against what the file said before.
+                expires = now + discovery.WELL_KNOWN_FIRST_ERROR_MS
+                self._files[host] = msgspec.structs.replace(before, expires_ts=expires)
+                return before.known
+            known = None
+        else:
+            known = discovery.read_well_known(
+                answer.status,
+                answer.body,
+                cache_control=answer.header("cache-control"),
+                age=answer.header("age"),
+                expires_in_ms=_expires_in_ms(answer),
+            )
+        known = known or discovery.well_known_failed(before.known if before else None)
+        self._files[host] = _File(known, now, now + known.fresh_for_ms)
         self._files.move_to_end(host)
         if len(self._files) > SERVERS_KEPT:
             self._files.popitem(last=False)
         return known
 
 
-def split_server_name(server_name: str) -> Place:
-    """Take a valid server name apart."""
-    text, colon, port = server_name.rpartition(":")
-    if not colon or not port.isdigit() or text.endswith(":") or server_name.endswith("]"):
-        text, port = server_name, ""
-    return Place(text.strip("[]"), text, int(port) if port else None)
+def _grouped(targets: Sequence[Target]) -> list[Peer]:
+    """The targets as peers: neighbours that differ in their address only are one, whose addresses are raced."""
+    peers: list[Peer] = []
+    for target in targets:
+        peer = Peer(target.certificate_name, target.port, target.host_header, (target.address,))
+        if peers and msgspec.structs.replace(peers[-1], hosts=peer.hosts) == peer:
+            peers[-1] = msgspec.structs.replace(peer, hosts=peers[-1].hosts + peer.hosts)
+        else:
+            peers.append(peer)
+    return peers
 
 
-def _at(place: Place, host_header: str) -> Peer:
-    return Peer(place.host, DEFAULT_PORT if place.port is None else place.port, host_header)
-
-
-def _delegate(answer: HttpAnswer) -> str | None:
-    """The server name in a well-known file, if it is one."""
-    if answer.status != 200:
+def _expires_in_ms(answer: HttpAnswer) -> int | None:
+    """The time from a response's ``Date`` to its ``Expires``; none where either is missing, 0 where it is malformed."""
+    date, expires = answer.header("date"), answer.header("expires")
+    if date is None or expires is None:
         return None
     try:
-        delegate = answer.json_object().get("m.server")
-    except Unreachable:
-        return None
-    return delegate if is_server_name(delegate) else None
-
-
-def _lifetime(answer: HttpAnswer, now: int) -> int:
-    """How long the headers allow an answer to be kept, in milliseconds and within reason."""
-    wanted = DEFAULT_MS
-    directives = [part.strip().lower() for part in (answer.header("cache-control") or "").split(",")]
-    ages = [part[8:].strip('"') for part in directives if part.startswith("max-age=")]
-    if "no-store" in directives or "no-cache" in directives:
-        wanted = 0
-    elif ages and ages[0].isdecimal() and ages[0].isascii():
-        wanted = int(ages[0][:9]) * 1000
-    elif expires := answer.header("expires"):
-        try:
-            wanted = int(parsedate_to_datetime(expires).replace(tzinfo=UTC).timestamp() * 1000) - now
-        except (ValueError, OverflowError):
-            wanted = 0
-    return max(SHORTEST_MS, min(wanted, LONGEST_MS))
+        return int((parsedate_to_datetime(expires) - parsedate_to_datetime(date)).total_seconds() * 1000)
+    except (ValueError, TypeError, OverflowError):
+        return 0
