@@ -377,7 +377,7 @@ class JetStream:
         """Streams whose files were damaged and set aside: they began anew, empty."""
         self._timers: dict[Consumer, IDelayedCall] = {}
         self._sweep: IDelayedCall | None = None
-        self._by_destination: dict[str, Consumer] = {}
+        self._by_destination: dict[str, dict[Consumer, None]] = {}
         self._advisories = 0
         self._stale: list[Path] = []
         """Folders of streams that were deleted just before a crash."""
@@ -550,8 +550,7 @@ class JetStream:
 
     def _on_interest(self, subject: str) -> None:
         """Somebody subscribed: push consumers that deliver there may go on."""
-        consumer = self._by_destination.get(subject)
-        if consumer is not None:
+        for consumer in tuple(self._by_destination.get(subject, ())):
             consumer.last_active = self.now()
             consumer.pump(self.now())
 
@@ -612,7 +611,7 @@ class JetStream:
         hosted.consumers[consumer.name] = consumer
         hosted.stream.readers[consumer.name] = consumer
         if consumer.is_push:
-            self._by_destination[consumer.config.deliver_subject or ""] = consumer
+            self._by_destination.setdefault(consumer.config.deliver_subject or "", {})[consumer] = None
         consumer.dirty = True
 
     def delete_consumer(self, hosted: Hosted, consumer: Consumer) -> None:
@@ -635,8 +634,10 @@ class JetStream:
     def _unhost(self, consumer: Consumer) -> None:
         self.disarm(consumer)
         destination = consumer.config.deliver_subject or ""
-        if self._by_destination.get(destination) is consumer:
-            del self._by_destination[destination]
+        others = self._by_destination.get(destination, {})
+        others.pop(consumer, None)
+        if not others:
+            self._by_destination.pop(destination, None)
 
     # --- recovery ---
 

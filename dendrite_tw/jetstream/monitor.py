@@ -51,6 +51,8 @@ def monitor_site(servers: list[Server], engines: list[JetStream], started: int) 
             "subscriptions": sum(session.subscription_count for s in servers for session in s.sessions.values()),
             "in_msgs": sum(server.in_messages for server in servers),
             "out_msgs": sum(server.out_messages for server in servers),
+            "in_bytes": sum(server.in_bytes for server in servers),
+            "out_bytes": sum(server.out_bytes for server in servers),
             "jetstream": {"stats": _totals(engines)} if engines else {},
         }
 

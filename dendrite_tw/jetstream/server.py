@@ -84,8 +84,7 @@ class Server:
         self.gate: Gate | None = None
         """Who may enter; ``None`` lets everybody in."""
         self.sessions: dict[int, Session] = {}
-        self.in_messages = 0
-        self.out_messages = 0
+        self.in_messages = self.out_messages = self.in_bytes = self.out_bytes = 0
         self.interest_lost: Callable[[str], None] = lambda subject: None
         self.interest_gained: Callable[[str], None] = lambda subject: None
         self._interest: Interest[Subscription] = Interest()
@@ -166,6 +165,7 @@ class Server:
         if not session.may_hear(subject):
             return False
         self.out_messages += 1
+        self.out_bytes += len(headers) + len(payload)
         session.send(Msg(subject, member.sid, reply, headers, payload))
         member.received += 1
         if 0 < member.limit <= member.received:
@@ -322,6 +322,7 @@ class Session:
         if self._user is not None and not self._user.publish.admits(op.subject):
             self.send(Err(f'Permissions Violation for Publish to "{op.subject}"'))
             return
+        self.server.in_bytes += len(op.headers) + len(op.payload)
         count = self.server.publish(op.subject, op.reply, op.headers, op.payload, self)
         if not count and op.reply and self.no_responders:
             self._say_no_responders(op)

@@ -361,6 +361,7 @@ class Pushers(ClientCase):
         first = self.check(self.web.get(f"{V3}/notifications?limit=3", token), 200)
         self.assertEqual([5, 4, 3], [one["ts"] for one in first["notifications"]])
         self.assertEqual("hello", first["notifications"][0]["event"]["content"]["body"])
+        self.assertEqual("", first["notifications"][0]["profile_tag"])
         more = f"{V3}/notifications?limit=3&from={first['next_token']}"
         rest = self.check(self.web.get(more, token), 200)
         self.assertEqual([2, 1], [one["ts"] for one in rest["notifications"]])
@@ -381,6 +382,17 @@ class OpenId(ClientCase):
         self.assertEqual("@alice:test", self.wait(self.api.owner_of_openid_token(made["access_token"])))
         self.check(self.web.get(f"{V3}/account/whoami", made["access_token"]), 401, "M_UNKNOWN_TOKEN")
         self.check(self.web.post(path, {}, bob), 403, "M_FORBIDDEN")
+
+    def test_anybody_may_ask_whom_a_token_stands_for(self) -> None:
+        (alice,) = self.tokens("alice")
+        token = self.web.post(f"{V3}/user/@alice:test/openid/request_token", {}, alice).json["access_token"]
+        info = "/_matrix/federation/v1/openid/userinfo"
+        self.assertEqual({"sub": "@alice:test"}, self.check(self.web.get(f"{info}?access_token={token}"), 200))
+        self.check(self.web.get(info), 401, "M_MISSING_TOKEN")
+        for wrong in ("nonsense", alice, ""):
+            self.check(self.web.get(f"{info}?access_token={wrong}"), 401, "M_UNKNOWN_TOKEN")
+        self.users.clock.advance(3601)
+        self.check(self.web.get(f"{info}?access_token={token}"), 401, "M_UNKNOWN_TOKEN")
 
     def test_credentials_for_a_turn_server(self) -> None:
         (token,) = self.tokens("alice")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import orjson
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.jetstream.api import Api
 from dendrite_tw.jetstream.embedded import EmbeddedQueue
@@ -19,6 +21,14 @@ from dendrite_tw.jetstream.store import Syncer
 from dendrite_tw.jetstream.wire import Connect, Msg, Op, Pub, Sub, encode_headers
 
 START = 1_700_000_000.0
+
+
+class DiskCase(SynchronousTestCase):
+    """Tests that write files, but need not wait for the disk: what they lose is lost by their own hand."""
+
+    def setUp(self) -> None:
+        for name in ("fsync", "fdatasync"):
+            self.patch(os, name, lambda descriptor: None)
 
 
 def inline(call: Callable[..., Any], *args: Any) -> Deferred[Any]:

@@ -11,18 +11,18 @@ from typing import Any
 import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.streams import SECOND
 from dendrite_tw.jetstream.wire import Msg, Unsub
-from tests.jetstream.support import ServerBench
+from tests.jetstream.support import DiskCase, ServerBench
 
 
-class ConsumerCase(SynchronousTestCase):
+class ConsumerCase(DiskCase):
     storage = "memory"
 
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
         self.begin()
         self.stream()
@@ -355,6 +355,16 @@ class PushTests(ConsumerCase):
         self.fill(1)
         self.assertEqual(self.talk.payloads(), [b"0"])
         self.assertTrue(self.info()["push_bound"])
+
+    def test_two_consumers_of_one_destination(self) -> None:
+        self.fill(1)
+        for name in ("A", "B"):
+            self.create(name, deliver_subject="out", ack_policy="none")
+        self.talk.subscribe("out", "9")
+        self.assertEqual(self.talk.payloads(), [b"0", b"0"])
+        self.talk.api("CONSUMER.DELETE.S.B")
+        self.fill(1)
+        self.assertEqual(self.talk.payloads(), [b"0"])
 
     def test_queue_group(self) -> None:
         self.create(deliver_subject="out", deliver_group="g", ack_policy="none")

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.engine import Limits
 from dendrite_tw.jetstream.streams import SECOND
 from dendrite_tw.jetstream.times import format_time
-from tests.jetstream.support import ServerBench
+from tests.jetstream.support import DiskCase, ServerBench
 
 
-class FeatureCase(SynchronousTestCase):
+class FeatureCase(DiskCase):
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
         self.begin()
 
@@ -149,6 +149,15 @@ class OriginTests(FeatureCase):
         self.talk.put("a.x", b"new")
         self.create("S", sources=[{"name": "A", "opt_start_time": now}])
         self.assertEqual(self.all("S"), [("a.x", b"new")])
+
+    def test_lifetimes_go_along_where_they_are_heeded(self) -> None:
+        self.create("A", subjects=["a.>"], allow_msg_ttl=True)
+        self.create("M", mirror={"name": "A"}, allow_msg_ttl=True)
+        self.create("S", sources=[{"name": "A"}])
+        self.talk.put("a.x", b"1", TTL="2s")
+        self.restart()
+        self.bench.advance(3)
+        self.assertEqual([self.all(name) for name in "AMS"], [[], [], [("a.x", b"1")]])
 
     def test_origin_that_comes_later(self) -> None:
         self.create("S", sources=[{"name": "A"}])

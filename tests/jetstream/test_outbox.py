@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.jetstream.errors import ApiError
 from dendrite_tw.jetstream.messages import Message
 from dendrite_tw.jetstream.outbox import OutboxRelay, OutboxRow
 from dendrite_tw.jetstream.worker import Worker
-from tests.jetstream.support import Bench
+from tests.jetstream.support import Bench, DiskCase
 
 
 class Table:
@@ -66,8 +65,9 @@ class Consumer:
 STREAM = "OutputRoomEvent"
 
 
-class OutboxTests(SynchronousTestCase):
+class OutboxTests(DiskCase):
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
         self.table = Table()
         self.bench = Bench(self.folder)

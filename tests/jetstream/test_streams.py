@@ -8,18 +8,17 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from twisted.trial.unittest import SynchronousTestCase
-
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.streams import SECOND, parse_duration, parse_ttl
 from dendrite_tw.jetstream.times import format_time, parse_time
-from tests.jetstream.support import ServerBench
+from tests.jetstream.support import DiskCase, ServerBench
 
 
-class StreamCase(SynchronousTestCase):
+class StreamCase(DiskCase):
     storage = "memory"
 
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
         self.bench = ServerBench(self.folder)
         self.talk = self.bench.talker
