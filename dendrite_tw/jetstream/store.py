@@ -657,9 +657,14 @@ class Syncer:
             self._busy = False
             for storage, part in batch:
                 storage.written(part)
+            satisfied = waiting
             if self._wanting or self._jobs:
                 self._start()
-            for call in waiting:
+            else:
+                # Who asked during this batch, with nothing appended since, has waited for it alone.
+                satisfied = [*waiting, *self._waiting]
+                self._waiting = []
+            for call in satisfied:
                 call()
             self.after_batch()
 

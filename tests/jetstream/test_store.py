@@ -318,6 +318,25 @@ class SyncTests(StoreCase):
         self.assertEqual((told, held), (["1", "2", "3", "4"], []))
         self.assertEqual(shelf.syncer.batches, 2)
 
+    def test_who_asks_while_the_last_batch_is_written_is_told_when_it_is(self) -> None:
+        held: list[tuple[Callable[..., Any], Any, Deferred[Any]]] = []
+
+        def hold(call: Callable[..., Any], *args: Any) -> Deferred[Any]:
+            deferred: Deferred[Any] = Deferred()
+            held.append((call, args, deferred))
+            return deferred
+
+        shelf = self.shelf()
+        shelf.syncer._run = hold
+        shelf.put(b"last")
+        shelf.sync()
+        told: list[int] = []
+        shelf.syncer.when_synced(lambda: told.append(1))
+        self.assertEqual((len(held), told), (1, []))
+        call, args, deferred = held.pop()
+        deferred.callback(call(*args))
+        self.assertEqual((told, held, shelf.syncer.is_idle()), ([1], [], True))
+
     def test_full_disk_is_waited_for(self) -> None:
         shelf = self.shelf()
         shelf.put(b"before")
