@@ -72,6 +72,14 @@ class Perspective(msgspec.Struct, frozen=True):
     keys: Mapping[str, bytes]
 
 
+def perspective(server_name: str, keys: Iterable[tuple[str, str]]) -> Perspective:
+    """A notary from key ids and public keys in base64; `ValueError` for a key that is none."""
+    decoded = {key_id: signing.decode_base64(text) for key_id, text in keys}
+    if any(len(key) != signing.VERIFY_KEY_BYTES for key in decoded.values()):
+        raise ValueError("a public key has 32 bytes")
+    return Perspective(server_name, decoded)
+
+
 class KeyFetcher(Protocol):
     """Asks others for keys; `MatrixError` where they do not answer."""
 
@@ -335,7 +343,8 @@ class KeyRing:
     async def documents(self, wants: Mapping[str, Wanted], minimum_valid_until_ts: int = 0) -> list[dict[str, Any]]:
         """The documents of these servers with this server's signature added; none of those that cannot be had.
 
-        They should count until `minimum_valid_until_ts`, and until the time that is given for a key.  A stored document is handed out for half of its time, and after that if its server does not answer.
+        They should count until `minimum_valid_until_ts`, and until the time that is given for a key.  A stored
+        document is handed out for half of its time, and after that if its server does not answer.
         """
         waiting = [
             Deferred.fromCoroutine(self._countersigned(name, wanted, minimum_valid_until_ts))
