@@ -7,7 +7,9 @@ component tells the others leaves its outbox through a relay to the queue.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.application.service import MultiService
@@ -38,6 +40,7 @@ from .database.outbox import Outbox
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
+from .locks import InUseError, Locks
 from .matrix.room_versions import ROOM_VERSIONS
 from .media_api.api import Method, ThumbnailSize
 from .media_api.component import MediaComponent
@@ -60,6 +63,7 @@ from .world import World
 log = Logger()
 
 PRUNE_SECONDS = 3600
+PROBE_SECONDS = 5
 
 DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
 """The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
@@ -83,6 +87,7 @@ class Databases:
         self._config = config
         self._world = world
         self._open: dict[str, SQLiteDatabase] = {}
+        self._locks = Locks()
 
     def of(self, component: DatabaseOwner) -> Database:
         """The database of a component, as ``dendrite.yaml`` names it."""
@@ -95,12 +100,49 @@ class Databases:
             )
         path = wanted.sqlite_path
         if path not in self._open:
-            self._open[path] = SQLiteDatabase(path, self._world.threads)
+            key = self._config.key_of_database(component)
+            if path != ":memory:":
+                self.lock(key, Path(f"{path}-lock"))
+            try:
+                self._open[path] = SQLiteDatabase(path, self._world.threads)
+            except (sqlite3.Error, OSError) as error:
+                raise self._config.error(
+                    key, f"{path} cannot be opened: {error}.", "Check the file and the permissions of its directory."
+                ) from None
         return self._open[path]
+
+    def begin(self) -> None:
+        """Called when the reactor runs, which may be in another process than the one that opened them."""
+        for database in self._open.values():
+            database.begin()
+
+    def lock(self, key: str, path: Path) -> None:
+        """Keep other servers away from what the configuration names under `key`."""
+        try:
+            self._locks.take(path)
+        except InUseError as error:
+            by = f" ({error.holder})" if error.holder else ""
+            raise self._config.error(
+                key, f"Another server{by} uses it.", "Stop that one, or give each server files of its own."
+            ) from None
+        except OSError as error:
+            raise self._config.error(key, f"{path} cannot be written: {error.strerror or error}.") from None
+
+    @property
+    def degraded(self) -> list[str]:
+        """The databases that do not take changes at the moment."""
+        return [f"{path}: {database.failing}" for path, database in self._open.items() if database.failing]
+
+    async def probe(self) -> None:
+        """Find out whether databases that failed take changes again."""
+        for database in self._open.values():
+            if database.failing:
+                await database.probe()
 
     def close(self) -> None:
         for database in self._open.values():
             database.close()
+        self._locks.release()
 
 
 class Server(MultiService):
@@ -131,10 +173,13 @@ class Parts:
         server_name = config.global_.server_name
         budget = CacheBudget(config.global_.cache.max_size_estimated)
         self.databases = Databases(config, world)
+        queue_folder = config.global_.jetstream.storage_path
+        if not config.global_.jetstream.in_memory:
+            self.databases.lock("global.jetstream.storage_path", Path(queue_folder) / "lock")
         self.queue = EmbeddedQueue(
             world.time,
             runner(world),
-            config.global_.jetstream.storage_path,
+            queue_folder,
             config.global_.jetstream.in_memory,
             config.global_.jetstream.topic_prefix,
         )
@@ -158,7 +203,7 @@ class Parts:
         )
         self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, budget)
         self.users.on_device_deleted.append(self.keys.device_deleted)
-        self.users.on_device_renamed.append(self.keys.device_changed)
+        self.users.on_device_changed.append(self.keys.device_changed)
         self.users.is_device_id_taken.append(self.keys.is_key_of)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
         self.sync = SyncComponent(
@@ -189,6 +234,8 @@ class Parts:
         self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
         self._prune_keys.clock = world.time
+        self._probe = LoopingCall(lambda: Deferred.fromCoroutine(self.databases.probe()))
+        self._probe.clock = world.time
         self._sweep = LoopingCall(budget.sweep)
         self._sweep.clock = world.time
         self._sweep_seconds = max(60.0, config.global_.cache.max_age)
@@ -208,7 +255,7 @@ class Parts:
             ToDeviceRoutes(keys),
             self.sync,
             self.media,
-            MonitorRoutes([lambda: self.queue.degraded]),
+            MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]),
         ]
         self.last_seen = LastSeen(users, world)
         metrics = Metrics(budget)
@@ -229,6 +276,7 @@ class Parts:
 
     async def start(self) -> None:
         """The queue first, then who consumes from it, then what is told to it."""
+        self.databases.begin()
         await self.queue.start()
         for component in self.components:
             await component.start()
@@ -238,6 +286,7 @@ class Parts:
             await relay.start()
         self.last_seen.start()
         self._prune_keys.start(PRUNE_SECONDS, now=False)
+        self._probe.start(PROBE_SECONDS, now=False)
         self._sweep.start(self._sweep_seconds, now=False)
 
     def _active_syncs(self) -> int:
@@ -249,7 +298,7 @@ class Parts:
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
-        for loop in (self._prune_keys, self._sweep):
+        for loop in (self._prune_keys, self._sweep, self._probe):
             if loop.running:
                 loop.stop()
         await self.last_seen.stop()

@@ -278,7 +278,8 @@ class ApiResource(Resource):
             self._reply(stop.value, request, endpoint)
             return
         answer: Deferred[Response] = Deferred.fromCoroutine(_rest(answering, awaited))
-        if not answer.called:
+        if request.method == b"GET" and not answer.called:
+            # Who goes away need not be answered; but what changes something is not left half done.
             request.notifyFinish().addErrback(lambda _: answer.cancel())
         answer.addCallback(self._reply, request, endpoint)
         answer.addErrback(self._lost, request)

@@ -103,7 +103,7 @@ class SQLiteTests(SynchronousTestCase):
 
     def test_waiting_for_anything_but_sql_is_refused(self) -> None:
         async def waits(txn: Transaction) -> None:
-            await Deferred()  # type: ignore[misc]
+            await Deferred()
 
         self.failureResultOf(self.database.write(waits), RuntimeError)
 
@@ -218,3 +218,36 @@ class OutboxTests(SynchronousTestCase):
         position = self.successResultOf(database.write(outbox.append, "S", lambda position: b"%d" % position))
         rows = self.successResultOf(Deferred.fromCoroutine(outbox.read_after(0, 10)))
         self.assertEqual([row.payload for row in rows], [b"%d" % position])
+
+
+class FullDiskTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        path = self.mktemp()
+        self.database = SQLiteDatabase(path, None)
+        self.addCleanup(self.database.close)
+        self.database.prepare(migrate, "test", [STEP])
+
+    def fill(self) -> None:
+        """Let the file have no more pages than it has, as on a disk that is full."""
+        writer = self.database._writer
+        (pages,) = writer.execute("PRAGMA page_count").fetchone()
+        writer.execute(f"PRAGMA max_page_count = {pages}")
+
+    def free(self) -> None:
+        self.database._writer.execute("PRAGMA max_page_count = 1000000")
+
+    def test_is_told_and_gets_well_by_itself(self) -> None:
+        self.fill()
+        rows = [(f"{n}" * 100, n) for n in range(200)]
+        self.failureResultOf(self.database.write(insert_each, rows), Unavailable)
+        self.assertIn("full", self.database.failing)
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(self.database.read(count))), 0)
+        self.free()
+        self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(self.database.probe())))
+        self.assertEqual(self.database.failing, "")
+        self.successResultOf(self.database.write(insert_each, rows))
+
+    def test_a_mistake_in_one_transaction_is_none_of_the_disk(self) -> None:
+        self.successResultOf(self.database.write(insert, 1, "a"))
+        self.failureResultOf(self.database.write(insert, 1, "a"))
+        self.assertEqual(self.database.failing, "")

@@ -1,4 +1,6 @@
-"""Messages on disk: what was acknowledged survives every cut, what is damaged is noticed, room is given back."""
+"""Messages on disk: what was acknowledged survives every cut, what is damaged is noticed, room is given
+back.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,12 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.jetstream import store
 from dendrite_tw.jetstream.index import Index
 from dendrite_tw.jetstream.store import DamagedError, FileStorage, Syncer
 from dendrite_tw.jetstream.streams import Stored
-from tests.jetstream.support import inline, settle
+from tests.jetstream.support import DiskCase, inline, settle
 
 
 class Shelf:
@@ -73,8 +74,9 @@ class Shelf:
         self.files.close()
 
 
-class StoreCase(SynchronousTestCase):
+class StoreCase(DiskCase):
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
 
     def shelf(self, segment_bytes: int = store.SEGMENT_BYTES) -> Shelf:
@@ -315,6 +317,25 @@ class SyncTests(StoreCase):
         release()
         self.assertEqual((told, held), (["1", "2", "3", "4"], []))
         self.assertEqual(shelf.syncer.batches, 2)
+
+    def test_who_asks_while_the_last_batch_is_written_is_told_when_it_is(self) -> None:
+        held: list[tuple[Callable[..., Any], Any, Deferred[Any]]] = []
+
+        def hold(call: Callable[..., Any], *args: Any) -> Deferred[Any]:
+            deferred: Deferred[Any] = Deferred()
+            held.append((call, args, deferred))
+            return deferred
+
+        shelf = self.shelf()
+        shelf.syncer._run = hold
+        shelf.put(b"last")
+        shelf.sync()
+        told: list[int] = []
+        shelf.syncer.when_synced(lambda: told.append(1))
+        self.assertEqual((len(held), told), (1, []))
+        call, args, deferred = held.pop()
+        deferred.callback(call(*args))
+        self.assertEqual((told, held, shelf.syncer.is_idle()), ([1], [], True))
 
     def test_full_disk_is_waited_for(self) -> None:
         shelf = self.shelf()
