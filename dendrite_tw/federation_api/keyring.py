@@ -72,6 +72,14 @@ class Perspective(msgspec.Struct, frozen=True):
     keys: Mapping[str, bytes]
 
 
+def perspective(server_name: str, keys: Iterable[tuple[str, str]]) -> Perspective:
+    """A notary from key ids and public keys in base64; `ValueError` for a key that is none."""
+    decoded = {key_id: signing.decode_base64(text) for key_id, text in keys}
+    if any(len(key) != signing.VERIFY_KEY_BYTES for key in decoded.values()):
+        raise ValueError("a public key has 32 bytes")
+    return Perspective(server_name, decoded)
+
+
 class KeyFetcher(Protocol):
     """Asks others for keys; `MatrixError` where they do not answer."""
 
@@ -281,7 +289,11 @@ class KeyRing:
 
     async def _ask_server(self, server_name: str) -> bool:
         """Ask a server itself; says whether it answered as it should."""
-        await self._turns.acquire()
+        turn = self._turns.acquire()
+        if not turn.called:
+            # Turns are handed on from within the one before: a long row of quick ones would nest too deeply.
+            await turn
+            await deferLater(self._time, 0)
         try:
             document = await self._fetcher.server_keys(server_name)
             published = read_document(server_name, document, self._clock.now_ms(), direct=True)
@@ -328,26 +340,30 @@ class KeyRing:
 
     # --- being a notary ---
 
-    async def documents(self, wants: Mapping[str, Wanted]) -> list[dict[str, Any]]:
+    async def documents(self, wants: Mapping[str, Wanted], minimum_valid_until_ts: int = 0) -> list[dict[str, Any]]:
         """The documents of these servers with this server's signature added; none of those that cannot be had.
 
-        A stored document is handed out for half of its time, and after that if its server does not answer.
+        They should count until `minimum_valid_until_ts`, and until the time that is given for a key.  A stored
+        document is handed out for half of its time, and after that if its server does not answer.
         """
-        waiting = [Deferred.fromCoroutine(self._countersigned(name, wanted)) for name, wanted in wants.items()]
+        waiting = [
+            Deferred.fromCoroutine(self._countersigned(name, wanted, minimum_valid_until_ts))
+            for name, wanted in wants.items()
+        ]
         return [document for document in await gatherResults(waiting, consumeErrors=True) if document is not None]
 
-    async def _countersigned(self, server_name: str, wanted: Wanted) -> dict[str, Any] | None:
+    async def _countersigned(self, server_name: str, wanted: Wanted, minimum: int) -> dict[str, Any] | None:
         if server_name == self._own.server_name:
             return self._own.document()
-        document = await self._document(server_name, wanted) if is_server_name(server_name) else None
+        document = await self._document(server_name, wanted, minimum) if is_server_name(server_name) else None
         return None if document is None else self._own.countersign(document)
 
-    async def _document(self, server_name: str, wanted: Wanted) -> dict[str, Any] | None:
+    async def _document(self, server_name: str, wanted: Wanted, minimum: int) -> dict[str, Any] | None:
         row = await self._database.read(document_of, server_name)
         now = self._clock.now_ms()
         document: dict[str, Any] | None = orjson.loads(row.document) if row is not None else None
         if row is not None and document is not None:
-            until = max([now, *wanted.values()])
+            until = max([now, minimum, *wanted.values()])
             fresh = now < row.fetched_ts + (row.valid_until_ts - row.fetched_ts) // 2 and row.valid_until_ts >= until
             keys = {**document["verify_keys"], **(document.get("old_verify_keys") or {})}
             if fresh and all(key_id in keys for key_id in wanted):

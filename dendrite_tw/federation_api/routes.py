@@ -46,13 +46,13 @@ class KeyRoutes:
     def routes(self) -> list[Route]:
         public = Access.PUBLIC
         return [
-            Route("GET", "/_matrix/key/v2/server", self.own_keys, public),
-            Route("GET", "/_matrix/key/v2/server/", self.own_keys, public),
-            Route("GET", "/_matrix/key/v2/server/{key_id}", self.own_key, public),
-            Route("POST", "/_matrix/key/v2/query", self.query, public, body_limit=BODY_LIMIT),
-            Route("GET", "/_matrix/key/v2/query/{server_name}", self.query_server, public),
-            Route("GET", "/_matrix/key/v2/query/{server_name}/{key_id}", self.query_key, public),
-            Route("GET", "/_matrix/federation/v1/version", self.version, public),
+            Route("GET", "/_matrix/key/v2/server", self.own_keys, public, cors=False),
+            Route("GET", "/_matrix/key/v2/server/", self.own_keys, public, cors=False),
+            Route("GET", "/_matrix/key/v2/server/{key_id}", self.own_key, public, cors=False),
+            Route("POST", "/_matrix/key/v2/query", self.query, public, body_limit=BODY_LIMIT, cors=False),
+            Route("GET", "/_matrix/key/v2/query/{server_name}", self.query_server, public, cors=False),
+            Route("GET", "/_matrix/key/v2/query/{server_name}/{key_id}", self.query_key, public, cors=False),
+            Route("GET", "/_matrix/federation/v1/version", self.version, public, cors=False),
         ]
 
     async def own_keys(self) -> Response:
@@ -85,8 +85,9 @@ class KeyRoutes:
     async def _one(self, server_name: str, key_id: str, query: Criteria) -> dict[str, Any]:
         if not is_server_name(server_name):
             raise invalid_param("The server name is malformed.")
-        wanted = {key_id: _moment(query.minimum_valid_until_ts)} if key_id else {}
-        return {"server_keys": await self._ring.documents({server_name: wanted})}
+        minimum = _moment(query.minimum_valid_until_ts)
+        wanted = {key_id: minimum} if key_id else {}
+        return {"server_keys": await self._ring.documents({server_name: wanted}, minimum)}
 
     async def version(self) -> dict[str, Any]:
         """The name and version of this implementation."""

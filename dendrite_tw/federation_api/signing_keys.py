@@ -32,10 +32,14 @@ class OwnKeys:
         validity_ms: int,
         clock: Clock,
     ) -> None:
-        """`validity_ms` is ``key_validity_period``: how long others may keep the document."""
+        """`validity_ms` is ``key_validity_period``: how long others may keep the document.
+
+        `ValueError` for an old key that is not base64.
+        """
         self.server_name = server_name
         self.key = key
         self.old_keys = tuple(old_keys)
+        self._old = {old.key_id: (signing.decode_base64(old.verify_key_base64), old.expired_ts) for old in old_keys}
         self.validity_ms = min(max(validity_ms, SHORTEST_VALIDITY_MS), MAX_VALIDITY_MS)
         self._clock = clock
         self._document: dict[str, Any] = {}
@@ -61,10 +65,8 @@ class OwnKeys:
         """The public key of that id, if signatures of that time may be by it."""
         if key_id == self.key.key_id:
             return self.key.verify_key
-        for old in self.old_keys:
-            if old.key_id == key_id and minimum_valid_until_ts <= old.expired_ts:
-                return signing.decode_base64(old.verify_key_base64)
-        return None
+        key, expired = self._old.get(key_id, (None, 0))
+        return key if minimum_valid_until_ts <= expired else None
 
     def countersign(self, document: dict[str, Any]) -> dict[str, Any]:
         """Another server's document, with this server's signature beside its own."""

@@ -94,15 +94,27 @@ def request_message(method: str, uri: str, origin: str, destination: str | None,
     `uri` is the target as it is sent, path and query.  `content` is the body's JSON, `None` where there is none.
     Raises `canonical_json.CanonicalJSONError` for a body that is not JSON or that nobody could have signed.
     """
+    return read_request(method, uri, origin, destination, content)[0]
+
+
+def read_request(
+    method: str, uri: str, origin: str, destination: str | None, content: bytes | None
+) -> tuple[bytes, Any]:
+    """The same, and the body's value, so that it need not be read twice.
+
+    The value is `None` if there is no body, or one with numbers that only old room versions have.
+    """
     value: dict[str, Any] = {"method": method, "uri": uri, "origin": origin}
     if destination is not None:
         value["destination"] = destination
     if content is None:
-        return canonical_json.encode(value)
+        return canonical_json.encode(value), None
     try:
-        return canonical_json.encode({**value, "content": canonical_json.decode(content)})
+        value["content"] = canonical_json.decode(content)
+        return canonical_json.encode(value), value["content"]
     except canonical_json.CanonicalJSONError:
-        return canonical_json.encode_lenient({**value, "content": canonical_json.decode_lenient(content)})
+        value["content"] = canonical_json.decode_lenient(content)
+        return canonical_json.encode_lenient(value), None
 
 
 def sign_request(key: SigningKey, origin: str, destination: str, method: str, uri: str, content: bytes | None) -> str:
@@ -143,7 +155,7 @@ class ServerAuthenticator:
         try:
             uri = exchange.uri.decode("ascii")
             content = exchange.body or None
-            message = request_message(exchange.method, uri, said.origin, said.destination, content)
+            message, exchange.parsed = read_request(exchange.method, uri, said.origin, said.destination, content)
             await self._verifier.verify(said.origin, said.key_id, message, said.signature, self._now_ms())
         except UnicodeDecodeError:
             raise unauthorized("The request's target is not ASCII.") from None

@@ -125,7 +125,7 @@ class Parsed:
 class Exchange:
     """One request, as handlers and authentication see it."""
 
-    __slots__ = ("_body", "_pairs", "_real_ip_header", "caller", "endpoint", "request")
+    __slots__ = ("_body", "_pairs", "_real_ip_header", "caller", "endpoint", "parsed", "request")
 
     def __init__(self, request: Incoming, endpoint: Endpoint, real_ip_header: bytes = b"") -> None:
         self.request = request
@@ -134,6 +134,8 @@ class Exchange:
         self._real_ip_header = real_ip_header
         self._pairs: list[tuple[str, str]] | None = None
         self._body: bytes | None = None
+        self.parsed: Any = None
+        """The body's value, where authentication had to read it: valid JSON within the limits of `decode_object`."""
 
     @property
     def method(self) -> str:
@@ -331,7 +333,8 @@ class ApiResource(Resource):
             body = exchange.body
             if len(body) > route.body_limit:
                 raise body_too_large(route.body_limit)
-            arguments["body"] = endpoint.body(body)
+            known = endpoint.takes_object and isinstance(exchange.parsed, dict)
+            arguments["body"] = exchange.parsed if known else endpoint.body(body)
         if endpoint.query is not None:
             arguments["query"] = endpoint.query(exchange.pairs)
         return await route.handler(**arguments)

@@ -138,6 +138,7 @@ class Endpoint:
         self.wants_request = "request" in names
         takes_json = "body" in names and route.body_file is None
         self.body = make_body_decoder(hints["body"]) if takes_json else None
+        self.takes_object = self.body is decode_object
         if route.body_file is not None and "body" not in names:
             raise TypeError(f"{route.method} {route.path}: the handler takes no body")
         self.query = QueryDecoder(hints["query"]) if "query" in names else None
