@@ -32,9 +32,13 @@ from .client_api.uia import PASSWORD, Captcha, InteractiveAuth
 from .client_api.user_directory import UserDirectoryRoutes
 from .config import Component as DatabaseOwner
 from .config import Config
+from .config import Database as DatabaseSection
+from .config.checks import DATABASES, value_at
 from .config.key_files import signing_key
-from .database.engines import Database, SQLiteDatabase
+from .database.connections import dsn_of
+from .database.engines import Database, SQLiteDatabase, Unavailable
 from .database.outbox import Outbox
+from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
@@ -82,25 +86,51 @@ class Databases:
     def __init__(self, config: Config, world: World) -> None:
         self._config = config
         self._world = world
-        self._open: dict[str, SQLiteDatabase] = {}
+        self._open: dict[str, SQLiteDatabase | PostgreSQLDatabase | InlinePostgreSQL] = {}
 
     def of(self, component: DatabaseOwner) -> Database:
         """The database of a component, as ``dendrite.yaml`` names it."""
         wanted = self._config.database_of(component)
-        if not wanted.is_sqlite:
-            raise self._config.error(
-                "global.database.connection_string",
-                "This version keeps its data in SQLite only.",
-                "Give each component a database of the form file:name.db.",
-            )
-        path = wanted.sqlite_path
-        if path not in self._open:
-            self._open[path] = SQLiteDatabase(path, self._world.threads)
-        return self._open[path]
+        name = wanted.sqlite_path if wanted.is_sqlite else wanted.connection_string
+        if name not in self._open:
+            if wanted.is_sqlite:
+                self._open[name] = SQLiteDatabase(name, self._world.threads)
+            else:
+                self._open[name] = self._postgresql(component, wanted)
+        return self._open[name]
 
-    def close(self) -> None:
+    def _postgresql(self, component: DatabaseOwner, wanted: DatabaseSection) -> PostgreSQLDatabase | InlinePostgreSQL:
+        own = value_at(self._config, DATABASES[component]).connection_string
+        key = f"{DATABASES[component]}.connection_string" if own else "global.database.connection_string"
+        try:
+            dsn = dsn_of(wanted.connection_string)
+        except ValueError as error:
+            advice = "Write postgresql://user:password@host/name?sslmode=disable, or file:name.db for SQLite."
+            raise self._config.error(key, f"This is no address of a database: {error}.", advice) from None
+        most, kept = pool_size(wanted)
+        try:
+            if self._world.threads is None:
+                return InlinePostgreSQL(dsn)
+            return PostgreSQLDatabase(dsn, self._world.time, most, kept, max(0.0, wanted.conn_max_lifetime))
+        except Unavailable as error:
+            advice = "Start PostgreSQL, and see that the user may connect to the database (psql with the same string)."
+            raise self._config.error(key, f"PostgreSQL cannot be reached: {error.__cause__}.", advice) from None
+
+    def degraded(self) -> list[str]:
+        """What is wrong with them, for the operator."""
+        remote = (database for database in self._open.values() if isinstance(database, PostgreSQLDatabase))
+        return sorted({"database"} if any(database.degraded for database in remote) else ())
+
+    async def close(self) -> None:
         for database in self._open.values():
-            database.close()
+            await _ended(database.close())
+
+
+def pool_size(wanted: DatabaseSection) -> tuple[int, int]:
+    """The most connections and the most idle ones, with Go's meaning of 0 and of negative numbers."""
+    unlimited = 1000
+    most, kept = wanted.max_open_conns or type(wanted)().max_open_conns, wanted.max_idle_conns or 2
+    return (unlimited if most < 0 else most), (unlimited if kept < 0 else kept)
 
 
 class Server(MultiService):
@@ -208,7 +238,7 @@ class Parts:
             ToDeviceRoutes(keys),
             self.sync,
             self.media,
-            MonitorRoutes([lambda: self.queue.degraded]),
+            MonitorRoutes([lambda: self.queue.degraded, self.databases.degraded]),
         ]
         self.last_seen = LastSeen(users, world)
         metrics = Metrics(budget)
@@ -258,7 +288,7 @@ class Parts:
         for component in reversed(self.components):
             await _ended(component.stop())
         await self.queue.stop()
-        self.databases.close()
+        await self.databases.close()
 
 
 def unpruned(failure: Failure) -> None:

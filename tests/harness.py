@@ -8,6 +8,7 @@ awaited: advance the clock and look again.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +17,9 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.resource import IResource, Resource
 
+from dendrite_tw.database.connections import dsn_of
 from dendrite_tw.database.engines import SQLiteDatabase
+from dendrite_tw.database.postgresql import InlinePostgreSQL
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.user_api.api import Caller
 from dendrite_tw.web.auth import access_token, require, unknown_token
@@ -25,6 +28,7 @@ from dendrite_tw.web.resource import ApiResource, Exchange
 from dendrite_tw.web.routes import Access, Endpoint, Route
 from dendrite_tw.web.site import QuietSite
 from dendrite_tw.world import World, test_world
+from tests.database.cluster import cluster
 
 
 class Wire(StringTransport):
@@ -154,6 +158,13 @@ GUEST = Caller(user_id="@1:test", device_id="GUESTDEV", session_id=4, is_guest=T
 CALLERS = {"alice": ALICE, "bob": BOB, "admin": ADMIN, "guest": GUEST}
 
 
+def empty_database() -> Any:
+    """A database that runs all at once: SQLite in memory, or a schema of PostgreSQL where TEST_POSTGRESQL is set."""
+    if os.environ.get("TEST_POSTGRESQL"):
+        return InlinePostgreSQL(dsn_of(cluster().new()))
+    return SQLiteDatabase(":memory:", None)
+
+
 class Memory:
     """The parts that a component is made of: a clock, a world, an empty database."""
 
@@ -162,8 +173,8 @@ class Memory:
         self.clock.advance(1_700_000_000)
         self.world: World = test_world(self.clock, seed)
 
-    def database(self) -> SQLiteDatabase:
-        return SQLiteDatabase(":memory:", None)
+    def database(self) -> Any:
+        return empty_database()
 
 
 class Root(Resource):

@@ -75,8 +75,8 @@ class Database(Protocol):
     ) -> Deferred[T]:
         """Run `function`, which only reads but may take many milliseconds."""
 
-    def close(self) -> None:
-        """Finish what waits, then close."""
+    def close(self) -> Deferred[None] | None:
+        """Finish what waits, then close; done when this returns, or when what it returns fires."""
 
 
 def run_inline(coroutine: Coroutine[Any, Any, T]) -> T:
