@@ -91,9 +91,7 @@ def is_lost(error: object) -> bool:
         return isinstance(error, TimeoutError)
     if error.pgcode is not None:
         return error.pgcode in _SHUTTING_DOWN or error.pgcode.startswith("08")
-    return (
-        isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError) or type(error) is psycopg2.DatabaseError
-    )
+    return type(error) in (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError)
 
 
 # --- types as SQLite gives and takes them ---
@@ -244,20 +242,13 @@ class ReactorConnection(Connection):  # type: ignore[misc]
         """Watch a descriptor of our own: libpq closes its behind the reactor's back when the server goes."""
         self.reactor.removeReader(self)
         self._fd = os.dup(self._connection.fileno())
-        self._connection_types()
         self.reactor.addReader(self)
-        self.alive = True
-        settled = self.query(self._settings, None)
-        settled.addErrback(self._unsettled)
-        return settled
-
-    def _unsettled(self, failure: Failure) -> Failure:
-        self.alive = False
-        return failure
-
-    def _connection_types(self) -> None:
         _learn_types(self._connection)
         self._one_cursor = self._connection.cursor()
+        return self._ask(self._settings, None).addCallback(self._settled)
+
+    def _settled(self, _: Any) -> None:
+        self.alive = True
 
     @property
     def failed(self) -> bool:
@@ -268,6 +259,9 @@ class ReactorConnection(Connection):  # type: ignore[misc]
         """Run `sql`; fires with the cursor, whose rows are there until the next query."""
         if not self.alive:
             return fail(psycopg2.OperationalError("there is no connection"))
+        return self._ask(sql, values)
+
+    def _ask(self, sql: str | bytes, values: Sequence[Any] | None) -> Deferred[Any]:
         try:
             self._one_cursor.execute(sql, values)
         except Exception as error:

@@ -51,6 +51,9 @@ BYTES_AT_ONCE = 256 * 1024
 READERS = 20
 """More connections for reading gain nothing: reads are short, and each is a process of the server's."""
 
+_LIMIT_EXCEEDED = "54"
+"""The class of errors that tell of text too long for an index."""
+
 _ONE_ROW = re.compile(
     r"(INSERT INTO \w+ \([\w, ]+\) VALUES )(\((?:%s|\d+|, )+\))((?: ON CONFLICT(?: \([\w, ]+\))? DO NOTHING)?)"
 )
@@ -165,6 +168,8 @@ def _unfit(error: ValueError) -> Exception:
 
 def _told(error: Exception) -> Failure:
     """A failure as callers are to see it: what the server cannot do now is `Unavailable`."""
+    if isinstance(error, psycopg2.Error) and (error.pgcode or "").startswith(_LIMIT_EXCEEDED):
+        return Failure(MatrixError(413, "M_TOO_LARGE", "This is longer than the server's database can index."))
     if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
         return Failure(_unavailable(error))
     return Failure(error)
@@ -201,8 +206,8 @@ async def commit_group(session: Session, jobs: list[_Job]) -> None:
     begun = await session.query("BEGIN; SELECT txid_current()", None)
     number = int(begun.fetchone()[0])
     first = ""
-    for job in jobs:
-        first = await _run_job(session, job, first)
+    for index, job in enumerate(jobs):
+        first = await _run_job(session, job, f"job_{index}", first)
     try:
         done = await session.query(first + "COMMIT", None)
     except Exception as error:
@@ -215,9 +220,13 @@ async def commit_group(session: Session, jobs: list[_Job]) -> None:
         _fail_all(jobs, Failure(Unavailable("the transaction was taken back")))
 
 
-async def _run_job(session: Session, job: _Job, first: str) -> str:
-    """Run one job within a savepoint; returns what has to be sent ahead of what follows."""
-    begin = first + "SAVEPOINT job; "
+async def _run_job(session: Session, job: _Job, name: str, first: str) -> str:
+    """Run one job within a savepoint; returns what has to be sent ahead of what follows.
+
+    No two savepoints of a group share a name: taking back a job can never take back another one's.
+    """
+    begin = first + f"SAVEPOINT {name}; "
+    release = f"RELEASE SAVEPOINT {name}; "
     for attempt in range(ATTEMPTS):
         txn = PostgreSQLTransaction(session, begin)
         job.failure = None
@@ -225,7 +234,7 @@ async def _run_job(session: Session, job: _Job, first: str) -> str:
         try:
             job.result = await OnlySQL(job.function(txn, *job.args, **job.kwargs), session)  # type: ignore[arg-type]
             job.hooks = txn.hooks
-            if session.failed:
+            if txn.first != begin and session.failed:
                 raise RuntimeError("a transaction went on after a statement of it had failed")
         except Exception as error:
             if is_lost(error):
@@ -234,10 +243,10 @@ async def _run_job(session: Session, job: _Job, first: str) -> str:
             job.failure = _told(error)
         if txn.first == begin:
             return first
-        end = "RELEASE SAVEPOINT job; " if job.failure is None else "ROLLBACK TO SAVEPOINT job; RELEASE SAVEPOINT job; "
+        end = release if job.failure is None else f"ROLLBACK TO SAVEPOINT {name}; {release}"
         if not again or attempt + 1 == ATTEMPTS:
             return end
-        begin = end + "SAVEPOINT job; "
+        begin = end + f"SAVEPOINT {name}; "
     raise AssertionError("the last attempt returns")
 
 
@@ -272,15 +281,16 @@ class InlinePostgreSQL:
         try:
             run_inline(commit_group(self._session(), jobs))
         except _InDoubt:
-            self._drop()
+            self.rest()
             _fail_all(jobs, Failure(Unacknowledged(LOST)))
         except Unavailable:
             _fail_all(jobs, Failure())
         except psycopg2.Error as error:
-            self._drop()
+            self.rest()
             _fail_all(jobs, Failure(_unavailable(error)))
 
-    def _drop(self) -> None:
+    def rest(self) -> None:
+        """Give up the connection; the next question opens another."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -322,7 +332,7 @@ class InlinePostgreSQL:
 
     def close(self) -> None:
         self._closed = True
-        self._drop()
+        self.rest()
 
 
 class Writer:
