@@ -209,6 +209,7 @@ class KilledTests(Case):
         for kept in (True, False):
             writer = self.database._writer._connection
             await self.database.write(insert, 0, f"before {kept}")
+            await pause(0)  # so that what follows does not share a commit
             query = writer.query
 
             def breaking(sql: Any, values: Any, writer: Any = writer, kept: bool = kept, query: Any = query) -> Any:
