@@ -7,7 +7,9 @@ component tells the others leaves its outbox through a relay to the queue.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.application.service import MultiService
@@ -33,7 +35,6 @@ from .client_api.user_directory import UserDirectoryRoutes
 from .config import Component as DatabaseOwner
 from .config import Config
 from .config import Database as DatabaseSection
-from .config.checks import DATABASES, value_at
 from .config.key_files import signing_key
 from .database.connections import dsn_of
 from .database.engines import Database, SQLiteDatabase, Unavailable
@@ -42,6 +43,7 @@ from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
+from .locks import InUseError, Locks
 from .matrix.room_versions import ROOM_VERSIONS
 from .media_api.api import Method, ThumbnailSize
 from .media_api.component import MediaComponent
@@ -64,6 +66,7 @@ from .world import World
 log = Logger()
 
 PRUNE_SECONDS = 3600
+PROBE_SECONDS = 5
 
 DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
 """The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
@@ -87,21 +90,29 @@ class Databases:
         self._config = config
         self._world = world
         self._open: dict[str, SQLiteDatabase | PostgreSQLDatabase | InlinePostgreSQL] = {}
+        self._locks = Locks()
 
     def of(self, component: DatabaseOwner) -> Database:
         """The database of a component, as ``dendrite.yaml`` names it."""
         wanted = self._config.database_of(component)
         name = wanted.sqlite_path if wanted.is_sqlite else wanted.connection_string
         if name not in self._open:
-            if wanted.is_sqlite:
-                self._open[name] = SQLiteDatabase(name, self._world.threads)
-            else:
-                self._open[name] = self._postgresql(component, wanted)
+            make = self._sqlite if wanted.is_sqlite else self._postgresql
+            self._open[name] = make(self._config.key_of_database(component), wanted)
         return self._open[name]
 
-    def _postgresql(self, component: DatabaseOwner, wanted: DatabaseSection) -> PostgreSQLDatabase | InlinePostgreSQL:
-        own = value_at(self._config, DATABASES[component]).connection_string
-        key = f"{DATABASES[component]}.connection_string" if own else "global.database.connection_string"
+    def _sqlite(self, key: str, wanted: DatabaseSection) -> SQLiteDatabase:
+        path = wanted.sqlite_path
+        if path != ":memory:":
+            self.lock(key, Path(f"{path}-lock"))
+        try:
+            return SQLiteDatabase(path, self._world.threads)
+        except (sqlite3.Error, OSError) as error:
+            raise self._config.error(
+                key, f"{path} cannot be opened: {error}.", "Check the file and the permissions of its directory."
+            ) from None
+
+    def _postgresql(self, key: str, wanted: DatabaseSection) -> PostgreSQLDatabase | InlinePostgreSQL:
         try:
             dsn = dsn_of(wanted.connection_string)
         except ValueError as error:
@@ -114,16 +125,41 @@ class Databases:
             return PostgreSQLDatabase(dsn, self._world.time, most, kept, max(0.0, wanted.conn_max_lifetime))
         except Unavailable as error:
             advice = "Start PostgreSQL, and see that the user may connect to the database (psql with the same string)."
-            raise self._config.error(key, f"PostgreSQL cannot be reached: {error.__cause__}.", advice) from None
+            raise self._config.error(key, f"PostgreSQL cannot be used: {error.__cause__}".strip(), advice) from None
 
+    def begin(self) -> None:
+        """Called when the reactor runs, which may be in another process than the one that opened them."""
+        for database in self._open.values():
+            database.begin()
+
+    def lock(self, key: str, path: Path) -> None:
+        """Keep other servers away from what the configuration names under `key`."""
+        try:
+            self._locks.take(path)
+        except InUseError as error:
+            by = f" ({error.holder})" if error.holder else ""
+            raise self._config.error(
+                key, f"Another server{by} uses it.", "Stop that one, or give each server files of its own."
+            ) from None
+        except OSError as error:
+            raise self._config.error(key, f"{path} cannot be written: {error.strerror or error}.") from None
+
+    @property
     def degraded(self) -> list[str]:
-        """What is wrong with them, for the operator."""
-        remote = (database for database in self._open.values() if isinstance(database, PostgreSQLDatabase))
-        return sorted({"database"} if any(database.degraded for database in remote) else ())
+        """The databases that do not take changes at the moment."""
+        failing = [database for database in self._open.values() if database.failing]
+        return [f"{database.label}: {database.failing}" for database in failing]
+
+    async def probe(self) -> None:
+        """Find out whether databases that failed take changes again."""
+        for database in self._open.values():
+            if database.failing:
+                await database.probe()
 
     async def close(self) -> None:
         for database in self._open.values():
             await _ended(database.close())
+        self._locks.release()
 
 
 def pool_size(wanted: DatabaseSection) -> tuple[int, int]:
@@ -161,10 +197,13 @@ class Parts:
         server_name = config.global_.server_name
         budget = CacheBudget(config.global_.cache.max_size_estimated)
         self.databases = Databases(config, world)
+        queue_folder = config.global_.jetstream.storage_path
+        if not config.global_.jetstream.in_memory:
+            self.databases.lock("global.jetstream.storage_path", Path(queue_folder) / "lock")
         self.queue = EmbeddedQueue(
             world.time,
             runner(world),
-            config.global_.jetstream.storage_path,
+            queue_folder,
             config.global_.jetstream.in_memory,
             config.global_.jetstream.topic_prefix,
         )
@@ -188,7 +227,7 @@ class Parts:
         )
         self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, budget)
         self.users.on_device_deleted.append(self.keys.device_deleted)
-        self.users.on_device_renamed.append(self.keys.device_changed)
+        self.users.on_device_changed.append(self.keys.device_changed)
         self.users.is_device_id_taken.append(self.keys.is_key_of)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
         self.sync = SyncComponent(
@@ -219,6 +258,8 @@ class Parts:
         self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
         self._prune_keys.clock = world.time
+        self._probe = LoopingCall(lambda: Deferred.fromCoroutine(self.databases.probe()))
+        self._probe.clock = world.time
         self._sweep = LoopingCall(budget.sweep)
         self._sweep.clock = world.time
         self._sweep_seconds = max(60.0, config.global_.cache.max_age)
@@ -238,7 +279,7 @@ class Parts:
             ToDeviceRoutes(keys),
             self.sync,
             self.media,
-            MonitorRoutes([lambda: self.queue.degraded, self.databases.degraded]),
+            MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]),
         ]
         self.last_seen = LastSeen(users, world)
         metrics = Metrics(budget)
@@ -259,6 +300,7 @@ class Parts:
 
     async def start(self) -> None:
         """The queue first, then who consumes from it, then what is told to it."""
+        self.databases.begin()
         await self.queue.start()
         for component in self.components:
             await component.start()
@@ -268,6 +310,7 @@ class Parts:
             await relay.start()
         self.last_seen.start()
         self._prune_keys.start(PRUNE_SECONDS, now=False)
+        self._probe.start(PROBE_SECONDS, now=False)
         self._sweep.start(self._sweep_seconds, now=False)
 
     def _active_syncs(self) -> int:
@@ -279,7 +322,7 @@ class Parts:
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
-        for loop in (self._prune_keys, self._sweep):
+        for loop in (self._prune_keys, self._sweep, self._probe):
             if loop.running:
                 loop.stop()
         await self.last_seen.stop()

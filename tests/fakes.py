@@ -31,10 +31,15 @@ class FakeListening:
 
 
 class FakeQueue:
-    """A queue that calls its listeners at once, and keeps what was published."""
+    """A queue that calls its listeners at once, and keeps what was published.
+
+    While it is ``silent`` nobody hears anything; what they would have heard is kept in ``unheard``.
+    """
 
     def __init__(self) -> None:
         self.published: list[tuple[str, bytes]] = []
+        self.silent = False
+        self.unheard: list[tuple[str, bytes]] = []
         self._listeners: dict[str, list[Callable[[Any], object]]] = {}
         self._sequences: dict[str, int] = {}
 
@@ -43,6 +48,9 @@ class FakeQueue:
         return self.send(stream, msgspec.msgpack.encode(value), subject_suffix)
 
     def send(self, stream: str, payload: bytes, subject_suffix: str = "", headers: dict[str, str] | None = None) -> int:
+        if self.silent:
+            self.unheard.append((stream, payload))
+            return 0
         number = self._sequences[stream] = self._sequences.get(stream, 0) + 1
         self.published.append((stream, payload))
         for handler in list(self._listeners.get(stream, ())):

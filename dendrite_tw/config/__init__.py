@@ -92,6 +92,12 @@ class Config(Tree, frozen=True, kw_only=True):
         own: Database = value_at(self, DATABASES[component])
         return own if own.connection_string else self.global_.database
 
+    def key_of_database(self, component: Component) -> str:
+        """Where the file names the database of a component, for messages."""
+        own: Database = value_at(self, DATABASES[component])
+        section = DATABASES[component] if own.connection_string else "global.database"
+        return f"{section}.connection_string"
+
     @property
     def registration_open(self) -> bool:
         """Whether anybody may register without proof of any kind: neither captcha nor token."""

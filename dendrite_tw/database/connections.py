@@ -108,8 +108,20 @@ def _learn_types(connection: Any) -> None:
         psycopg2.extensions.register_type(kind, connection)
 
 
-WRITING = "SET standard_conforming_strings = on; SET bytea_output = 'hex'; SET synchronous_commit = on"
-READING = WRITING + "; SET default_transaction_read_only = on"
+_SETTINGS = "SET standard_conforming_strings = on; SET bytea_output = 'hex'; SET synchronous_commit = on"
+READING = _SETTINGS + "; SET default_transaction_read_only = on"
+WRITING = (
+    _SETTINGS
+    + """;
+DO $$
+BEGIN
+    IF NOT pg_try_advisory_lock(hashtext('dendrite_tw'), hashtext(current_schema())) THEN
+        RAISE EXCEPTION 'another server uses this database';
+    END IF;
+END
+$$"""
+)
+"""Positions are given by one writer, so there may be no second one: it waits until the first has gone."""
 
 
 class BlockingConnection:
@@ -118,12 +130,16 @@ class BlockingConnection:
     pending: Deferred[Any] | None = None
 
     def __init__(self, dsn: str) -> None:
-        """Connect; raises `psycopg2.OperationalError`."""
+        """Connect for writing; raises `psycopg2.Error` where that cannot be."""
         self._connection = psycopg2.connect(dsn)
         self._connection.autocommit = True
         _learn_types(self._connection)
         self._cursor = self._connection.cursor()
-        self._cursor.execute(WRITING)
+        try:
+            self._cursor.execute(WRITING)
+        except psycopg2.Error:
+            self._connection.close()
+            raise
 
     @property
     def failed(self) -> bool:

@@ -259,12 +259,14 @@ class InlinePostgreSQL:
     """The interface of `Database` over a connection that blocks: for the start, and for tests without a reactor."""
 
     dialect: Dialect = POSTGRESQL
+    label = "PostgreSQL"
 
     def __init__(self, dsn: str) -> None:
         """Connect to `dsn`; raises `Unavailable`."""
         self._dsn = dsn
         self._connection: BlockingConnection | None = None
         self._closed = False
+        self.failing = ""
         self._session()
 
     def _session(self) -> BlockingConnection:
@@ -273,9 +275,21 @@ class InlinePostgreSQL:
         if self._connection is None or not self._connection.alive:
             try:
                 self._connection = BlockingConnection(self._dsn)
-            except psycopg2.OperationalError as error:
+            except psycopg2.Error as error:
+                self.failing = NOT_THERE
                 raise _unavailable(error) from error
+            self.failing = ""
         return self._connection
+
+    def begin(self) -> None:
+        """As `SQLiteDatabase.begin`; a connection that another process opened is left to it."""
+
+    async def probe(self) -> None:
+        """Find out whether the server is back."""
+        try:
+            self._session()
+        except Unavailable:
+            return
 
     def _commit(self, jobs: list[_Job]) -> None:
         try:
@@ -486,6 +500,7 @@ class PostgreSQLDatabase:
     """One PostgreSQL database: a writer with group commit, and a pool of readers."""
 
     dialect: Dialect = POSTGRESQL
+    label = "PostgreSQL"
 
     def __init__(self, dsn: str, reactor: Any, most: int = 10, kept: int = 2, lifetime: float = 0.0) -> None:
         """Connect to `dsn` once, to see that it works: raises `Unavailable`.
@@ -498,9 +513,16 @@ class PostgreSQLDatabase:
         self._pool = Pool(reactor, dsn, max(1, min(most - 1, READERS)), kept, lifetime)
 
     @property
-    def degraded(self) -> bool:
-        """Whether there has been no server for a while."""
-        return self._writer.lost
+    def failing(self) -> str:
+        """Why changes are not taken; empty when all is well."""
+        return NOT_THERE if self._writer.lost else ""
+
+    def begin(self) -> None:
+        """Called when the reactor runs, which may be in another process: the start's connection is of no more use."""
+        self._started()
+
+    async def probe(self) -> None:
+        """Connections try by themselves to be there again."""
 
     def prepare(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs

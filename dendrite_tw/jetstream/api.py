@@ -222,11 +222,7 @@ class Api:
         found = sorted(self.engine.streams.items())
         if not isinstance(subject, str) or not subject:
             return [hosted for _, hosted in found]
-        return [
-            hosted
-            for _, hosted in found
-            if rules.subjects_overlap([subject], hosted.stream.config.subjects or [])
-        ]
+        return [hosted for _, hosted in found if rules.subjects_overlap([subject], hosted.stream.config.subjects or [])]
 
     def _page(self, request: Request, items: list[C], limit: int) -> tuple[list[C], dict[str, int]]:
         offset = min(natural(request.json().get("offset")), len(items))
@@ -332,9 +328,7 @@ class Api:
 
     def _say(self, reply: str, code: int, text: str, fields: dict[str, str] | None = None) -> None:
         if reply:
-            self.engine.server.publish(
-                reply, "", wire.encode_headers((fields or {}).items(), code, text), b""
-            )
+            self.engine.server.publish(reply, "", wire.encode_headers((fields or {}).items(), code, text), b"")
 
     def _send_direct(self, hosted: Hosted, message: Stored, reply: str, more: dict[str, str]) -> None:
         fields = {
@@ -429,7 +423,8 @@ class Api:
         consumer = self.engine.create_consumer(hosted, name, config, durable=bool(config.durable_name))
         self._set_start(consumer)
         self.engine.host(hosted, consumer)
-        hosted.save()
+        if not config.mem_storage:
+            hosted.save()
         info = self._consumer_info(hosted, consumer)
         self.engine.advise_consumer(consumer, "create")
         consumer.begin(self.engine.now())

@@ -16,6 +16,12 @@ HOUR = 60 * MINUTE
 DEFAULT_PREFIX = "Dendrite"
 
 
+DUPLICATE_WINDOW = 20 * SECOND
+"""How long a message is known to have come: an outbox repeats what was not confirmed sooner than that,
+and consumers know what they have by its position.
+"""
+
+
 def _row(name: str, *, memory: bool = False, max_age: int = 0) -> tuple[str, StreamConfig]:
     storage = "memory" if memory else "file"
     return name, StreamConfig(
@@ -24,6 +30,7 @@ def _row(name: str, *, memory: bool = False, max_age: int = 0) -> tuple[str, Str
         retention="interest",
         storage=storage,
         max_age=max_age,
+        duplicate_window=DUPLICATE_WINDOW,
     )
 
 

@@ -82,9 +82,7 @@ class Output(Protocol):
     def deliver(self, destination: str, message: Stored, reply: str, headers_only: bool) -> None:
         """A message, under its own subject, to the subscribers of ``destination``."""
 
-    def status(
-        self, destination: str, code: int, description: str, fields: dict[str, str], reply: str
-    ) -> None:
+    def status(self, destination: str, code: int, description: str, fields: dict[str, str], reply: str) -> None:
         """A message without content: the end of a request, a heartbeat, a flow control question."""
 
     def reaches(self, destination: str, group: str) -> bool:
@@ -225,9 +223,7 @@ class Consumer:
 
     def _recount(self) -> None:
         if self._initial:
-            self.unread = len(self._initial) + self.stream.index.count_from(
-                self._initial[-1] + 1, self.filters
-            )
+            self.unread = len(self._initial) + self.stream.index.count_from(self._initial[-1] + 1, self.filters)
         else:
             self.unread = self.stream.index.count_from(self.stream_seq + 1, self.filters)
 
@@ -472,9 +468,7 @@ class Consumer:
         self._flow_bytes += len(message.headers) + len(message.payload)
         if self._flow_bytes >= FLOW_WINDOW // 2 and not self.flow_reply:
             self.flow_reply = f"$JS.FC.{self.stream.config.name}.{self.name}.{self.consumer_seq}"
-            self.output.status(
-                self.config.deliver_subject or "", 100, "FlowControl Request", {}, self.flow_reply
-            )
+            self.output.status(self.config.deliver_subject or "", 100, "FlowControl Request", {}, self.flow_reply)
 
     def flow_answered(self, subject: str, now: int) -> None:
         """The subscriber has answered the flow control question of this subject."""

@@ -120,9 +120,7 @@ class Hosted:
         config = self.stream.config
         for subscription in self.subscriptions:
             self.engine.server.remove(subscription)
-        self.subscriptions = [
-            self.engine.server.subscribe(subject, self.ingest) for subject in config.subjects or ()
-        ]
+        self.subscriptions = [self.engine.server.subscribe(subject, self.ingest) for subject in config.subjects or ()]
         self._configured()
         self.arm_expiry()
         for feed in self.fed_by:
@@ -238,9 +236,7 @@ class Hosted:
 
     def _check_disk(self, files: FileStorage) -> None:
         if self.engine.syncer.failing or files.is_full():
-            raise refusal(
-                errors.STORE_FAILED, f"the disk does not take messages: {self.engine.syncer.failing}"
-            )
+            raise refusal(errors.STORE_FAILED, f"the disk does not take messages: {self.engine.syncer.failing}")
 
     # --- time ---
 
@@ -256,9 +252,7 @@ class Hosted:
         if self.expiry is not None:
             self.expiry.cancel()
             self.expiry = None
-        moments = [
-            at for at in (self.stream.next_expiry(), self._schedules[0][0] if self._schedules else 0) if at
-        ]
+        moments = [at for at in (self.stream.next_expiry(), self._schedules[0][0] if self._schedules else 0) if at]
         if moments:
             self.expiry = self.engine.call_at(min(moments), self._due)
 
@@ -383,8 +377,10 @@ class JetStream:
         """Streams whose files were damaged and set aside: they began anew, empty."""
         self._timers: dict[Consumer, IDelayedCall] = {}
         self._sweep: IDelayedCall | None = None
-        self._by_destination: dict[str, Consumer] = {}
+        self._by_destination: dict[str, dict[Consumer, None]] = {}
         self._advisories = 0
+        self._stale: list[Path] = []
+        """Folders of streams that were deleted just before a crash."""
         server.subscribe("$JS.ACK.>", self._on_ack)
         server.subscribe("$JS.FC.>", self._on_flow)
         server.interest_gained = self._on_interest
@@ -464,9 +460,7 @@ class JetStream:
             headers, payload = wire.replace_headers(headers, (), size), b""
         self.server.forward(destination, message.subject, reply, headers, payload)
 
-    def status(
-        self, destination: str, code: int, description: str, fields: dict[str, str], reply: str
-    ) -> None:
+    def status(self, destination: str, code: int, description: str, fields: dict[str, str], reply: str) -> None:
         block = wire.encode_headers(fields.items(), code, description)
         self.server.forward(destination, destination, reply, block, b"")
 
@@ -505,9 +499,7 @@ class JetStream:
         self.advise(f"CONSUMER.{what}.{names['stream']}.{names['consumer']}", kind, {**names, **more})
 
     def given_up(self, consumer: Consumer, seq: int, deliveries: int) -> None:
-        self._advise_delivery(
-            consumer, "MAX_DELIVERIES", "max_deliver", stream_seq=seq, deliveries=deliveries
-        )
+        self._advise_delivery(consumer, "MAX_DELIVERIES", "max_deliver", stream_seq=seq, deliveries=deliveries)
 
     # --- what comes back ---
 
@@ -522,9 +514,7 @@ class JetStream:
             return
         self._acknowledge(consumer, int(parts[5]), int(parts[6]), reply, payload)
 
-    def _acknowledge(
-        self, consumer: Consumer, seq: int, consumer_seq: int, reply: str, payload: bytes
-    ) -> None:
+    def _acknowledge(self, consumer: Consumer, seq: int, consumer_seq: int, reply: str, payload: bytes) -> None:
         now = self.now()
         word, _, argument = payload.partition(b" ")
         if word in (b"", b"+ACK"):
@@ -560,8 +550,7 @@ class JetStream:
 
     def _on_interest(self, subject: str) -> None:
         """Somebody subscribed: push consumers that deliver there may go on."""
-        consumer = self._by_destination.get(subject)
-        if consumer is not None:
+        for consumer in tuple(self._by_destination.get(subject, ())):
             consumer.last_active = self.now()
             consumer.pump(self.now())
 
@@ -622,7 +611,7 @@ class JetStream:
         hosted.consumers[consumer.name] = consumer
         hosted.stream.readers[consumer.name] = consumer
         if consumer.is_push:
-            self._by_destination[consumer.config.deliver_subject or ""] = consumer
+            self._by_destination.setdefault(consumer.config.deliver_subject or "", {})[consumer] = None
         consumer.dirty = True
 
     def delete_consumer(self, hosted: Hosted, consumer: Consumer) -> None:
@@ -645,8 +634,10 @@ class JetStream:
     def _unhost(self, consumer: Consumer) -> None:
         self.disarm(consumer)
         destination = consumer.config.deliver_subject or ""
-        if self._by_destination.get(destination) is consumer:
-            del self._by_destination[destination]
+        others = self._by_destination.get(destination, {})
+        others.pop(consumer, None)
+        if not others:
+            self._by_destination.pop(destination, None)
 
     # --- recovery ---
 
@@ -673,12 +664,16 @@ class JetStream:
             if name in self.streams:
                 # The older one was deleted; only its folder was still there.
                 log.warn("Stream {name} lies on disk twice; the newer one counts", name=name)
-                self.streams[name].close()
+                older = self.streams[name].files
+                if older is not None:
+                    self._stale.append(older.folder)
             self.streams[name] = hosted
 
     def serve(self) -> None:
         """Begin to listen for the recovered streams."""
         now = self.now()
+        for folder in self._stale:
+            self.syncer.later(_remove_folder, folder)
         for hosted in self.streams.values():
             stream = hosted.stream
             stream.drop_unfinished_batch()
@@ -724,9 +719,7 @@ class JetStream:
     def _load_consumers(self, hosted: Hosted, saved: SavedStream, folder: Path, now: int) -> None:
         progress = {snapshot.name: snapshot for snapshot in read_progress(folder)}
         for row in saved.consumers:
-            consumer = self.create_consumer(
-                hosted, row.name, row.config, durable=row.durable, created=row.created
-            )
+            consumer = self.create_consumer(hosted, row.name, row.config, durable=row.durable, created=row.created)
             hosted.consumers[row.name] = consumer
             hosted.stream.readers[row.name] = consumer
             snapshot = progress.get(row.name)

@@ -152,9 +152,9 @@ class Feed:
 
     def _gather(self, message: Stored, subject: str, now: int) -> None:
         origin = f"{self.name} {message.seq} {self._filter or '>'} > {message.subject}"
-        conditions = [
-            f"Nats-{name}" for name in wire.nats_headers(message.headers) if name.startswith(_CONDITIONS)
-        ]
+        dropped = _CONDITIONS if self.target.stream.config.allow_msg_ttl else (*_CONDITIONS, "TTL")
+        names = wire.nats_headers(message.headers)
+        conditions = [f"Nats-{name}" for name in names if name.startswith(dropped)]
         block = wire.replace_headers(message.headers, conditions, {"Nats-Stream-Source": origin})
         try:
             self.target.accept(subject, block, message.payload, now)

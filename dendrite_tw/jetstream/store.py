@@ -94,9 +94,7 @@ def encode_message(message: Stored) -> bytes:
 def decode_message(body: bytes) -> Stored:
     seq, time, subject_size, header_size = _BODY.unpack_from(body)
     at = _BODY.size + subject_size
-    return Stored(
-        seq, time, body[_BODY.size : at].decode(), body[at : at + header_size], body[at + header_size :]
-    )
+    return Stored(seq, time, body[_BODY.size : at].decode(), body[at : at + header_size], body[at + header_size :])
 
 
 class Record:
@@ -217,9 +215,7 @@ class Segment:
         record = record_at(head, 0)
         message = decode_message(record.body) if record is not None and record.kind == _MESSAGE else None
         if message is None or message.seq != seq:
-            log.error(
-                "{path}: no message {seq} at byte {offset}", path=self.path.name, seq=seq, offset=offset
-            )
+            log.error("{path}: no message {seq} at byte {offset}", path=self.path.name, seq=seq, offset=offset)
             return None
         return message
 
@@ -280,9 +276,7 @@ class Write:
 class FileStorage:
     """The messages of one stream in segment files."""
 
-    def __init__(
-        self, folder: Path, syncer: Syncer, index: Index, segment_bytes: int = SEGMENT_BYTES
-    ) -> None:
+    def __init__(self, folder: Path, syncer: Syncer, index: Index, segment_bytes: int = SEGMENT_BYTES) -> None:
         self.folder = folder
         self._syncer = syncer
         self._index = index
@@ -421,12 +415,7 @@ class FileStorage:
         """
         has_older = False
         for segment in list(self._segments.values()):
-            if (
-                segment.live
-                or segment is self._active
-                or segment.compacting
-                or (segment.guards and has_older)
-            ):
+            if segment.live or segment is self._active or segment.compacting or (segment.guards and has_older):
                 has_older = True
                 continue
             del self._segments[segment.number]
@@ -440,11 +429,7 @@ class FileStorage:
     def _compact_one(self) -> None:
         """Rewrite the oldest segment of which more than half is dead."""
         for segment in self._segments.values():
-            if (
-                segment is not self._active
-                and not segment.compacting
-                and segment.live_bytes * 2 < segment.size
-            ):
+            if segment is not self._active and not segment.compacting and segment.live_bytes * 2 < segment.size:
                 self._compact(segment)
                 return
 

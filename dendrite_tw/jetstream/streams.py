@@ -272,6 +272,9 @@ class Stream:
         """Store a message of a mirrored stream as it is, under its own sequence."""
         self.index.skip_to(message.seq - 1)
         self._enter(message, self.storage.append(message))
+        lifetime = wire.header(message.headers, "Nats-TTL")
+        if lifetime and self.config.allow_msg_ttl:
+            self._expire_later(lifetime, message)
         if self._limited:
             self._enforce_limits(message.subject)
 
@@ -524,12 +527,19 @@ class Stream:
         if msg_id and message.time + self.duplicate_window > now:
             self._remember_id(msg_id, message.seq, message.time)
         if "TTL" in asked and self.config.allow_msg_ttl:
-            lifetime = parse_ttl(asked["TTL"])
-            if lifetime > 0:
-                heapq.heappush(self._expiring, (message.time + lifetime, message.seq))
+            self._expire_later(asked["TTL"], message)
         source = asked.get("Stream-Source", "").split(" ")
         if len(source) > 1 and source[1].isdecimal():
             self.sourced[source[0]] = int(source[1])
+
+    def _expire_later(self, text: str, message: Stored) -> None:
+        try:
+            lifetime = parse_ttl(text)
+        except errors.ApiError:
+            # It was stored when lifetimes were not heeded, and so not checked.
+            return
+        if lifetime > 0:
+            heapq.heappush(self._expiring, (message.time + lifetime, message.seq))
 
     def drop_unfinished_batch(self) -> None:
         """After a crash: an atomic batch at the end that was not written as a whole was never

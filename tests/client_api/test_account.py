@@ -227,6 +227,34 @@ class PushRules(ClientCase):
         self.check(self.web.delete(rule, None, token), 200)
         self.check(self.web.delete(rule, None, token), 404, "M_NOT_FOUND")
 
+    def test_rules_of_one_kind(self) -> None:
+        (token,) = self.tokens("alice")
+        every = self.check(self.web.get(f"{V3}/pushrules/global/", token), 200)
+        for kind, rules in every.items():
+            self.assertEqual(rules, self.check(self.web.get(f"{V3}/pushrules/global/{kind}/", token), 200))
+        self.check(self.web.get(f"{V3}/pushrules/global/duke/", token), 400, "M_INVALID_PARAM")
+
+    def test_paths_that_name_no_rule(self) -> None:
+        (token,) = self.tokens("alice")
+        whole = "global/override/.m.rule.master"
+        for method, path in [
+            ("PUT", ""),
+            ("PUT", "global"),
+            ("GET", "global"),
+            ("PUT", "global/room"),
+            ("GET", "global/room"),
+            ("PUT", "global/room/"),
+            ("GET", "device/"),
+            ("GET", "device/room/x"),
+            ("PUT", "device/room/x"),
+            ("DELETE", "device/room/x"),
+            ("GET", f"{whole}/colour"),
+            ("PUT", f"{whole}/colour"),
+        ]:
+            body = None if method == "GET" else {}
+            self.check(self.web.request(method, f"{V3}/pushrules/{path}", body, token), 400, "M_INVALID_PARAM")
+        self.check(self.web.get(f"{V3}/pushrules/{whole}", token), 200)
+
     def test_what_is_no_rule(self) -> None:
         (token,) = self.tokens("alice")
         one = f"{V3}/pushrules/global"
@@ -333,6 +361,7 @@ class Pushers(ClientCase):
         first = self.check(self.web.get(f"{V3}/notifications?limit=3", token), 200)
         self.assertEqual([5, 4, 3], [one["ts"] for one in first["notifications"]])
         self.assertEqual("hello", first["notifications"][0]["event"]["content"]["body"])
+        self.assertEqual("", first["notifications"][0]["profile_tag"])
         more = f"{V3}/notifications?limit=3&from={first['next_token']}"
         rest = self.check(self.web.get(more, token), 200)
         self.assertEqual([2, 1], [one["ts"] for one in rest["notifications"]])
@@ -353,6 +382,17 @@ class OpenId(ClientCase):
         self.assertEqual("@alice:test", self.wait(self.api.owner_of_openid_token(made["access_token"])))
         self.check(self.web.get(f"{V3}/account/whoami", made["access_token"]), 401, "M_UNKNOWN_TOKEN")
         self.check(self.web.post(path, {}, bob), 403, "M_FORBIDDEN")
+
+    def test_anybody_may_ask_whom_a_token_stands_for(self) -> None:
+        (alice,) = self.tokens("alice")
+        token = self.web.post(f"{V3}/user/@alice:test/openid/request_token", {}, alice).json["access_token"]
+        info = "/_matrix/federation/v1/openid/userinfo"
+        self.assertEqual({"sub": "@alice:test"}, self.check(self.web.get(f"{info}?access_token={token}"), 200))
+        self.check(self.web.get(info), 401, "M_MISSING_TOKEN")
+        for wrong in ("nonsense", alice, ""):
+            self.check(self.web.get(f"{info}?access_token={wrong}"), 401, "M_UNKNOWN_TOKEN")
+        self.users.clock.advance(3601)
+        self.check(self.web.get(f"{info}?access_token={token}"), 401, "M_UNKNOWN_TOKEN")
 
     def test_credentials_for_a_turn_server(self) -> None:
         (token,) = self.tokens("alice")

@@ -159,7 +159,7 @@ class TransactionContract:
 
     def test_waiting_for_anything_but_sql_is_refused(self: Any) -> None:
         async def waits(txn: Transaction) -> None:
-            await Deferred()  # type: ignore[misc]
+            await Deferred()
 
         self.failureResultOf(self.database.write(waits), RuntimeError)
 
@@ -334,3 +334,36 @@ class OutboxContract:
 
 class OutboxTests(Engine, OutboxContract, SynchronousTestCase):
     pass
+
+
+class FullDiskTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        path = self.mktemp()
+        self.database = SQLiteDatabase(path, None)
+        self.addCleanup(self.database.close)
+        self.database.prepare(migrate, "test", [STEP])
+
+    def fill(self) -> None:
+        """Let the file have no more pages than it has, as on a disk that is full."""
+        writer = self.database._writer
+        (pages,) = writer.execute("PRAGMA page_count").fetchone()
+        writer.execute(f"PRAGMA max_page_count = {pages}")
+
+    def free(self) -> None:
+        self.database._writer.execute("PRAGMA max_page_count = 1000000")
+
+    def test_is_told_and_gets_well_by_itself(self) -> None:
+        self.fill()
+        rows = [(f"{n}" * 100, n) for n in range(200)]
+        self.failureResultOf(self.database.write(insert_each, rows), Unavailable)
+        self.assertIn("full", self.database.failing)
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(self.database.read(count))), 0)
+        self.free()
+        self.assertIsNone(self.successResultOf(Deferred.fromCoroutine(self.database.probe())))
+        self.assertEqual(self.database.failing, "")
+        self.successResultOf(self.database.write(insert_each, rows))
+
+    def test_a_mistake_in_one_transaction_is_none_of_the_disk(self) -> None:
+        self.successResultOf(self.database.write(insert, 1, "a"))
+        self.failureResultOf(self.database.write(insert, 1, "a"))
+        self.assertEqual(self.database.failing, "")

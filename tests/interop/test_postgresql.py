@@ -304,12 +304,12 @@ class RestartTests(Case):
         self.server.stop()
         await self.assertFailure(self.database.write(insert, 1, "b"), Unavailable)
         await self.assertFailure(self.database.read_long(count), Unavailable)
-        self.assertTrue(self.database.degraded)
+        self.assertTrue(self.database.failing)
         await self.assertFailure(self.database.write(insert, 1, "c"), Unavailable)
         self.server.start()
         for _ in range(200):
             await pause(0.05)
-            if not self.database.degraded:
+            if not self.database.failing:
                 break
         await self.database.write(insert, 1, "d")
         self.assertEqual(await self.database.read(keys), ["a", "d"])

@@ -1,4 +1,6 @@
-"""Messages on disk: what was acknowledged survives every cut, what is damaged is noticed, room is given back."""
+"""Messages on disk: what was acknowledged survives every cut, what is damaged is noticed, room is given
+back.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,12 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.jetstream import store
 from dendrite_tw.jetstream.index import Index
 from dendrite_tw.jetstream.store import DamagedError, FileStorage, Syncer
 from dendrite_tw.jetstream.streams import Stored
-from tests.jetstream.support import inline, settle
+from tests.jetstream.support import DiskCase, inline, settle
 
 
 class Shelf:
@@ -73,8 +74,9 @@ class Shelf:
         self.files.close()
 
 
-class StoreCase(SynchronousTestCase):
+class StoreCase(DiskCase):
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
 
     def shelf(self, segment_bytes: int = store.SEGMENT_BYTES) -> Shelf:

@@ -232,6 +232,36 @@ class ToDevice(PersonalCase):
         self.assertEqual(self.bodies(answer), [2])
         self.assertEqual(self.bodies(self.sync("alice", answer["next_batch"])), [])
 
+    def test_overtaken_by_another_stream(self) -> None:
+        """No token goes beyond a message that was not heard yet."""
+        since = self.sync("alice", self.since)["next_batch"]
+        self.queue.silent = True
+        self.keys.send(A, "ALICEDEV", {"n": 1})
+        self.users.set_account_data(A, "m.other", {"n": 2})
+        self.queue.silent = False
+        message, change = self.queue.unheard
+        position = self.keys.messages[-1].position
+        self.queue.send(*change, headers={"Outbox-Previous": str(position)})
+        answer = self.sync("alice", since)
+        self.assertEqual((self.bodies(answer), "account_data" in answer), ([], False))
+        self.queue.send(*message, headers={"Outbox-Previous": str(position - 1)})
+        answer = self.sync("alice", answer["next_batch"])
+        self.assertEqual((self.bodies(answer), "account_data" in answer), ([1], True))
+
+    def test_overtaken_by_what_never_comes(self) -> None:
+        since = self.sync("alice", self.since)["next_batch"]
+        self.queue.silent = True
+        self.keys.send(A, "ALICEDEV", {"n": 1})
+        self.users.set_account_data(A, "m.other", {"n": 2})
+        self.queue.silent = False
+        _, change = self.queue.unheard
+        self.queue.send(*change, headers={"Outbox-Previous": str(self.keys.messages[-1].position)})
+        answer = self.ask("alice", since, timeout=30000)
+        for _ in range(3):
+            self.clock.advance(5)
+            self.settle()
+        self.assertEqual((self.bodies(answer.json), "account_data" in answer.json), ([1], True))
+
     def test_of_more_devices_than_are_remembered(self) -> None:
         answer = self.sync("alice", self.since)
         self.keys.send(A, "ALICEDEV", {"n": 1})

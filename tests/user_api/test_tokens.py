@@ -188,21 +188,24 @@ class DevicesOfUsers(UsersCase):
         device = self.wait(self.api.devices("@alice:test"))[0]
         self.assertEqual((later, "192.0.2.7", "app/2"), (device.last_seen_ts, device.last_seen_ip, device.user_agent))
 
-    def test_others_hear_of_names_and_may_refuse_ids(self) -> None:
-        renamed: list[str] = []
+    def test_others_hear_of_new_devices_and_names_and_may_refuse_ids(self) -> None:
+        changed: list[str] = []
 
         async def heard(txn: object, user_id: str, device_id: str) -> None:
-            renamed.append(device_id)
+            changed.append(device_id)
 
         async def is_taken(txn: object, user_id: str, device_id: str) -> bool:
             return device_id == "KEY"
 
-        self.api.on_device_renamed.append(heard)
+        self.api.on_device_changed.append(heard)
         self.api.is_device_id_taken.append(is_taken)
         self.make("alice", device_id="PHONE")
+        self.assertEqual(["PHONE"], changed)
+        self.wait(self.api.log_in(NewLogin(user_id="@alice:test", device_id="PHONE")))
+        self.assertEqual(["PHONE"], changed)
         self.wait(self.api.put_device("@alice:test", "PHONE", "Telephone", False))
         self.wait(self.api.put_device("@alice:test", "PHONE", None, False))
-        self.assertEqual(["PHONE"], renamed)
+        self.assertEqual(["PHONE", "PHONE"], changed)
         error = self.refused(self.api.log_in(NewLogin(user_id="@alice:test", device_id="KEY")))
         self.assertEqual((403, "M_FORBIDDEN"), (error.status, error.errcode))
 
