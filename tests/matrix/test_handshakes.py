@@ -292,6 +292,8 @@ class JoinTests(Case):
             self.assertIn(ALICE, [one.state_key for one in joined.auth_chain])
         room.replies["v2/send_join"] = lambda content: {**content, "servers_in_room": []}
         self.refused("M_UNKNOWN", room.join, omit_members=True)
+        room.replies["v2/send_join"] = lambda content: {**content, "members_omitted": True, "servers_in_room": ["a"]}
+        self.refused("M_UNKNOWN", room.join)
 
 
 class DescribedRoomTests(Case):
@@ -437,9 +439,18 @@ class RestrictedTests(Case):
             if "send_join" in question.path:
                 forged.append((orjson.dumps(question.content), unquote(question.path.rpartition("/")[2])))
                 break
-        room.joined_elsewhere[ELSEWHERE] = False
         (pdu, event_id), *_ = forged
+        self.assertIn("a.example", room.receive(JOIN, pdu, event_id).signatures)
+        room.joined_elsewhere[ELSEWHERE] = False
         self.refused("M_FORBIDDEN", room.receive, JOIN, pdu, event_id)
+        room.joined_elsewhere[ELSEWHERE] = True
+        room.put("m.room.power_levels", {"users": {ALICE: 50, "@dora:a.example": 90}, "invite": 60})
+        room.put("m.room.member", {"membership": "join"}, "@dora:a.example", "@dora:a.example")
+        self.refused("M_UNABLE_TO_GRANT_JOIN", room.receive, JOIN, pdu, event_id)
+        room.put("m.room.join_rules", {"join_rule": "invite"})
+        self.refused("M_FORBIDDEN", room.receive, JOIN, pdu, event_id)
+        room.put("m.room.member", {"membership": "invite"}, BOB)
+        room.receive(JOIN, pdu, event_id)
 
     def requests(self, steps: Generator[Any, Any, Any], room: Resident) -> Generator[Request, None, None]:
         question = next(steps)

@@ -101,7 +101,10 @@ def join(wish: Wish, *, omit_members: bool = False) -> Generator[Question, Any, 
             template = yield from _make(JOIN, wish, server)
             event = complete(JOIN, template, wish)
             reply = yield from _send(JOIN, server, event, omit_members=omit_members)
-            return (yield from check_join(event, reply, server, now_ms=wish.now_ms))
+            joined = yield from check_join(event, reply, server, now_ms=wish.now_ms)
+            if joined.partial and not omit_members:
+                raise HandshakeError("members were omitted, which was not asked for")
+            return joined
         except (HandshakeError, MatrixError) as error:
             errors.append(_as_matrix_error(error))
     raise _most_telling(errors)

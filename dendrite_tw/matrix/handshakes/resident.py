@@ -171,6 +171,24 @@ def _voucher(place: Place, server_name: str) -> str:
     return min(able, key=lambda user: (-levels.user_level(user), user))
 
 
+def _check_voucher(
+    place: Place, event: Event, authoriser: str, server_name: str
+) -> Generator[IsJoined, bool | None, None]:
+    """Whether this server may sign a join that names one of its users.  Raises `MatrixError`.
+
+    Anybody can write that name into a join, and the room may have changed since the template was made: so the
+    conditions are looked at again.
+    """
+    current = place.state.get(("m.room.member", event.sender))
+    if current is not None and current.membership in ("join", "invite"):
+        return
+    if (yield from authorise_join(place, event.sender, server_name=server_name)) is None:
+        raise forbidden("The room does not let anybody in on the word of a member.")
+    levels = power_levels(place.state)
+    if authoriser not in place.local_members or levels.user_level(authoriser) < levels.invite:
+        raise MatrixError(400, "M_UNABLE_TO_GRANT_JOIN", "The user who is named may not invite.")
+
+
 # --- send -----------------------------------------------------------------------------------------
 
 
@@ -198,8 +216,7 @@ def receive_membership(
         raise invalid_param(f"The event is not signed as it must be: {failed[event.event_id]}.")
     if authoriser is None:
         return received
-    # Anybody can write the name of a user of this server into a join: so the conditions are looked at again.
-    yield from authorise_join(place, event.sender, server_name=signer.server_name)
+    yield from _check_voucher(place, event, authoriser, signer.server_name)
     try:
         signed = sign_event(event, signer.server_name, signer.key_id, signer.secret)
     except EventFormatError as error:
