@@ -1,6 +1,6 @@
 # make run     a homeserver in ./data on 127.0.0.1:8008 and :8448; the first start makes keys and configuration
 #              make run DATA=/srv/matrix SERVER=example.com HTTP=:8008 HTTPS=:8448 OPTIONS=…
-# make test    the whole test suite, in parallel; make test TESTS=tests.matrix JOBS=4
+# make test    the whole test suite, in parallel; make test TESTS=tests.matrix JOBS=4; installs what it needs
 # make lint    ruff; make types: mypy
 # make ci      what a change must pass: .ci/run
 # make venv    the environment in .venv that all of these use; made anew when the pinned versions change
@@ -32,8 +32,8 @@ $(VENV)/.runtime: requirements.txt $(project) | $(VENV)/bin/python
 	$(pip) install --quiet --no-deps --editable .
 	@touch $@
 
-$(VENV)/.test: requirements-test.txt $(VENV)/.runtime
-	$(pip) install --quiet --requirement requirements-test.txt
+$(VENV)/.test: requirements-test.txt requirements-test-clients.txt $(VENV)/.runtime
+	$(pip) install --quiet --requirement requirements-test.txt --requirement requirements-test-clients.txt
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.test
@@ -50,6 +50,7 @@ run: $(VENV)/.runtime
 		$(OPTIONS)
 
 test: $(VENV)/.test
+	@.ci/install-test-tools
 	$(VENV)/bin/trial -j$(JOBS) $(TESTS)
 
 lint: $(VENV)/.dev

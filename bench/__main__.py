@@ -24,6 +24,9 @@ from bench.servers import SERVERS, ServerUnderTest, Synapse
 
 IDLE_SECONDS = 2.0
 SETTLE_SECONDS = 0.5
+REST_SECONDS = 30.0
+"""How long the servers may rest before their memory at the end is read: what is only passing has passed."""
+
 PREPARE_PATIENCE = 600.0
 RUN_PATIENCE = 120.0
 
@@ -140,6 +143,7 @@ async def compare(candidates: Sequence[Candidate], scenarios: Sequence[Scenario]
             failed = f"  {found.failures} FAILED: {found.first_failure}" if found.failures else ""
             line = f"{scenario.name:18} {candidate.server.name:8} {found.cpu_ms:9.3f} ms CPU  "
             print(f"{line}{found.operations:6} done{failed}", file=sys.stderr, flush=True)
+    await asyncio.sleep(REST_SECONDS)
 
 
 def main(arguments: Sequence[str]) -> int:

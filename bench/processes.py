@@ -7,6 +7,7 @@ kernel offers it, and from ``utime + stime`` of ``/proc/PID/stat`` (hundredths o
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -17,16 +18,24 @@ from types import TracebackType
 from typing import Self
 
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+PORTS = range(12000, 32000)
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 SCHEDULED_TIME = 2  # the kernel's CPUCLOCK_SCHED: time on a processor, user and system together
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that nobody listened on a moment ago.
+
+    Below those that the kernel gives to outgoing connections, so that it stays free while a server restarts.
+    """
+    while True:
+        port = secrets.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def cores() -> tuple[set[int], set[int]] | None:

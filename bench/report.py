@@ -104,6 +104,6 @@ def summary(server: ServerFigures) -> str:
     """Version, memory and idle load of one server."""
     return (
         f"{server.version}: {server.resident_mb_at_start:.0f} MB resident at start, "
-        f"{server.resident_mb_at_end:.0f} MB at the end; "
+        f"{server.resident_mb_at_end:.0f} MB after half a minute's rest at the end; "
         f"idle {server.idle_cpu_percent:.2f} % of a core (taken off)"
     )

@@ -7,7 +7,9 @@ component tells the others leaves its outbox through a relay to the queue.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.application.service import MultiService
@@ -28,16 +30,20 @@ from .client_api.routes import account_routes
 from .client_api.settings import CaptchaSettings, ClientSettings, Notices, Turn
 from .client_api.spaces import SpaceRoutes
 from .client_api.to_device import ToDeviceRoutes
-from .client_api.uia import PASSWORD, InteractiveAuth
+from .client_api.uia import PASSWORD, Captcha, InteractiveAuth
 from .client_api.user_directory import UserDirectoryRoutes
 from .config import Component as DatabaseOwner
 from .config import Config
+from .config import Database as DatabaseSection
 from .config.key_files import signing_key
-from .database.engines import Database, SQLiteDatabase
+from .database.connections import dsn_of
+from .database.engines import Database, SQLiteDatabase, Unavailable
 from .database.outbox import Outbox
+from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
+from .locks import InUseError, Locks
 from .matrix.room_versions import ROOM_VERSIONS
 from .media_api.api import Method, ThumbnailSize
 from .media_api.component import MediaComponent
@@ -60,6 +66,7 @@ from .world import World
 log = Logger()
 
 PRUNE_SECONDS = 3600
+PROBE_SECONDS = 5
 
 DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
 """The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
@@ -82,25 +89,84 @@ class Databases:
     def __init__(self, config: Config, world: World) -> None:
         self._config = config
         self._world = world
-        self._open: dict[str, SQLiteDatabase] = {}
+        self._open: dict[str, SQLiteDatabase | PostgreSQLDatabase | InlinePostgreSQL] = {}
+        self._locks = Locks()
 
     def of(self, component: DatabaseOwner) -> Database:
         """The database of a component, as ``dendrite.yaml`` names it."""
         wanted = self._config.database_of(component)
-        if not wanted.is_sqlite:
-            raise self._config.error(
-                "global.database.connection_string",
-                "This version keeps its data in SQLite only.",
-                "Give each component a database of the form file:name.db.",
-            )
-        path = wanted.sqlite_path
-        if path not in self._open:
-            self._open[path] = SQLiteDatabase(path, self._world.threads)
-        return self._open[path]
+        name = wanted.sqlite_path if wanted.is_sqlite else wanted.connection_string
+        if name not in self._open:
+            make = self._sqlite if wanted.is_sqlite else self._postgresql
+            self._open[name] = make(self._config.key_of_database(component), wanted)
+        return self._open[name]
 
-    def close(self) -> None:
+    def _sqlite(self, key: str, wanted: DatabaseSection) -> SQLiteDatabase:
+        path = wanted.sqlite_path
+        if path != ":memory:":
+            self.lock(key, Path(f"{path}-lock"))
+        try:
+            return SQLiteDatabase(path, self._world.threads)
+        except (sqlite3.Error, OSError) as error:
+            raise self._config.error(
+                key, f"{path} cannot be opened: {error}.", "Check the file and the permissions of its directory."
+            ) from None
+
+    def _postgresql(self, key: str, wanted: DatabaseSection) -> PostgreSQLDatabase | InlinePostgreSQL:
+        try:
+            dsn = dsn_of(wanted.connection_string)
+        except ValueError as error:
+            advice = "Write postgresql://user:password@host/name?sslmode=disable, or file:name.db for SQLite."
+            raise self._config.error(key, f"This is no address of a database: {error}.", advice) from None
+        most, kept = pool_size(wanted)
+        try:
+            if self._world.threads is None:
+                return InlinePostgreSQL(dsn)
+            return PostgreSQLDatabase(dsn, self._world.time, most, kept, max(0.0, wanted.conn_max_lifetime))
+        except Unavailable as error:
+            advice = "Start PostgreSQL, and see that the user may connect to the database (psql with the same string)."
+            raise self._config.error(key, f"PostgreSQL cannot be used: {error.__cause__}".strip(), advice) from None
+
+    def begin(self) -> None:
+        """Called when the reactor runs, which may be in another process than the one that opened them."""
         for database in self._open.values():
-            database.close()
+            database.begin()
+
+    def lock(self, key: str, path: Path) -> None:
+        """Keep other servers away from what the configuration names under `key`."""
+        try:
+            self._locks.take(path)
+        except InUseError as error:
+            by = f" ({error.holder})" if error.holder else ""
+            raise self._config.error(
+                key, f"Another server{by} uses it.", "Stop that one, or give each server files of its own."
+            ) from None
+        except OSError as error:
+            raise self._config.error(key, f"{path} cannot be written: {error.strerror or error}.") from None
+
+    @property
+    def degraded(self) -> list[str]:
+        """The databases that do not take changes at the moment."""
+        failing = [database for database in self._open.values() if database.failing]
+        return [f"{database.label}: {database.failing}" for database in failing]
+
+    async def probe(self) -> None:
+        """Find out whether databases that failed take changes again."""
+        for database in self._open.values():
+            if database.failing:
+                await database.probe()
+
+    async def close(self) -> None:
+        for database in self._open.values():
+            await _ended(database.close())
+        self._locks.release()
+
+
+def pool_size(wanted: DatabaseSection) -> tuple[int, int]:
+    """The most connections and the most idle ones, with Go's meaning of 0 and of negative numbers."""
+    unlimited = 1000
+    most, kept = wanted.max_open_conns or type(wanted)().max_open_conns, wanted.max_idle_conns or 2
+    return (unlimited if most < 0 else most), (unlimited if kept < 0 else kept)
 
 
 class Server(MultiService):
@@ -131,10 +197,13 @@ class Parts:
         server_name = config.global_.server_name
         budget = CacheBudget(config.global_.cache.max_size_estimated)
         self.databases = Databases(config, world)
+        queue_folder = config.global_.jetstream.storage_path
+        if not config.global_.jetstream.in_memory:
+            self.databases.lock("global.jetstream.storage_path", Path(queue_folder) / "lock")
         self.queue = EmbeddedQueue(
             world.time,
             runner(world),
-            config.global_.jetstream.storage_path,
+            queue_folder,
             config.global_.jetstream.in_memory,
             config.global_.jetstream.topic_prefix,
         )
@@ -158,11 +227,19 @@ class Parts:
         )
         self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, budget)
         self.users.on_device_deleted.append(self.keys.device_deleted)
-        self.users.on_device_renamed.append(self.keys.device_changed)
+        self.users.on_device_changed.append(self.keys.device_changed)
         self.users.is_device_id_taken.append(self.keys.is_key_of)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
         self.sync = SyncComponent(
-            rooms, users, keys, client, self.databases.of("sync_api"), world, budget, server_name, presence_enabled=True
+            rooms,
+            users,
+            keys,
+            client,
+            self.databases.of("sync_api"),
+            world,
+            budget,
+            server_name,
+            presence_enabled=config.global_.presence.enable_outbound,
         )
         self.media = MediaComponent(
             self.databases.of("media_api"),
@@ -181,11 +258,16 @@ class Parts:
         self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
         self._prune_keys.clock = world.time
+        self._probe = LoopingCall(lambda: Deferred.fromCoroutine(self.databases.probe()))
+        self._probe.clock = world.time
+        self._sweep = LoopingCall(budget.sweep)
+        self._sweep.clock = world.time
+        self._sweep_seconds = max(60.0, config.global_.cache.max_age)
         for component in self.components:
             component.prepare()
 
         settings = client_settings(config)
-        auth = InteractiveAuth(users, world, settings)
+        auth = InteractiveAuth(users, world, settings, captcha(settings, world))
         sections: list[Any] = [
             RoomRoutes(rooms, users, world.clock, server_name),
             RoomAdminRoutes(rooms),
@@ -197,10 +279,14 @@ class Parts:
             ToDeviceRoutes(keys),
             self.sync,
             self.media,
-            MonitorRoutes([lambda: self.queue.degraded]),
+            MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]),
         ]
         self.last_seen = LastSeen(users, world)
         metrics = Metrics(budget)
+        notifier = self.sync.notifier
+        metrics.gauge("dendrite_syncapi_active_sync_requests", "Syncs that are being answered.", self._active_syncs)
+        metrics.gauge("dendrite_syncapi_waiting_sync_requests", "Syncs that wait for news.", lambda: notifier.waiting)
+        metrics.gauge("dendrite_syncapi_active_users", "Users who sync.", lambda: notifier.streams)
         self.routes = client_paths(row for section in sections for row in section.routes())
         self.routes += account_routes(settings, users, rooms, client, world, auth)
         self.root = make_root(
@@ -214,6 +300,7 @@ class Parts:
 
     async def start(self) -> None:
         """The queue first, then who consumes from it, then what is told to it."""
+        self.databases.begin()
         await self.queue.start()
         for component in self.components:
             await component.start()
@@ -223,6 +310,11 @@ class Parts:
             await relay.start()
         self.last_seen.start()
         self._prune_keys.start(PRUNE_SECONDS, now=False)
+        self._probe.start(PROBE_SECONDS, now=False)
+        self._sweep.start(self._sweep_seconds, now=False)
+
+    def _active_syncs(self) -> int:
+        return self.sync.handler.active
 
     def _users_reached(self, position: int) -> None:
         """The user component has stored what follows from room events up to this position."""
@@ -230,15 +322,16 @@ class Parts:
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
-        if self._prune_keys.running:
-            self._prune_keys.stop()
+        for loop in (self._prune_keys, self._sweep, self._probe):
+            if loop.running:
+                loop.stop()
         await self.last_seen.stop()
         for relay in self.relays:
             relay.stop()
         for component in reversed(self.components):
             await _ended(component.stop())
         await self.queue.stop()
-        self.databases.close()
+        await self.databases.close()
 
 
 def unpruned(failure: Failure) -> None:
@@ -360,6 +453,18 @@ def notices_settings(config: Config) -> Notices | None:
         avatar_url=notices.avatar_url,
         room_name=notices.room_name,
     )
+
+
+def captcha(settings: ClientSettings, world: World) -> Captcha | None:
+    """Who judges captchas, where they are asked for."""
+    if settings.captcha is None:
+        return None
+    from treq.client import HTTPClient
+    from twisted.web.client import Agent
+
+    from .client_api.captcha import HttpCaptcha
+
+    return HttpCaptcha(settings.captcha, HTTPClient(Agent(world.time)), world.time)
 
 
 def limiter(config: Config, world: World) -> SlotLimiter:

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-FRESH_BYTES = 2 << 20
+FRESH_BYTES = 1 << 20
 """Room for the fresh values of one cache."""
 
 _MARK: Any = object()

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import msgspec
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger, globalLogPublisher
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 log = Logger()
 
 FEW_FILES = 65535
+TRIM_SECONDS = 20.0
 _BACKLOG = 1024
 
 
@@ -153,8 +155,9 @@ def make_service(
         for listener in listeners:
             listener.close()
         raise
-    spare_memory()
     whole = Whole(monolith, listeners, reactor)
+    if IReactorTime.providedBy(reactor):
+        spare_memory(whole, reactor)
     factory = http_factory(monolith.site)
     for listener in listeners:
         listener.factory = factory
@@ -233,22 +236,31 @@ def check_file_limit() -> None:
         )
 
 
-def spare_memory() -> None:
-    """Let threads share one heap, and let the collector leave alone what the start made.
+def spare_memory(whole: MultiService, reactor: Any) -> None:
+    """Let threads share one heap, give back now and then what it does not use, and let the collector
+    leave alone what the start made.
 
-    The C library gives each thread a heap of its own, which never shrinks; ours only ever pass
-    bytes on, so one serves all.  Where the library is another one, nothing is done.
+    The C library gives each thread a heap of its own, and keeps the holes that a busy hour leaves.
+    Where the library is another one, nothing is done.
     """
     import ctypes
     import gc
 
     arena_max = -8
-    try:
-        ctypes.CDLL(None).mallopt(arena_max, 1)
-    except (OSError, AttributeError):
-        log.debug("The C library has no mallopt; each thread keeps a heap of its own.")
     gc.collect()
     gc.freeze()
+    try:
+        library = ctypes.CDLL(None)
+        library.mallopt(arena_max, 1)
+        trim = library.malloc_trim
+    except (OSError, AttributeError):
+        log.debug("The C library has no mallopt; each thread keeps a heap of its own.")
+        return
+    from twisted.application.internet import TimerService
+
+    timer = TimerService(TRIM_SECONDS, trim, 0)
+    timer.clock = reactor
+    timer.setServiceParent(whole)
 
 
 def http_factory(root: IResource) -> Factory:

@@ -31,10 +31,15 @@ class FakeListening:
 
 
 class FakeQueue:
-    """A queue that calls its listeners at once, and keeps what was published."""
+    """A queue that calls its listeners at once, and keeps what was published.
+
+    While it is ``silent`` nobody hears anything; what they would have heard is kept in ``unheard``.
+    """
 
     def __init__(self) -> None:
         self.published: list[tuple[str, bytes]] = []
+        self.silent = False
+        self.unheard: list[tuple[str, bytes]] = []
         self._listeners: dict[str, list[Callable[[Any], object]]] = {}
         self._sequences: dict[str, int] = {}
 
@@ -42,11 +47,14 @@ class FakeQueue:
         """Publish a struct; returns its sequence number in the stream."""
         return self.send(stream, msgspec.msgpack.encode(value), subject_suffix)
 
-    def send(self, stream: str, payload: bytes, subject_suffix: str = "") -> int:
+    def send(self, stream: str, payload: bytes, subject_suffix: str = "", headers: dict[str, str] | None = None) -> int:
+        if self.silent:
+            self.unheard.append((stream, payload))
+            return 0
         number = self._sequences[stream] = self._sequences.get(stream, 0) + 1
         self.published.append((stream, payload))
         for handler in list(self._listeners.get(stream, ())):
-            handler(FakeMessage(stream + subject_suffix, payload, number))
+            handler(FakeMessage(stream + subject_suffix, payload, number, headers or {}))
         return number
 
     async def publish(
@@ -58,7 +66,7 @@ class FakeQueue:
         headers: dict[str, str] | None = None,
         msg_id: str | None = None,
     ) -> None:
-        self.send(stream, payload, subject_suffix)
+        self.send(stream, payload, subject_suffix, headers)
 
     def listen(self, stream: str, handler: Callable[[Any], object]) -> FakeListening:
         handlers = self._listeners.setdefault(stream, [])

@@ -102,7 +102,7 @@ class Commands(SynchronousTestCase):
         scripts = dict(
             line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].strip().splitlines()
         )
-        self.assertEqual(set(scripts), {*TOOLS, "dendrite", "dendrite-monolith-server"})
+        self.assertEqual(set(scripts), {*TOOLS, "dendrite", "dendrite-monolith-server", "dendrite-nats-server"})
         for target in scripts.values():
             module, _, name = target.partition(":")
             self.assertTrue(callable(getattr(importlib.import_module(module), name)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import msgspec
@@ -87,5 +88,11 @@ class DevicesSection:
 
     async def _delete(self, caller: Caller, request: Exchange, device_ids: list[str], auth: Any) -> None:
         if caller.appservice_id is None:
-            await self._auth.require(request, "delete_devices", caller.user_id, auth, [[PASSWORD]])
+            await self._auth.require(request, deletion_of(device_ids), caller.user_id, auth, [[PASSWORD]])
         await self._users.delete_devices(caller.user_id, device_ids, None)
+
+
+def deletion_of(device_ids: list[str]) -> str:
+    """The purpose of an authentication to delete these devices, of any length in few characters."""
+    digest = hashlib.sha256(msgspec.json.encode(sorted(device_ids)))
+    return f"delete_devices {digest.hexdigest()}"

@@ -45,13 +45,21 @@ class KeysRoutes:
 
     def routes(self) -> list[Route]:
         """The rows of this section."""
-        base = "/_matrix/client/v3/keys"
+        base, old = "/_matrix/client/v3/keys", "/_matrix/client/unstable/keys"
         return [
             Route("POST", f"{base}/upload", self.upload, Access.GUEST, body_limit=UPLOAD_BODY_LIMIT),
             Route("POST", f"{base}/query", self.query, Access.GUEST),
             Route("POST", f"{base}/claim", self.claim, Access.GUEST),
-            Route("POST", f"{base}/device_signing/upload", self.upload_cross_signing_keys),
-            Route("POST", f"{base}/signatures/upload", self.upload_signatures, body_limit=SIGNATURES_BODY_LIMIT),
+            *[
+                row
+                for prefix in (base, old)
+                for row in (
+                    Route("POST", f"{prefix}/device_signing/upload", self.upload_cross_signing_keys),
+                    Route(
+                        "POST", f"{prefix}/signatures/upload", self.upload_signatures, body_limit=SIGNATURES_BODY_LIMIT
+                    ),
+                )
+            ],
         ]
 
     async def upload(self, caller: Caller, body: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Tokens that prove to others who a user is, and credentials for calls.
 
-Client-Server API, "OpenID", "Voice over IP".
+Client-Server API, "OpenID", "Voice over IP"; Server-Server API, "OpenID", which
+anybody may ask, server or not.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import hashlib
 import hmac
 from typing import Any
 
+import msgspec
+
+from ..matrix.errors import MatrixError
 from ..user_api.api import Caller, UserAPI
 from ..web.routes import Access, Route
 from ..world import Clock
@@ -17,8 +21,12 @@ from .account_data import own
 from .settings import TOKENS, ClientSettings
 
 
+class TokenQuery(msgspec.Struct):
+    access_token: str | None = None
+
+
 class OpenIdSection:
-    """``/openid/request_token`` and ``/voip/turnServer``."""
+    """``/openid/request_token``, ``/openid/userinfo`` and ``/voip/turnServer``."""
 
     def __init__(self, users: UserAPI, settings: ClientSettings, clock: Clock) -> None:
         self._users = users
@@ -29,6 +37,7 @@ class OpenIdSection:
         path = "/_matrix/client/v3/user/{user_id}/openid/request_token"
         return [
             Route("POST", path, self.request_token, Access.USER, TOKENS),
+            Route("GET", "/_matrix/federation/v1/openid/userinfo", self.user_info, Access.PUBLIC, TOKENS),
             Route("GET", "/_matrix/client/v3/voip/turnServer", self.turn_server, Access.USER, TOKENS),
         ]
 
@@ -41,6 +50,15 @@ class OpenIdSection:
             "matrix_server_name": self._settings.server_name,
             "token_type": "Bearer",
         }
+
+    async def user_info(self, query: TokenQuery) -> dict[str, str]:
+        """Whom a token stands for, as ``sub``; 401 ``M_UNKNOWN_TOKEN`` for one that stands for nobody (any more)."""
+        if query.access_token is None:
+            raise MatrixError(401, "M_MISSING_TOKEN", "access_token is required.")
+        owner = await self._users.owner_of_openid_token(query.access_token)
+        if owner is None:
+            raise MatrixError(401, "M_UNKNOWN_TOKEN", "The access token is unknown or has expired.")
+        return {"sub": owner}
 
     async def turn_server(self, caller: Caller) -> dict[str, Any]:
         """Credentials; nothing where no TURN server is configured, which clients take for that."""

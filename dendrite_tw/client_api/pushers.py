@@ -116,4 +116,5 @@ def _shown(one: Notification, event: RoomEvent) -> dict[str, Any]:
         "ts": one.ts,
         "read": one.read,
         "actions": one.actions,
+        "profile_tag": "",
     }

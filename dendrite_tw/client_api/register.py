@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections import OrderedDict
 from typing import Any
 
 import msgspec
@@ -20,12 +19,24 @@ from ..web.resource import Exchange
 from ..web.routes import Access, Route, make_body_decoder
 from ..world import World
 from .login import APPLICATION_SERVICE, session_answer
+from .remembered import Remembered
 from .settings import REGISTER, ClientSettings
-from .uia import DUMMY, RECAPTCHA, REGISTRATION_TOKEN, InteractiveAuth
+from .uia import (
+    DUMMY,
+    RECAPTCHA,
+    REGISTRATION_TOKEN,
+    SESSION_LIFETIME_MS,
+    SESSIONS_LIMIT,
+    AuthenticationNeeded,
+    InteractiveAuth,
+)
 
 NONCE_LIFETIME_MS = 300_000
 NONCES_LIMIT = 1000
 NONCE_LENGTH = 64
+
+REMEMBERED_BODY = 4096
+"""Bytes of a first request up to which it is remembered for those that follow in its session."""
 
 
 class RegisterBody(msgspec.Struct, kw_only=True):
@@ -78,9 +89,10 @@ class RegisterSection:
         self._users = users
         self._settings = settings
         self._auth = auth
-        self._clock = world.clock
         self._random = world.random
-        self._nonces: OrderedDict[str, int] = OrderedDict()
+        self._nonces: Remembered[bool] = Remembered(world.clock, NONCE_LIFETIME_MS, NONCES_LIMIT)
+        self._asked: Remembered[RegisterBody] = Remembered(world.clock, SESSION_LIFETIME_MS, SESSIONS_LIMIT)
+        self._made: Remembered[str] = Remembered(world.clock, SESSION_LIFETIME_MS, SESSIONS_LIMIT)
 
     def routes(self) -> list[Route]:
         validity = "/_matrix/client/v1/register/m.login.registration_token/validity"
@@ -113,11 +125,34 @@ class RegisterSection:
         wanted = _decode_user(body)
         if wanted.type == APPLICATION_SERVICE:
             return await self._register_for_appservice(request, wanted)
-        return await self._register_user(request, wanted)
-
-    async def _register_user(self, request: Exchange, body: RegisterBody) -> dict[str, Any]:
         if self._settings.registration_disabled:
             raise forbidden("Registration is disabled on this server.")
+        session = session_of(wanted.auth)
+        made = self._made.get(session)
+        if made is not None and wanted.password is not None and await self._users.check_password(made, wanted.password):
+            return await self._answer_again(request, made, wanted)
+        asked = self._asked.get(session)
+        if asked is not None:
+            wanted = with_earlier(wanted, asked)
+        try:
+            answer = await self._register_user(request, wanted)
+        except AuthenticationNeeded as needed:
+            if len(body) <= REMEMBERED_BODY:
+                self._asked.put(needed.session.id, msgspec.structs.replace(wanted, auth=None))
+            raise
+        if session:
+            self._asked.pop(session)
+            self._made.put(session, answer["user_id"])
+        return answer
+
+    async def _answer_again(self, request: Exchange, user_id: str, body: RegisterBody) -> dict[str, Any]:
+        """The answer to a registration that has happened: whoever repeats the request may have missed the first."""
+        if body.inhibit_login:
+            return {"user_id": user_id, "home_server": self._settings.server_name}
+        login = msgspec.structs.replace(login_wanted(request, body), user_id=user_id)
+        return session_answer(await self._users.log_in(login), self._settings)
+
+    async def _register_user(self, request: Exchange, body: RegisterBody) -> dict[str, Any]:
         upgrades = await self._guest_of(body.guest_access_token) if body.guest_access_token is not None else None
         localpart = body.username if body.username is not None else body.user
         if localpart is not None and upgrades is None:
@@ -163,13 +198,7 @@ class RegisterSection:
         return await self._make(request, NewAccount(account_type=TYPE_GUEST), wanted)
 
     async def _make(self, request: Exchange, account: NewAccount, body: RegisterBody) -> dict[str, Any]:
-        login = NewLogin(
-            device_id=body.device_id or None,
-            display_name=body.initial_device_display_name,
-            refreshable=body.refresh_token,
-            ip=request.ip,
-            user_agent=request.user_agent,
-        )
+        login = login_wanted(request, body)
         user_id, made = await self._users.register(account, None if body.inhibit_login else login)
         if made is None:
             return {"user_id": user_id, "home_server": self._settings.server_name}
@@ -189,15 +218,12 @@ class RegisterSection:
     # --- with the shared secret ---
 
     async def nonce(self) -> dict[str, Any]:
-        now = self._clock.now_ms()
-        while self._nonces and (len(self._nonces) >= NONCES_LIMIT or next(iter(self._nonces.values())) <= now):
-            self._nonces.popitem(last=False)
         nonce = self._random.token(NONCE_LENGTH)
-        self._nonces[nonce] = now + NONCE_LIFETIME_MS
+        self._nonces.put(nonce, True)
         return {"nonce": nonce}
 
     async def register_with_secret(self, request: Exchange, body: SecretBody) -> dict[str, Any]:
-        if self._nonces.pop(body.nonce, 0) <= self._clock.now_ms():
+        if not self._nonces.pop(body.nonce):
             raise invalid_param("The nonce is unknown or older than five minutes; get a new one.")
         if not hmac.compare_digest(self._mac(body), body.mac.lower().encode("utf-8", "replace")):
             raise forbidden("The MAC does not fit: the shared secret is another one here.")
@@ -221,3 +247,26 @@ class RegisterSection:
         secret = self._settings.registration_shared_secret.encode()
         message = "\0".join(parts).encode("utf-8", "surrogatepass")
         return hmac.new(secret, message, hashlib.sha1).hexdigest().encode()
+
+
+def session_of(auth: Any) -> str:
+    """The session that a request names, or an empty string."""
+    session = auth.get("session") if isinstance(auth, dict) else None
+    return session if isinstance(session, str) else ""
+
+
+def with_earlier(body: RegisterBody, earlier: RegisterBody) -> RegisterBody:
+    """`body`, with what an earlier request of its session said where it is silent."""
+    silent = RegisterBody()
+    said = {name: value for name in body.__struct_fields__ if (value := getattr(body, name)) != getattr(silent, name)}
+    return msgspec.structs.replace(earlier, **said)
+
+
+def login_wanted(request: Exchange, body: RegisterBody) -> NewLogin:
+    return NewLogin(
+        device_id=body.device_id or None,
+        display_name=body.initial_device_display_name,
+        refreshable=body.refresh_token,
+        ip=request.ip,
+        user_agent=request.user_agent,
+    )

@@ -15,7 +15,6 @@ import orjson
 from ..matrix.errors import bad_json, invalid_param, missing_param
 from ..user_api.api import BackupInfo, BackupKey, BackupState, Caller, KeyAPI
 from ..web.routes import Limit, Route, shape_error
-from .keys import optional_object
 
 BODY_LIMIT = 16 << 20
 ROOM_KEYS = Limit("room_keys")
@@ -33,7 +32,7 @@ class Session(msgspec.Struct):
     first_message_index: Count
     forwarded_count: Count
     is_verified: bool
-    session_data: dict[str, Any]
+    session_data: dict[str, Any] | str
 
 
 class Room(msgspec.Struct):
@@ -87,7 +86,7 @@ class RoomKeysRoutes:
 
     async def update(self, caller: Caller, version: str, body: dict[str, Any]) -> None:
         algorithm, auth_data = backup_of(body)
-        if body.get("version", version) != version:
+        if str(body.get("version", version)) != version:
             raise invalid_param("version must be that of the path.")
         await self._keys.update_backup(caller.user_id, version, algorithm, auth_data)
 
@@ -137,11 +136,13 @@ class RoomKeysRoutes:
 
 def backup_of(body: dict[str, Any]) -> tuple[str, bytes]:
     """The algorithm and ``auth_data`` (JSON) of a body."""
-    algorithm, auth_data = body.get("algorithm"), optional_object(body, "auth_data")
+    algorithm, auth_data = body.get("algorithm"), body.get("auth_data")
     if algorithm is None or auth_data is None:
         raise missing_param("algorithm and auth_data must be present.")
     if not isinstance(algorithm, str):
         raise bad_json("algorithm must be a string.")
+    if not isinstance(auth_data, dict | str):
+        raise bad_json("auth_data must be an object, or text where the algorithm has it so.")
     return algorithm, orjson.dumps(auth_data)
 
 

@@ -122,6 +122,7 @@ class RoomRoutes:
             Route("POST", f"{room}/unban", self.unban, Access.USER, SENDING),
             Route("POST", f"{room}/upgrade", self.upgrade, Access.USER, CREATING),
             Route("POST", f"{room}/forget", self.forget, Access.USER, SENDING),
+            Route("POST", f"{room}/send/{{event_type}}", self.send_untracked, Access.GUEST, SENDING, MAX_BODY),
             Route("PUT", f"{room}/send/{{event_type}}/{{txn_id}}", self.send, Access.GUEST, SENDING, MAX_BODY),
             Route("PUT", f"{room}/state/{{event_type}}", self.set_state, Access.GUEST, SENDING, MAX_BODY),
             Route(
@@ -261,6 +262,23 @@ class RoomRoutes:
     ) -> dict[str, str]:
         if len(txn_id) > TRANSACTION_LIMIT:
             raise invalid_param("The transaction ID is too long.")
+        return await self._send(caller, room_id, event_type, txn_id, body, query)
+
+    async def send_untracked(
+        self, caller: Caller, room_id: str, event_type: str, body: dict[str, Any], query: SendQuery
+    ) -> dict[str, str]:
+        """``POST …/send/{eventType}``, without a transaction, as clients of the first years send."""
+        return await self._send(caller, room_id, event_type, None, body, query)
+
+    async def _send(
+        self,
+        caller: Caller,
+        room_id: str,
+        event_type: str,
+        txn_id: str | None,
+        body: dict[str, Any],
+        query: SendQuery,
+    ) -> dict[str, str]:
         redacts = None
         if event_type == "m.room.redaction":
             redacts = body.get("redacts")

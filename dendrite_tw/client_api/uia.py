@@ -52,11 +52,18 @@ class AuthenticationNeeded(MatrixError):
             "flows": [{"stages": list(stages)} for stages in session.flows],
             "params": session.params,
         }
-        if session.completed:
+        if session.completed or self.errcode:
             answer["completed"] = list(session.completed)
         if self.errcode:
             answer |= {"errcode": self.errcode, "error": self.error}
         return answer
+
+
+class AnotherUserError(MatrixError):
+    """Somebody proves to be another user than the one who asks: no second attempt mends that."""
+
+    def __init__(self) -> None:
+        super().__init__(403, "M_FORBIDDEN", "This is another user.")
 
 
 class Session:
@@ -100,7 +107,7 @@ class InteractiveAuth:
     ) -> dict[str, str]:
         """What each stage of the completed flow yielded; `AuthenticationNeeded` until one is complete.
 
-        `purpose` names the operation: a session of one does not serve another.  `user_id` is the
+        `purpose` names the operation and what it is done to: a session of one does not serve another.  `user_id` is the
         caller, where one is known; the password stage then takes no other's, and yields the user
         ID.  The session ends with this answer.
         """
@@ -125,7 +132,7 @@ class InteractiveAuth:
         try:
             session.completed[stage] = await self._pass(session, stage, auth, request.ip)
         except MatrixError as error:
-            if error.status >= 500 or error.errcode == "M_LIMIT_EXCEEDED":
+            if error.status >= 500 or error.errcode == "M_LIMIT_EXCEEDED" or isinstance(error, AnotherUserError):
                 raise
             raise AuthenticationNeeded(session, error) from None
 
@@ -170,7 +177,7 @@ class InteractiveAuth:
             raise missing_param("password is required.")
         named = await named_user(self._users, self._settings.server_name, auth, session.user_id)
         if session.user_id is not None and named != session.user_id:
-            raise forbidden("This is another user.")
+            raise AnotherUserError
         if not await self._users.check_password(named, password):
             raise forbidden("Invalid password.")
         return named

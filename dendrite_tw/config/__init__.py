@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from dendrite_tw.config.checks import DATABASES, NOT_YET, check, complete, not_yet, value_at
+from dendrite_tw.config.checks import DATABASES, check, complete, not_yet, value_at
 from dendrite_tw.config.problems import ConfigError, Problem
 from dendrite_tw.config.reader import MAX_BYTES, Reader
 from dendrite_tw.config.tree import (
@@ -92,17 +92,18 @@ class Config(Tree, frozen=True, kw_only=True):
         own: Database = value_at(self, DATABASES[component])
         return own if own.connection_string else self.global_.database
 
+    def key_of_database(self, component: Component) -> str:
+        """Where the file names the database of a component, for messages."""
+        own: Database = value_at(self, DATABASES[component])
+        section = DATABASES[component] if own.connection_string else "global.database"
+        return f"{section}.connection_string"
+
     @property
     def registration_open(self) -> bool:
-        """Whether anybody may register without the shared secret.
-
-        A check (captcha, token) that is asked for but does not exist yet closes registration.
-        """
+        """Whether anybody may register without proof of any kind: neither captcha nor token."""
         client = self.client_api
-        if client.registration_disabled:
-            return False
-        asked = ("enable_registration_captcha", "registration_requires_token")
-        return not any(f"client_api.{name}" in NOT_YET and getattr(client, name) for name in asked)
+        proven = client.enable_registration_captcha or client.registration_requires_token
+        return not (client.registration_disabled or proven)
 
     def error(self, key: str, text: str, remedy: str = "") -> ConfigError:
         """An error about one key, found only after reading: with the line where the file has that key."""

@@ -25,14 +25,11 @@ _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^\s:/\[\]]*):[0-9]{1,5}")
 # Key, or the section above keys -> what its absence means for the operator.
 NOT_YET: dict[str, str] = {
     "app_service_api.config_files": "Application services are not served yet: these files are not read.",
-    "client_api.enable_registration_captcha": "Captchas are not available yet: registration stays closed.",
-    "client_api.registration_requires_token": ("Registration tokens are not available yet: registration stays closed."),
     "federation_api.enable_relays": "Relay servers are not available yet.",
     "global.jetstream.addresses": "External NATS servers are not available yet: the built-in queue is used.",
     "global.presence": "Presence is not exchanged with other servers yet.",
     "global.report_stats.enabled": "Usage figures are not available yet: none are sent.",
     "global.sentry.enabled": "Sentry is not available yet: errors are only logged.",
-    "global.server_notices.enabled": "Server notices are not available yet.",
     "mscs.mscs": "None of these proposals is available yet.",
     "sync_api.search.enabled": "Search is not available yet.",
     "tracing.enabled": "Tracing is not available yet: no traces are sent.",
@@ -71,13 +68,14 @@ def check(tree: Tree, allow_open_registration: bool) -> list[Problem]:
     rules += [_queue, _metrics, _registration, _federation, _rooms_and_media, _logging]
     problems = [problem for rule in rules for problem in rule(tree)]
     client = tree.client_api
-    if not (client.registration_disabled or client.enable_registration_captcha or allow_open_registration):
+    proven = client.enable_registration_captcha or client.registration_requires_token
+    if not (client.registration_disabled or proven or allow_open_registration):
         problems.append(
             _error(
                 "client_api.registration_disabled",
                 "Anybody could register here without any check, which invites spam and gets servers banned.",
-                "Set it to true, switch on enable_registration_captcha, or, if you are certain, start with "
-                "-really-enable-open-registration.",
+                "Set it to true, switch on enable_registration_captcha or registration_requires_token, or, if you are "
+                "certain, start with -really-enable-open-registration.",
             )
         )
     return problems

@@ -135,7 +135,7 @@ class Presence(Section, frozen=True, kw_only=True):
     """Whether presence (online, away, offline) travels between servers."""
 
     enable_inbound: Annotated[bool, Key("Accept presence from other servers.")] = False
-    enable_outbound: Annotated[bool, Key("Send the presence of our users to other servers.")] = False
+    enable_outbound: Annotated[bool, Key("Show the presence of our users, to each other and to other servers.")] = False
 
 
 class ReportStats(Section, frozen=True, kw_only=True):

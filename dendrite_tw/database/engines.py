@@ -12,6 +12,7 @@ to another thread would cost ten times the read; long ones go to the pool.
 
 from __future__ import annotations
 
+import os
 import queue
 import sqlite3
 import threading
@@ -36,6 +37,15 @@ GROUP_LIMIT = 256
 """How many transactions may share one commit: bounds what one failure takes back."""
 
 LONG_READERS = 2
+
+DISK_ERRORS = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_BUSY,
+}
+"""Primary result codes that tell of the disk, and not of one transaction."""
 
 
 class Unavailable(MatrixError):
@@ -75,8 +85,8 @@ class Database(Protocol):
     ) -> Deferred[T]:
         """Run `function`, which only reads but may take many milliseconds."""
 
-    def close(self) -> None:
-        """Finish what waits, then close."""
+    def close(self) -> Deferred[None] | None:
+        """Finish what waits, then close; done when this returns, or when what it returns fires."""
 
 
 def run_inline(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -135,7 +145,7 @@ class SQLiteDatabase:
 
     dialect: Dialect = SQLITE
 
-    def __init__(self, path: str, threads: ThreadRunner | None, cache_bytes: int = 2 << 20) -> None:
+    def __init__(self, path: str, threads: ThreadRunner | None, cache_bytes: int = 512 << 10) -> None:
         """Open the file at `path` (made where there is none); `threads` `None` runs all inline."""
         self._path = path
         self._threads = threads
@@ -149,14 +159,31 @@ class SQLiteDatabase:
             self._long_readers.put(None)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._opened_by = os.getpid()
         self._closed = False
-        if threads is not None:
-            self._thread = threading.Thread(target=self._write_for_ever, name=f"sqlite-writer {path}", daemon=True)
-            self._thread.start()
+        self.label = path
+        self.failing = ""
+        """Why the last change was not taken by the disk; empty when all is well."""
+
+    def begin(self) -> None:
+        """Called when the reactor runs: a server that became a daemon since it was put together is another process.
+
+        Neither threads nor SQLite's locks come along, so connections are opened anew.
+        """
+        if self._path != ":memory:" and self._opened_by != os.getpid():
+            for connection in {self._writer, self._reader}:
+                connection.close()
+            self._writer = self._connect()
+            self._reader = self._connect(query_only=True) if self._threads else self._writer
+            self._opened_by = os.getpid()
+
+    def _start_thread(self) -> None:
+        self._thread = threading.Thread(target=self._write_for_ever, name=f"sqlite-writer {self._path}", daemon=True)
+        self._thread.start()
 
     def _connect(self, query_only: bool = False) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self._path, isolation_level=None, check_same_thread=False, cached_statements=512, timeout=10
+            self._path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=10
         )
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
@@ -177,6 +204,8 @@ class SQLiteDatabase:
             self._commit([job])
             _deliver([job])
         else:
+            if self._thread is None:
+                self._start_thread()
             self._jobs.put(job)
         return job.answer
 
@@ -260,20 +289,43 @@ class SQLiteDatabase:
                         connection.execute("ROLLBACK TO job")
                     connection.execute("RELEASE job")
             connection.execute("COMMIT")
+            self.failing = ""
         except sqlite3.Error as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            self._note(error)
             for job in jobs:
                 job.failure = job.failure or Failure(Unavailable(str(error)))
+            try:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            except sqlite3.Error as second:
+                self._note(second)
 
     def _run(self, job: _Job, txn: SQLiteTransaction) -> None:
         try:
             job.result = run_inline(job.function(txn, *job.args, **job.kwargs))  # type: ignore[arg-type]
             job.hooks = txn.hooks
         except sqlite3.OperationalError as error:
+            self._note(error)
             job.failure = Failure(Unavailable(str(error)))
         except BaseException:
             job.failure = Failure()
+
+    def _note(self, error: sqlite3.Error) -> None:
+        """Remember what the disk complains of."""
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in DISK_ERRORS:
+            self.failing = str(error)
+
+    async def probe(self) -> None:
+        """Change nothing in a transaction that has to reach the disk; `failing` says what came of it."""
+
+        async def touch(txn: Transaction) -> None:
+            [(version,)] = await txn.fetch("PRAGMA user_version", ())
+            await txn.execute(f"PRAGMA user_version = {version}", ())
+
+        try:
+            await self.write(touch)
+        except Unavailable:
+            return
 
     def close(self) -> None:
         if self._closed:

@@ -65,9 +65,9 @@ class Outbox:
         @many(
             OutboxRow,
             f"SELECT id, stream, subject_suffix, headers, payload FROM {table} "
-            "WHERE id > :after ORDER BY id LIMIT :count",
+            "WHERE id > :after AND id <= :upto ORDER BY id LIMIT :count",
         )
-        def rows_after(txn: Transaction, after: int, count: int) -> None: ...
+        def rows_after(txn: Transaction, after: int, upto: int, count: int) -> None: ...
 
         @none(f"DELETE FROM {table} WHERE id <= :upto AND id < (SELECT MAX(id) FROM {table})")
         def delete(txn: Transaction, upto: int) -> None: ...
@@ -109,8 +109,12 @@ class Outbox:
         self.on_commit([row])
 
     async def read_after(self, after: int, count: int) -> list[OutboxRow]:
-        """Stored rows with ids above `after`, in order, at most `count`."""
-        return await self._database.read(self._rows_after, after, count)
+        """Stored rows with ids above `after`, in order, at most `count`.
+
+        None beyond `position`: a commit can be read before what follows from it in memory has been done,
+        and nobody may hear of it before that.
+        """
+        return await self._database.read(self._rows_after, after, self.position, count)
 
     async def delete_upto(self, upto: int) -> None:
         """Forget the rows up to and including `upto`, but for the newest, which remembers the position."""

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from dendrite_tw.jetstream.server import Server
-from dendrite_tw.jetstream.subjects import is_literal, is_subset, matches, overlaps
+from dendrite_tw.jetstream.subjects import is_literal, is_subset, matches
 
 
 class Permissions(msgspec.Struct, frozen=True):
@@ -29,10 +29,6 @@ class Permissions(msgspec.Struct, frozen=True):
         if any(is_subset(subject, pattern) for pattern in self.deny):
             return False
         return not self.allow or any(is_subset(subject, pattern) for pattern in self.allow)
-
-    def blocks(self, pattern: str) -> bool:
-        """Whether some subject of a pattern that is allowed as a whole is nevertheless denied."""
-        return any(overlaps(pattern, denied) for denied in self.deny)
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):

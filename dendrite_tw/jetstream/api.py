@@ -14,10 +14,12 @@ import msgspec
 import orjson
 
 from dendrite_tw.jetstream import errors, rules, wire
-from dendrite_tw.jetstream.consumers import Consumer, ConsumerConfig
-from dendrite_tw.jetstream.engine import Hosted, JetStream
+from dendrite_tw.jetstream.configs import ConsumerConfig, StreamConfig
+from dendrite_tw.jetstream.consumers import Consumer
+from dendrite_tw.jetstream.engine import JetStream
 from dendrite_tw.jetstream.errors import ApiError, refusal
-from dendrite_tw.jetstream.streams import Stored, StreamConfig
+from dendrite_tw.jetstream.hosted import Hosted
+from dendrite_tw.jetstream.storage import Stored
 from dendrite_tw.jetstream.times import NEVER, format_time, parse_time
 
 C = TypeVar("C")
@@ -222,11 +224,7 @@ class Api:
         found = sorted(self.engine.streams.items())
         if not isinstance(subject, str) or not subject:
             return [hosted for _, hosted in found]
-        return [
-            hosted
-            for _, hosted in found
-            if rules.subjects_overlap([subject], hosted.stream.config.subjects or [])
-        ]
+        return [hosted for _, hosted in found if rules.subjects_overlap([subject], hosted.stream.config.subjects or [])]
 
     def _page(self, request: Request, items: list[C], limit: int) -> tuple[list[C], dict[str, int]]:
         offset = min(natural(request.json().get("offset")), len(items))
@@ -332,9 +330,7 @@ class Api:
 
     def _say(self, reply: str, code: int, text: str, fields: dict[str, str] | None = None) -> None:
         if reply:
-            self.engine.server.publish(
-                reply, "", wire.encode_headers((fields or {}).items(), code, text), b""
-            )
+            self.engine.server.publish(reply, "", wire.encode_headers((fields or {}).items(), code, text), b"")
 
     def _send_direct(self, hosted: Hosted, message: Stored, reply: str, more: dict[str, str]) -> None:
         fields = {
@@ -429,7 +425,8 @@ class Api:
         consumer = self.engine.create_consumer(hosted, name, config, durable=bool(config.durable_name))
         self._set_start(consumer)
         self.engine.host(hosted, consumer)
-        hosted.save()
+        if not config.mem_storage:
+            hosted.save()
         info = self._consumer_info(hosted, consumer)
         self.engine.advise_consumer(consumer, "create")
         consumer.begin(self.engine.now())

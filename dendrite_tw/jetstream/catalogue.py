@@ -7,13 +7,19 @@ kept until each consumer that wants it has acknowledged it.
 
 from __future__ import annotations
 
-from dendrite_tw.jetstream.streams import StreamConfig
+from dendrite_tw.jetstream.configs import StreamConfig
+from dendrite_tw.jetstream.times import SECOND
 
-SECOND = 1_000_000_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 
 DEFAULT_PREFIX = "Dendrite"
+
+
+DUPLICATE_WINDOW = 20 * SECOND
+"""How long a message is known to have come: an outbox repeats what was not confirmed sooner than that,
+and consumers know what they have by its position.
+"""
 
 
 def _row(name: str, *, memory: bool = False, max_age: int = 0) -> tuple[str, StreamConfig]:
@@ -24,6 +30,7 @@ def _row(name: str, *, memory: bool = False, max_age: int = 0) -> tuple[str, Str
         retention="interest",
         storage=storage,
         max_age=max_age,
+        duplicate_window=DUPLICATE_WINDOW,
     )
 
 

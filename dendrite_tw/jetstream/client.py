@@ -21,10 +21,10 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from dendrite_tw.jetstream import wire
+from dendrite_tw.jetstream.configs import StreamConfig
 from dendrite_tw.jetstream.errors import ApiError, UnavailableError
 from dendrite_tw.jetstream.listener import Subscription
 from dendrite_tw.jetstream.messages import Message, PubAck
-from dendrite_tw.jetstream.streams import StreamConfig
 from dendrite_tw.jetstream.subjects import is_literal, is_valid
 from dendrite_tw.jetstream.wire import Msg, Op, Pub, Sub, Unsub
 from dendrite_tw.jetstream.worker import DEFAULT_ACK_WAIT, DEFAULT_BATCH, Worker, open_consumer
@@ -37,16 +37,6 @@ log = Logger(namespace="dendrite_tw.jetstream")
 
 
 _PUB_ACK: Final = msgspec.json.Decoder(PubAck)
-
-
-class _Asked:
-    """A question that awaits its answer."""
-
-    __slots__ = ("deadline", "deferred")
-
-    def __init__(self, deferred: Deferred[Msg], deadline: float) -> None:
-        self.deferred = deferred
-        self.deadline = deadline
 
 
 class Handle:
@@ -96,7 +86,8 @@ class QueueClient:
         self._send: Callable[[Op], None] | None = None
         self._handles: dict[str, Handle] = {}
         self._next_sid = 0
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[str, tuple[Deferred[Msg], float]] = {}
+        """Questions that await an answer, and until when."""
         self._next_question = 0
         self._sweep: IDelayedCall | None = None
         self._to_flush: dict[Callable[[], None], None] = {}
@@ -123,8 +114,8 @@ class QueueClient:
         self._send = None
         self.ready = False
         asked, self._asked = self._asked, {}
-        for question in asked.values():
-            question.deferred.errback(UnavailableError(reason))
+        for deferred, _ in asked.values():
+            deferred.errback(UnavailableError(reason))
         for call in tuple(self.on_lost):
             call()
 
@@ -175,25 +166,20 @@ class QueueClient:
         self._send(Pub(subject, reply, headers, payload))
         return True
 
-    def ask(
-        self, subject: str, payload: bytes, headers: bytes = b"", timeout: float | None = None
-    ) -> Deferred[Msg]:
+    def ask(self, subject: str, payload: bytes, headers: bytes = b"", timeout: float | None = None) -> Deferred[Msg]:
         """Send a message and promise the answer; fails with `UnavailableError`."""
         self._next_question += 1
         question = str(self._next_question)
-        deferred: Deferred[Msg] = Deferred(lambda cancelled: self._drop(question))
+        deferred: Deferred[Msg] = Deferred()
         if self._send is None:
             deferred.errback(UnavailableError("there is no connection to the queue"))
             return deferred
         deadline = self.clock.seconds() + (self.timeout if timeout is None else timeout)
-        self._asked[question] = _Asked(deferred, deadline)
+        self._asked[question] = (deferred, deadline)
         if self._sweep is None or deadline < self._sweep.getTime():
             self._arm_sweep(deadline)
         self._send(Pub(subject, f"{self.inbox}.{question}", headers, payload))
         return deferred
-
-    def _drop(self, question: str) -> None:
-        self._asked.pop(question, None)
 
     def _arm_sweep(self, deadline: float) -> None:
         if self._sweep is not None:
@@ -203,21 +189,21 @@ class QueueClient:
     def _time_out(self) -> None:
         self._sweep = None
         now = self.clock.seconds()
-        late = [question for question, asked in self._asked.items() if asked.deadline <= now]
+        late = [question for question, asked in self._asked.items() if asked[1] <= now]
         overdue = [self._asked.pop(question) for question in late]
         if self._asked:
-            self._arm_sweep(min(asked.deadline for asked in self._asked.values()))
-        for asked in overdue:
-            asked.deferred.errback(UnavailableError("the queue did not answer in time"))
+            self._arm_sweep(min(asked[1] for asked in self._asked.values()))
+        for deferred, _ in overdue:
+            deferred.errback(UnavailableError("the queue did not answer in time"))
 
     def _on_answer(self, op: Msg) -> None:
         asked = self._asked.pop(op.subject[len(self.inbox) + 1 :], None)
         if asked is None:
             return
         if op.headers and not op.payload and wire.decode_status(op.headers)[0] == 503:
-            asked.deferred.errback(UnavailableError("nobody serves that subject"))
+            asked[0].errback(UnavailableError("nobody serves that subject"))
         else:
-            asked.deferred.callback(op)
+            asked[0].callback(op)
 
     async def request(
         self,
@@ -237,9 +223,7 @@ class QueueClient:
             raise ApiError(code, 0, message.headers.get("Nats-Service-Error", ""))
         return message
 
-    def respond(
-        self, subject: str, queue_group: str, handler: Callable[[Message], Awaitable[bytes]]
-    ) -> Handle:
+    def respond(self, subject: str, queue_group: str, handler: Callable[[Message], Awaitable[bytes]]) -> Handle:
         """Serve a plain subject, shared with the others of the queue group; what the handler returns is the
         answer.
         """

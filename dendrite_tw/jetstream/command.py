@@ -15,8 +15,7 @@ from typing import Any, Final
 
 import msgspec
 from twisted.internet import reactor as _reactor
-from twisted.internet.defer import Deferred
-from twisted.internet.threads import deferToThread
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import (
     FilteringLogObserver,
     LogLevel,
@@ -28,10 +27,11 @@ from twisted.logger import (
 from dendrite_tw.jetstream import conf
 from dendrite_tw.jetstream.accounts import Gate, Permissions, User
 from dendrite_tw.jetstream.api import Api
+from dendrite_tw.jetstream.disk_thread import DiskThread
 from dendrite_tw.jetstream.engine import JetStream, Limits
 from dendrite_tw.jetstream.monitor import monitor_site
 from dendrite_tw.jetstream.server import PROTOCOL_VERSION, Server, Settings
-from dendrite_tw.jetstream.store import Syncer
+from dendrite_tw.jetstream.syncer import Syncer
 from dendrite_tw.jetstream.tcp import ServerFactory
 from dendrite_tw.jetstream.wire import DEFAULT_MAX_PAYLOAD
 
@@ -167,9 +167,7 @@ def read_configuration(text: str) -> dict[str, Any]:
             found["domain"] = stream.get("domain", "")
     login = tree.get("authorization")
     if isinstance(login, dict):
-        found.update(
-            user=str(login.get("user", "")), password=str(login.get("password", login.get("pass", "")))
-        )
+        found.update(user=str(login.get("user", "")), password=str(login.get("password", login.get("pass", ""))))
         found["token"] = str(login.get("token", ""))
         found["users"] = login.get("users", [])
     return found
@@ -216,7 +214,8 @@ class Node:
         self._options = options
         self._reactor = reactor
         self._ports: list[Any] = []
-        self.syncer = Syncer(deferToThread, reactor.callLater)
+        self._disk = DiskThread(reactor.callFromThread)
+        self.syncer = Syncer(self._disk.run, reactor.callLater)
         self.settings = Settings(
             name=options.name or "dendrite-nats-server",
             host=options.host,
@@ -253,7 +252,7 @@ class Node:
 
     async def start(self) -> None:
         for engine in self.engines:
-            await deferToThread(engine.recover)
+            await self._disk.run(engine.recover)
             engine.serve()
             engine.start()
         factory = ServerFactory(self.server, self._reactor, self.syncer.kick)
@@ -266,7 +265,7 @@ class Node:
 
     async def stop(self) -> None:
         for port in self._ports:
-            await port.stopListening()
+            await maybeDeferred(port.stopListening)
         for engine in self.engines:
             engine.stop()
         synced: Deferred[None] = Deferred()
@@ -274,13 +273,12 @@ class Node:
         await synced
         for engine in self.engines:
             engine.close_files()
+        self._disk.stop()
 
 
 def _begin_log(verbose: bool) -> None:
     level = LogLevel.debug if verbose else LogLevel.info
-    observer = FilteringLogObserver(
-        textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(defaultLogLevel=level)]
-    )
+    observer = FilteringLogObserver(textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(defaultLogLevel=level)])
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False, discardBuffer=True)
 
 

@@ -17,7 +17,8 @@ from dendrite_tw.jetstream.catalogue import CATALOGUE, DEFAULT_PREFIX
 from dendrite_tw.jetstream.client import QueueClient
 from dendrite_tw.jetstream.engine import JetStream
 from dendrite_tw.jetstream.server import Server, Settings
-from dendrite_tw.jetstream.store import Run, Syncer
+from dendrite_tw.jetstream.syncer import Run, Syncer
+from dendrite_tw.jetstream.tcp import ServerFactory
 from dendrite_tw.jetstream.wire import Op
 
 MAX_PAYLOAD: Final = 16 * 1024 * 1024
@@ -129,6 +130,10 @@ class EmbeddedQueue(Service):
         """Streams that lost their files and began anew, and the disk's complaint if it takes nothing."""
         failing = [f"disk: {self.syncer.failing}"] if self.syncer.failing else []
         return [*self.engine.degraded, *failing]
+
+    def server_factory(self) -> ServerFactory:
+        """Serves NATS clients on a port that somebody else opens: no login, so on an address that is ours alone."""
+        return ServerFactory(self.server, self._clock, self.syncer.kick)
 
     async def start(self) -> None:
         """Recover the streams from disk, declare those of the catalogue, and begin to serve."""

@@ -64,9 +64,7 @@ CONSUMER_NOT_FOUND: Final = Row(404, 10014, "consumer not found")
 CONSUMER_EXISTS: Final = Row(400, 10148, "consumer already exists")
 CONSUMER_CREATE: Final = Row(500, 10012, "{}")
 CONSUMER_DOES_NOT_EXIST: Final = Row(400, 10149, "consumer does not exist")
-CONSUMER_DURABLE_NAME_NOT_SET: Final = Row(
-    400, 10018, "consumer expected to be durable but a durable name was not set"
-)
+CONSUMER_DURABLE_NAME_NOT_SET: Final = Row(400, 10018, "consumer expected to be durable but a durable name was not set")
 CONSUMER_DURABLE_NAME_MISMATCH: Final = Row(
     400, 10017, "consumer name in subject does not match durable name in request"
 )

@@ -255,11 +255,7 @@ class Index:
             return list(self.subjects.values())
         if all(is_literal(pattern) for pattern in filters):
             return [self.subjects[pattern] for pattern in dict.fromkeys(filters) if pattern in self.subjects]
-        return [
-            state
-            for state in self.subjects.values()
-            if any(matches(pattern, state.name) for pattern in filters)
-        ]
+        return [state for state in self.subjects.values() if any(matches(pattern, state.name) for pattern in filters)]
 
     def count_from(self, seq: int, filters: list[str]) -> int:
         """How many live messages from ``seq`` on have a subject of the filters."""
@@ -273,8 +269,7 @@ class Index:
         else:
             counts = lambda part: len(part) - part.count(0)  # noqa: E731
         return sum(
-            counts(self._blocks[number].subjects[max(seq - number * BLOCK, 0) :])
-            for number in self._block_numbers(seq)
+            counts(self._blocks[number].subjects[max(seq - number * BLOCK, 0) :]) for number in self._block_numbers(seq)
         )
 
     def sequences(self, seq: int = 0) -> Iterator[int]:

@@ -6,18 +6,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from dendrite_tw.jetstream.errors import ApiError, UnavailableError
 from dendrite_tw.jetstream.messages import Message, delivered
+from dendrite_tw.jetstream.times import SECOND
 from dendrite_tw.jetstream.wire import Msg
 
 if TYPE_CHECKING:
     from dendrite_tw.jetstream.client import Handle, QueueClient
 
-SECOND: Final = 1_000_000_000
 LISTENER_KEPT: Final = 300 * SECOND
 """How long the server keeps a listener whose connection is lost, in nanoseconds."""
+RETRY_SECONDS: Final = 1.0
 _CONSUMER_NOT_FOUND: Final = 10014
 
 log = Logger(namespace="dendrite_tw.jetstream")
@@ -33,6 +36,8 @@ class Subscription:
         self._handle: Handle | None = None
         self._consumer = ""
         self._last_seq = 0
+        self._stream_created = ""
+        self._retry: IDelayedCall | None = None
         self._stopped = False
 
     def start(self) -> None:
@@ -44,6 +49,8 @@ class Subscription:
     def stop(self) -> None:
         """Hear no more."""
         self._stopped = True
+        if self._retry is not None and self._retry.active():
+            self._retry.cancel()
         if self._connect in self._client.on_ready:
             self._client.on_ready.remove(self._connect)
         if self._handle is not None:
@@ -54,9 +61,14 @@ class Subscription:
             self._client.tell(f"{self._client.api_prefix}.CONSUMER.DELETE.{name}")
 
     def _connect(self) -> None:
-        Deferred.fromCoroutine(self._create()).addErrback(
-            lambda failure: log.failure("Listener on {stream} cannot be set up", failure, stream=self._stream)
-        )
+        Deferred.fromCoroutine(self._create()).addErrback(self._failed)
+
+    def _failed(self, failure: Failure) -> None:
+        if isinstance(failure.value, UnavailableError):
+            if self._client.ready and not self._stopped:
+                self._retry = self._client.clock.callLater(RETRY_SECONDS, self._connect)
+            return
+        log.failure("Listener on {stream} cannot be set up", failure, stream=self._stream)
 
     async def _create(self) -> None:
         """A new consumer, or after a reconnection the old one if the server still has it."""
@@ -79,13 +91,14 @@ class Subscription:
             "mem_storage": True,
             "num_replicas": 1,
         }
+        created = (await client.stream_info(self._stream))["created"]
+        if created != self._stream_created:
+            # The stream is another one than that of the last message.
+            self._stream_created, self._last_seq = created, 0
         if self._last_seq:
             config.update(deliver_policy="by_start_sequence", opt_start_seq=self._last_seq + 1)
-        try:
-            created = await client.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
-        except UnavailableError:
-            return
-        self._consumer = created["name"]
+        answer = await client.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
+        self._consumer = answer["name"]
 
     def _receive(self, op: Msg) -> None:
         if self._stopped or not op.reply:

@@ -41,9 +41,7 @@ class Message:
     def headers(self) -> Mapping[str, str]:
         """The first value of each header."""
         if self._fields is None:
-            self._fields = {
-                name: values[0] for name, values in wire.decode_headers(self.header_block).items()
-            }
+            self._fields = {name: values[0] for name, values in wire.decode_headers(self.header_block).items()}
         return self._fields
 
     def __repr__(self) -> str:

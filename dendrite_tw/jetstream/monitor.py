@@ -48,11 +48,11 @@ def monitor_site(servers: list[Server], engines: list[JetStream], started: int) 
             "max_payload": first.settings.max_payload,
             "start": format_time(started),
             "connections": sum(len(server.sessions) for server in servers),
-            "subscriptions": sum(
-                session.subscription_count for s in servers for session in s.sessions.values()
-            ),
+            "subscriptions": sum(session.subscription_count for s in servers for session in s.sessions.values()),
             "in_msgs": sum(server.in_messages for server in servers),
             "out_msgs": sum(server.out_messages for server in servers),
+            "in_bytes": sum(server.in_bytes for server in servers),
+            "out_bytes": sum(server.out_bytes for server in servers),
             "jetstream": {"stats": _totals(engines)} if engines else {},
         }
 

@@ -10,6 +10,9 @@ another, not even if one publication fails and the next does not.  Each publicat
 sequence that it expects the stream to be at (``Nats-Expected-Last-Sequence``): when one fails, those behind
 it fail as well.  The relay then waits until nothing is under way, and starts again at the first row that is
 not confirmed.
+
+Between streams no such order can be had, for a failure of one stops none of the others.  Each message says
+which row came before it (``Outbox-Previous``), so that who hears several streams can put them in order.
 """
 
 from __future__ import annotations
@@ -240,7 +243,7 @@ class OutboxRelay:
         return not names or any(self._positions[name] < row.id for name in names)
 
     def _publish(self, row: OutboxRow) -> None:
-        self._cursor = row.id
+        previous, self._cursor = self._cursor, row.id
         self._known = max(self._known, row.id)
         self._newest[row.stream] = row.id
         if not self._is_needed(row):
@@ -248,6 +251,7 @@ class OutboxRelay:
             return
         headers: dict[str, str] = orjson.loads(row.headers) if row.headers else {}
         headers["Outbox-Id"] = str(row.id)
+        headers["Outbox-Previous"] = str(previous)
         expected = self._next_seq.get(row.stream)
         if expected is None:
             self._alone.add(row.stream)

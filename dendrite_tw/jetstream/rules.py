@@ -14,19 +14,15 @@ import msgspec
 import orjson
 
 from dendrite_tw.jetstream import errors
-from dendrite_tw.jetstream.consumers import (
-    DEFAULT_ACK_WAIT,
-    DEFAULT_MAX_ACK_PENDING,
-    DEFAULT_MAX_WAITING,
-    Consumer,
-    ConsumerConfig,
-    Pull,
-)
-from dendrite_tw.jetstream.engine import Hosted, Limits
+from dendrite_tw.jetstream.configs import ConsumerConfig, StreamConfig
+from dendrite_tw.jetstream.consumers import DEFAULT_ACK_WAIT, DEFAULT_MAX_ACK_PENDING, DEFAULT_MAX_WAITING, Consumer
+from dendrite_tw.jetstream.deliveries import Pull
+from dendrite_tw.jetstream.engine import Limits
 from dendrite_tw.jetstream.errors import refusal
-from dendrite_tw.jetstream.streams import DEFAULT_DUPLICATE_WINDOW, SECOND, StreamConfig
+from dendrite_tw.jetstream.hosted import Hosted
+from dendrite_tw.jetstream.streams import DEFAULT_DUPLICATE_WINDOW
 from dendrite_tw.jetstream.subjects import is_literal, is_subset, is_valid, overlaps
-from dendrite_tw.jetstream.times import parse_time
+from dendrite_tw.jetstream.times import SECOND, parse_time
 from dendrite_tw.jetstream.transforms import Transform, TransformError
 
 MAX_NAME: Final = 255
@@ -55,9 +51,7 @@ def checked_stream(config: StreamConfig) -> StreamConfig:
     if not is_name(config.name):
         raise refusal(errors.STREAM_INVALID, "stream name is required and can not contain '.', '*', '>'")
     if config.description is not None and len(config.description) > MAX_DESCRIPTION:
-        raise refusal(
-            errors.STREAM_INVALID, f"stream description is too long, maximum allowed is {MAX_DESCRIPTION}"
-        )
+        raise refusal(errors.STREAM_INVALID, f"stream description is too long, maximum allowed is {MAX_DESCRIPTION}")
     for value, allowed in (
         (config.retention, ("limits", "interest", "workqueue")),
         (config.storage, ("file", "memory")),
@@ -109,9 +103,7 @@ def _check_features(config: StreamConfig, changes: dict[str, Any]) -> None:
     """Which features exclude, or bring with them, which."""
     if config.discard_new_per_subject:
         if config.discard != "new":
-            raise refusal(
-                errors.STREAM_INVALID, "discard new per subject requires discard new policy to be set"
-            )
+            raise refusal(errors.STREAM_INVALID, "discard new per subject requires discard new policy to be set")
         if config.max_msgs_per_subject <= 0:
             raise refusal(errors.STREAM_INVALID, "discard new per subject requires max msgs per subject > 0")
     if config.mirror_direct and not config.mirror:
@@ -176,14 +168,10 @@ def _check_mappings(config: StreamConfig) -> None:
         source, destination = str(rule.get("src") or ">"), str(rule.get("dest") or "")
         rule["src"] = source
         if not is_valid(destination):
-            raise refusal(
-                errors.STREAM_INVALID, "stream configuration for republish with invalid destination"
-            )
+            raise refusal(errors.STREAM_INVALID, "stream configuration for republish with invalid destination")
         _transform(source, destination)
         if subjects_overlap([destination], config.subjects or []):
-            raise refusal(
-                errors.STREAM_INVALID, "stream configuration for republish destination forms a cycle"
-            )
+            raise refusal(errors.STREAM_INVALID, "stream configuration for republish destination forms a cycle")
 
 
 def _check_subjects(config: StreamConfig) -> None:
@@ -201,9 +189,7 @@ def _check_subjects(config: StreamConfig) -> None:
         if subject == ">" and not config.no_ack:
             raise refusal(errors.STREAM_INVALID, "capturing all subjects requires no-ack to be true")
         if subjects_overlap([subject], ["$JS.API.>", "$JS.ACK.>"]) and not config.no_ack:
-            raise refusal(
-                errors.STREAM_INVALID, "subjects that overlap with jetstream api require no-ack to be true"
-            )
+            raise refusal(errors.STREAM_INVALID, "subjects that overlap with jetstream api require no-ack to be true")
 
 
 def _check_durations(config: StreamConfig, changes: dict[str, Any]) -> None:
@@ -238,9 +224,7 @@ def check_stream_update(old: StreamConfig, new: StreamConfig) -> None:
     if old.sealed and not new.sealed:
         raise refusal(errors.STREAM_INVALID, "stream configuration update can not unseal a sealed stream")
     if old.deny_delete and not new.deny_delete:
-        raise refusal(
-            errors.STREAM_INVALID, "stream configuration update can not cancel deny message deletes"
-        )
+        raise refusal(errors.STREAM_INVALID, "stream configuration update can not cancel deny message deletes")
     if old.deny_purge and not new.deny_purge:
         raise refusal(errors.STREAM_INVALID, "stream configuration update can not cancel deny purge")
 
@@ -257,9 +241,7 @@ def check_account(limits: Limits, config: StreamConfig, streams: Collection[Host
         raise refusal(errors.MAX_STREAMS)
     total = limits.max_memory if in_memory else limits.max_storage
     reserved = sum(
-        max(hosted.stream.config.max_bytes, 0)
-        for hosted in streams
-        if hosted.stream.config.storage == config.storage
+        max(hosted.stream.config.max_bytes, 0) for hosted in streams if hosted.stream.config.storage == config.storage
     )
     if 0 < total < reserved + max(config.max_bytes, 0):
         raise refusal(errors.MEMORY_EXCEEDED if in_memory else errors.STORAGE_EXCEEDED)
@@ -348,9 +330,7 @@ def checked_consumer(config: ConsumerConfig, stream: StreamConfig) -> ConsumerCo
     changes["max_deliver"] = config.max_deliver or -1
     if config.ack_policy != "none":
         changes["ack_wait"] = config.backoff[0] if config.backoff else config.ack_wait or DEFAULT_ACK_WAIT
-        changes["max_ack_pending"] = (
-            config.max_ack_pending or limits.get("max_ack_pending") or DEFAULT_MAX_ACK_PENDING
-        )
+        changes["max_ack_pending"] = config.max_ack_pending or limits.get("max_ack_pending") or DEFAULT_MAX_ACK_PENDING
     if not config.deliver_subject:
         changes["max_waiting"] = config.max_waiting or DEFAULT_MAX_WAITING
     if not config.inactive_threshold:
@@ -455,9 +435,7 @@ def _check_pull(config: ConsumerConfig) -> None:
         raise refusal(errors.CONSUMER_PULL_RATE)
 
 
-def check_new_consumer(
-    config: ConsumerConfig, stream: StreamConfig, consumers: Mapping[str, Consumer]
-) -> None:
+def check_new_consumer(config: ConsumerConfig, stream: StreamConfig, consumers: Mapping[str, Consumer]) -> None:
     """Raises `errors.ApiError` if the stream has no room for another consumer of this kind."""
     if 0 < stream.max_consumers <= len(consumers):
         raise refusal(errors.MAX_CONSUMERS)

@@ -84,8 +84,7 @@ class Server:
         self.gate: Gate | None = None
         """Who may enter; ``None`` lets everybody in."""
         self.sessions: dict[int, Session] = {}
-        self.in_messages = 0
-        self.out_messages = 0
+        self.in_messages = self.out_messages = self.in_bytes = self.out_bytes = 0
         self.interest_lost: Callable[[str], None] = lambda subject: None
         self.interest_gained: Callable[[str], None] = lambda subject: None
         self._interest: Interest[Subscription] = Interest()
@@ -125,9 +124,7 @@ class Server:
 
     # --- messages ---
 
-    def publish(
-        self, subject: str, reply: str, headers: bytes, payload: bytes, origin: Session | None = None
-    ) -> int:
+    def publish(self, subject: str, reply: str, headers: bytes, payload: bytes, origin: Session | None = None) -> int:
         """Hand a message to all who subscribed; returns to how many."""
         self.in_messages += 1
         route = self._routes.get(subject)
@@ -168,6 +165,7 @@ class Server:
         if not session.may_hear(subject):
             return False
         self.out_messages += 1
+        self.out_bytes += len(headers) + len(payload)
         session.send(Msg(subject, member.sid, reply, headers, payload))
         member.received += 1
         if 0 < member.limit <= member.received:
@@ -176,9 +174,7 @@ class Server:
 
     # --- sessions ---
 
-    def open(
-        self, send: Callable[[Op], None], close: Callable[[], None], *, trusted: bool = False
-    ) -> Session:
+    def open(self, send: Callable[[Op], None], close: Callable[[], None], *, trusted: bool = False) -> Session:
         """A new session; it introduces the server at once.  ``trusted`` ones need no credentials."""
         self._next_session += 1
         session = Session(self, self._next_session, send, close, trusted)
@@ -326,6 +322,7 @@ class Session:
         if self._user is not None and not self._user.publish.admits(op.subject):
             self.send(Err(f'Permissions Violation for Publish to "{op.subject}"'))
             return
+        self.server.in_bytes += len(op.headers) + len(op.payload)
         count = self.server.publish(op.subject, op.reply, op.headers, op.payload, self)
         if not count and op.reply and self.no_responders:
             self._say_no_responders(op)

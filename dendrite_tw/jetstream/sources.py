@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.errors import ApiError
 from dendrite_tw.jetstream.index import Entry
-from dendrite_tw.jetstream.streams import Stored
+from dendrite_tw.jetstream.storage import Stored
 from dendrite_tw.jetstream.subjects import matches
 from dendrite_tw.jetstream.times import parse_time
 from dendrite_tw.jetstream.transforms import Transform
 
 if TYPE_CHECKING:
-    from dendrite_tw.jetstream.engine import Hosted
+    from dendrite_tw.jetstream.hosted import Hosted
 
 PORTION: Final = 256
 """Messages that a feed copies in one turn of the reactor."""
@@ -152,9 +152,9 @@ class Feed:
 
     def _gather(self, message: Stored, subject: str, now: int) -> None:
         origin = f"{self.name} {message.seq} {self._filter or '>'} > {message.subject}"
-        conditions = [
-            f"Nats-{name}" for name in wire.nats_headers(message.headers) if name.startswith(_CONDITIONS)
-        ]
+        dropped = _CONDITIONS if self.target.stream.config.allow_msg_ttl else (*_CONDITIONS, "TTL")
+        names = wire.nats_headers(message.headers)
+        conditions = [f"Nats-{name}" for name in names if name.startswith(dropped)]
         block = wire.replace_headers(message.headers, conditions, {"Nats-Stream-Source": origin})
         try:
             self.target.accept(subject, block, message.payload, now)

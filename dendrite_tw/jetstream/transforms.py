@@ -78,9 +78,7 @@ class Transform:
 
     def _position(self, number: int, token: str) -> int:
         if not 0 < number <= len(self._wildcards):
-            raise TransformError(
-                f"invalid mapping destination: wildcard index out of range in {token}: [{number}]"
-            )
+            raise TransformError(f"invalid mapping destination: wildcard index out of range in {token}: [{number}]")
         return self._wildcards[number - 1]
 
     def _wildcard(self, number: int, token: str) -> Callable[[list[str]], str]:

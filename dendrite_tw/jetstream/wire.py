@@ -235,7 +235,10 @@ class Parser:
     """
 
     def __init__(self, max_payload: int = DEFAULT_MAX_PAYLOAD, max_line: int = MAX_CONTROL_LINE) -> None:
-        self._buffer = b""
+        self._pieces: list[bytes] = []
+        self._held = 0
+        self._needed = 0
+        """Bytes that the message at the front takes; until they are here there is nothing to look at."""
         self._max_payload = max_payload
         self._max_line = max_line
 
@@ -245,8 +248,12 @@ class Parser:
         The iterator raises `ProtocolError` after the operations before the fault; the connection is then at
         its end.
         """
-        buffer = self._buffer + data if self._buffer else data
-        position = 0
+        self._pieces.append(data)
+        self._held += len(data)
+        if self._held < self._needed:
+            return
+        buffer = b"".join(self._pieces) if len(self._pieces) > 1 else data
+        self._needed = position = 0
         try:
             while True:
                 end = buffer.find(_CRLF, position)
@@ -261,7 +268,11 @@ class Parser:
                 position = position_after
                 yield op
         finally:
-            self._buffer = buffer[position:] if position else buffer
+            rest = buffer[position:] if position else buffer
+            self._pieces = [rest] if rest else []
+            self._held = len(rest)
+            if self._needed:
+                self._needed -= position
 
     def _check_line(self, start: bytes, length: int) -> None:
         """Raises for a line that has grown too long before its end has come."""
@@ -296,6 +307,7 @@ class Parser:
             raise ProtocolError("Maximum Payload Violation")
         end = at + size
         if len(buffer) < end + 2:
+            self._needed = end + 2
             return None
         if buffer[end : end + 2] != _CRLF:
             raise ProtocolError("Unknown Protocol Operation")

@@ -16,27 +16,27 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
+from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.errors import ApiError, UnavailableError
 from dendrite_tw.jetstream.messages import Message, delivered
+from dendrite_tw.jetstream.times import SECOND
 from dendrite_tw.jetstream.wire import Msg
 
 if TYPE_CHECKING:
     from dendrite_tw.jetstream.client import Handle, QueueClient
 
-SECOND: Final = 1_000_000_000
 DEFAULT_BATCH: Final = 64
 DEFAULT_ACK_WAIT: Final = 30.0
 PULL_SECONDS: Final = 60.0
+REOPEN_SECONDS: Final = 1.0
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 30.0
 
 log = Logger(namespace="dendrite_tw.jetstream.worker")
 
 
-async def open_consumer(
-    client: QueueClient, stream: str, consumer: str, ack_wait: float, batch: int
-) -> dict[str, Any]:
+async def open_consumer(client: QueueClient, stream: str, consumer: str, ack_wait: float, batch: int) -> dict[str, Any]:
     """Create the durable consumer of a worker, or find it; returns what the server says of it.
 
     Names are whole, with their prefix.  Raises `errors.ApiError` and `errors.UnavailableError`.
@@ -79,9 +79,13 @@ class Worker:
         self._handle: Handle | None = None
         self._buffer: deque[Message] = deque()
         self._in_hand: list[Message] = []
+        self._generation = 0
+        """How often the consumer was opened: deliveries of an earlier time are not acknowledged."""
         self._received = 0
         self._done = 0
-        self._last_reply = ""
+        self._owed = 0
+        """Old deliveries that must come again before anything newer."""
+        self._old_upto = 0
         self._wanted = 0
         """Messages asked for and not yet come."""
         self._pulled_at = 0.0
@@ -127,49 +131,73 @@ class Worker:
         if self._stopped or self._opening:
             return
         self._opening = True
-        Deferred.fromCoroutine(self._create()).addErrback(
-            lambda failure: log.failure("Consumer {name} cannot be opened", failure, name=self.durable)
-        )
+        opening = Deferred.fromCoroutine(self._create())
+        opening.addErrback(lambda failure: log.failure("Consumer {name} cannot be opened", failure, name=self.durable))
+        opening.addCallback(self._opened)
+
+    def _opened(self, ignored: None) -> None:
+        self._opening = False
 
     async def _create(self) -> None:
         """Make sure of the consumer, have what is unacknowledged sent again, and begin to pull."""
         client = self._client
         try:
-            info = await open_consumer(
-                client, self._stream_name, self._consumer_name, self._ack_wait, self._batch
-            )
+            info = await open_consumer(client, self._stream_name, self._consumer_name, self._ack_wait, self._batch)
         except (UnavailableError, ApiError) as error:
             log.warn("Consumer {name} waits: {error}", name=self.durable, error=str(error))
-            self._retry = client.clock.callLater(1.0, self._open)
+            self._open_later()
             return
-        finally:
-            self._opening = False
         if self._stopped:
             return
         if self._handle is None:
             inbox = f"{client.inbox}.pull.{client.next_number()}"
             self._handle = client.subscribe(inbox, self._receive)
-        self._recall(info)
+        # What the handler has in hand counts as undelivered: it may come again, and the stream may be
+        # another one of the same name.
+        self._generation += 1
+        self._buffer.clear()
+        self._received = self._done = info["ack_floor"]["stream_seq"]
         self._wanted = 0
+        try:
+            await self._recall(info)
+        except UnavailableError:
+            self._open_later()
+            return
         self._ask_for_more()
 
-    def _recall(self, info: dict[str, Any]) -> None:
-        """What was delivered to somebody who is gone comes again now, and before anything newer."""
-        if not info.get("num_ack_pending"):
-            return
+    def _open_later(self) -> None:
+        if not self._stopped and (self._retry is None or not self._retry.active()):
+            self._retry = self._client.clock.callLater(REOPEN_SECONDS, self._open)
+
+    async def _recall(self, info: dict[str, Any]) -> None:
+        """What was delivered to somebody who is gone comes again now, and before anything newer.
+
+        The server is asked to deliver it again, and its confirmation awaited: otherwise it might serve our
+        next request with newer messages first.  `_receive` makes sure that it did not.
+        """
         floor, reached = info["ack_floor"], info["delivered"]
-        held = {message.stream_seq for message in self._in_hand}
-        consumer_seq = floor["consumer_seq"]
+        self._old_upto = reached["stream_seq"]
+        self._owed = info.get("num_ack_pending", 0)
+        if not self._owed:
+            return
+        waiting = []
         for seq in range(floor["stream_seq"] + 1, reached["stream_seq"] + 1):
-            consumer_seq += 1
-            if seq not in held:
-                subject = f"$JS.ACK.{self._stream_name}.{self._consumer_name}.1.{seq}.{consumer_seq}.0.0"
-                self._client.tell(subject, b"-NAK")
+            number = floor["consumer_seq"] + seq - floor["stream_seq"]
+            subject = f"$JS.ACK.{self._stream_name}.{self._consumer_name}.1.{seq}.{number}.0.0"
+            waiting.append(self._client.ask(subject, b"-NAK"))
+        for confirmation in waiting:
+            await confirmation
+
+    def _reopen(self) -> None:
+        """Begin anew at the server's floor, ignoring what still comes on the old subscription."""
+        if self._handle is not None:
+            self._client.unsubscribe(self._handle)
+            self._handle = None
+        self._open()
 
     def _lost(self) -> None:
         """The connection is gone: what is not in hand will be delivered anew."""
         self._buffer.clear()
-        self._received = self._in_hand[-1].stream_seq if self._in_hand else self._done
         self._wanted = 0
 
     # --- receiving ---
@@ -183,10 +211,16 @@ class Worker:
         self._wanted -= 1
         message = delivered(op)
         seq = message.stream_seq
+        if seq <= self._old_upto and self._owed:
+            self._owed -= 1
         if seq <= self._received:
             if seq <= self._done:
                 # Its acknowledgement went astray.
                 self._client.tell(op.reply, b"+ACK")
+            return
+        if self._owed and seq > self._old_upto:
+            # Something older is still to come: acknowledging this one would acknowledge that, unseen.
+            self._reopen()
             return
         self._received = seq
         self._buffer.append(message)
@@ -204,9 +238,9 @@ class Worker:
             self._open()
         elif code in (404, 408):
             self._ask_for_more()
-        elif self._retry is None or not self._retry.active():
+        else:
             log.warn("Consumer {name}: {text}", name=self.durable, text=description)
-            self._retry = self._client.clock.callLater(1.0, self._open)
+            self._open_later()
 
     def _ask_for_more(self) -> None:
         """Keep between one and two batches on order."""
@@ -239,12 +273,14 @@ class Worker:
             buffer = self._buffer
             count = min(len(buffer), self._batch)
             self._in_hand = [buffer.popleft() for _ in range(count)]
+            generation = self._generation
             if not await self._handle_batch(self._in_hand):
                 return
             last = self._in_hand[-1]
             self._in_hand = []
-            self._done = last.stream_seq
-            self._client.tell(last.reply, b"+ACK")
+            if generation == self._generation:
+                self._done = last.stream_seq
+                self._client.tell(last.reply, b"+ACK")
             self._ask_for_more()
 
     async def _handle_batch(self, messages: list[Message]) -> bool:
@@ -254,6 +290,9 @@ class Worker:
             try:
                 await self._handler(messages)
                 return True
+            except Unavailable as error:
+                self.failures += 1
+                log.warn("{name} waits: {error}", name=self.durable, error=str(error))
             except Exception:
                 self.failures += 1
                 log.failure(

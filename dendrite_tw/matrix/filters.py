@@ -53,8 +53,11 @@ class EventFilter(Struct, frozen=True):
     not_senders: _UserIds = None
 
     def bounded_limit(self, default: int, maximum: int) -> int:
-        """How many events to answer: what the client asks for, between 1 and `maximum`."""
-        return default if self.limit is None else max(1, min(self.limit, maximum))
+        """How many events to answer: what the client asks for, up to `maximum`.
+
+        None at all for a limit of 0, which the specification does not allow and clients use.
+        """
+        return default if self.limit is None else max(0, min(self.limit, maximum))
 
 
 class RoomEventFilter(EventFilter, frozen=True):

@@ -30,6 +30,7 @@ from dendrite_tw.matrix.push_conditions import (
     contains_name,
 )
 from dendrite_tw.matrix.push_defaults import USER_ID, Action, Condition, PushRule
+from dendrite_tw.matrix.push_input import is_forgotten
 from dendrite_tw.matrix.push_rules import Change, Reach, RuleSet, changes_of, default_rules
 
 
@@ -56,7 +57,7 @@ SILENT: Final = Outcome(False)
 
 def outcome_of(actions: Iterable[Action]) -> Outcome:
     """The outcome that a list of actions stands for."""
-    kept = tuple(actions)
+    kept = tuple(action for action in actions if not is_forgotten(action))
     if "notify" not in kept:
         return SILENT
     tweaks = _tweaks(kept)

@@ -70,7 +70,7 @@ def _conditions_from(conditions: object) -> tuple[Condition, ...]:
 
 
 def actions_from(actions: object) -> tuple[Action, ...]:
-    """The actions a client sent, without those that the specification has given up.
+    """The actions a client sent; those that the specification has given up are kept and never carried out.
 
     Raises a `MatrixError` with status 400.
     """
@@ -80,13 +80,14 @@ def actions_from(actions: object) -> tuple[Action, ...]:
         raise bad_json(f"The 'actions' of a rule must be a list of at most {MAX_ACTIONS}.")
     for action in actions:
         tweak = action.get("set_tweak") if isinstance(action, dict) else None
-        if action != "notify" and not isinstance(tweak, str) and not _is_forgotten(action):
+        if action != "notify" and not isinstance(tweak, str) and not is_forgotten(action):
             raise bad_json("An action must be 'notify' or an object with the string 'set_tweak'.")
     _check_size("actions", actions, MAX_ACTIONS_SIZE)
-    return tuple(action for action in actions if not _is_forgotten(action))
+    return tuple(actions)
 
 
-def _is_forgotten(action: object) -> bool:
+def is_forgotten(action: object) -> bool:
+    """Whether an action is one of those that must be ignored ("Historical Actions")."""
     return isinstance(action, str) and action in _FORGOTTEN_ACTIONS
 
 

@@ -95,8 +95,10 @@ def first_events(
     rules: list[tuple[str, dict[str, Any]]] = [
         ("m.room.join_rules", {"join_rule": preset.join_rule}),
         ("m.room.history_visibility", {"history_visibility": "shared"}),
-        ("m.room.guest_access", {"guest_access": preset.guest_access}),
     ]
+    if preset.guest_access != "forbidden":
+        # Guests are forbidden to join where there is no such event.
+        rules.append(("m.room.guest_access", {"guest_access": preset.guest_access}))
     events += [state(type, content) for type, content in rules if (type, "") not in given]
     events += [state(event["type"], event["content"], event.get("state_key", "")) for event in room.initial_state]
     if room.name is not None:

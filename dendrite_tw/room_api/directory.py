@@ -144,10 +144,8 @@ class Directory:
     async def public_rooms(
         self, limit: int, since: str | None, search: str | None, room_types: list[str | None] | None
     ) -> tuple[list[PublicRoom], str | None, str | None, int]:
-        """A page of the directory, the largest rooms first; a token is the number of rows before the page."""
-        if since is not None and not (since.isascii() and since.isdigit() and len(since) < 10):
-            raise invalid_param("since is not a token of this directory.")
-        start = int(since or 0)
+        """A page of the directory, the largest rooms first; a token tells the number of rows before the page."""
+        start = _place(since)
         limit = max(1, min(limit, PAGE_LIMIT))
         rows = await self._database.read_long(room_table.directory)
         if search is None and room_types is None:
@@ -158,8 +156,8 @@ class Directory:
             entries = [await self._entry(row.room_id) for row in rows]
             matching = [room for room in entries if room is not None and _matches(room, search, room_types)]
             found, total = matching[start : start + limit], len(matching)
-        following = str(start + limit) if start + limit < total else None
-        previous = str(max(0, start - limit)) if start > 0 else None
+        following = f"r{start + limit}" if start + limit < total else None
+        previous = f"r{max(0, start - limit)}" if start > 0 else None
         return found, following, previous, total
 
     async def _entry(self, room_id: str) -> PublicRoom | None:
@@ -225,3 +223,12 @@ def _matches(room: PublicRoom, search: str | None, room_types: list[str | None] 
         return True
     needle = search.casefold()
     return any(needle in (text or "").casefold() for text in (room.name, room.topic, room.canonical_alias))
+
+
+def _place(since: str | None) -> int:
+    """The number of rows before the page that a token stands for; a letter before it tells clients that it is text."""
+    if since is None:
+        return 0
+    if not (since.startswith("r") and since[1:].isascii() and since[1:].isdigit() and len(since) <= 10):
+        raise invalid_param("since is not a token of this directory.")
+    return int(since[1:])

@@ -53,6 +53,9 @@ NUMBERS = 1000
 CREATE = ("m.room.create", "")
 POWER_LEVELS = ("m.room.power_levels", "")
 
+LEVELS_REMEMBERED = 300
+"""Power levels, as they are of use, that are kept beside the events which set them."""
+
 AUTHORITIES = frozenset(["m.room.create", "m.room.power_levels", "m.room.join_rules", "m.room.member"])
 """State that is asked for again with every event; the rest is read when it is wanted."""
 
@@ -351,7 +354,7 @@ class RoomWriter:
         known = self._levels.get(key)
         if known is None:
             known = self._levels[key] = PowerLevels(create, levels)
-            if len(self._levels) > 2000:
+            if len(self._levels) > LEVELS_REMEMBERED:
                 self._levels.popitem(last=False)
         return known
 

@@ -244,8 +244,7 @@ class Queries:
             event
             for event in events
             if event.type == MEMBER
-            and (membership is None or event.membership == membership)
-            and (not_membership is None or event.membership != not_membership)
+            and _is_wanted(event.membership, membership, not_membership)
         ]
 
     async def joined_members(self, room_id: str, user_id: str) -> list[RoomEvent]:
@@ -301,6 +300,9 @@ class Queries:
         rows, following = await self._page_rows(room.room_nid, user_id, direction, start, to_token, limit, filter)
         events = await self._shown.show(rows)
         state = await self._senders_of(room.room_nid, rows, events) if lazy_load_members else []
+        if following is None and rows and direction == "f" and to_token is None and _is_in(membership):
+            # The newest event for now: more will come after it.
+            following = _after(rows[-1], direction)
         end = following and timeline_token(*following)
         return Page(events=events, start=timeline_token(*start), end=end, state=state)
 
@@ -372,10 +374,13 @@ class Queries:
         self, room_id: str, user_id: str, event_id: str, limit: int, filter: EventFilter | None, lazy_load_members: bool
     ) -> Context:
         """An event with what came before and after it; `limit` counts both sides together."""
+        room = await self._rooms.find(room_id)
+        if room is None:
+            raise forbidden("You are not in this room.")
+        await self._viewer.require_member(room.room_nid, user_id)
         row = await self._viewer.event_row(room_id, event_id)
         if row is None or not await self._viewer.visible_rows(user_id, [row]):
             raise not_found("There is no such event that you may see.")
-        room = await self._rooms.get(room_id)
         here = Place(row.depth, row.position)
         just_before = Place(row.depth, row.position - 1)
         half = max(0, min(limit, PAGE_LIMIT)) // 2
@@ -428,6 +433,10 @@ def _membership(row: room_table.MembershipRow) -> Membership:
     )
 
 
+def _is_in(membership: room_table.MembershipRow | None) -> bool:
+    return membership is not None and membership.membership == "join"
+
+
 def _after(row: EventRow, direction: str) -> Place:
     """The place just beyond an event in a direction: reading goes on there."""
     return Place(row.depth, row.position - 1) if direction == "b" else Place(row.depth, row.position)
@@ -436,3 +445,10 @@ def _after(row: EventRow, direction: str) -> Place:
 def before_stop(row: EventRow, stop: Place, direction: str) -> bool:
     place = Place(row.depth, row.position)
     return place > stop if direction == "b" else place <= stop
+
+
+def _is_wanted(membership: str | None, wanted: str | None, unwanted: str | None) -> bool:
+    """Whether a filter by membership lets a member through; given both ways, either is enough."""
+    if wanted is None and unwanted is None:
+        return True
+    return (wanted is not None and membership == wanted) or (unwanted is not None and membership != unwanted)

@@ -108,7 +108,7 @@ class Rooms:
         self._lock = DeferredLock()
         self._alive: WeakValueDictionary[str, Room] = WeakValueDictionary()
         self._rooms: Cache[str, Room] = Cache(
-            "rooms", budget, lambda room: 4000 + 150 * len(room.head.state), lambda room: not room.writing
+            "rooms", budget, lambda room: 9000 + 200 * len(room.head.state), lambda room: not room.writing
         )
 
     async def get(self, room_id: str) -> Room:

@@ -31,7 +31,7 @@ class EventStore:
 
     def __init__(self, database: Database, budget: CacheBudget) -> None:
         self._database = database
-        self._events: Cache[int, Event] = Cache("events", budget, lambda event: 1500 + 3 * len(event.pdu))
+        self._events: Cache[int, Event] = Cache("events", budget, lambda event: 2500 + 4 * len(event.pdu))
 
     def remember(self, event_nid: int, event: Event) -> None:
         """Keep an event whose transaction is on disk."""

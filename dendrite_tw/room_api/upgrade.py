@@ -52,6 +52,9 @@ CARRIED = (
 )
 """State that the specification recommends to carry over; power levels apart."""
 
+GUESTS_KEPT_OUT = {"m.room.guest_access": {"guest_access": "forbidden"}}
+"""What a new room says where the old one is silent: the same, in so many words."""
+
 TOMBSTONE = "m.room.tombstone"
 SPACE = "m.space"
 SPACE_CHILD = "m.space.child"
@@ -150,14 +153,15 @@ class Upgrades:
 
         create = _create_content(old.room_id, tombstone_id, state[CREATE], new.version, user_id, creators)
         levels = carried_levels(state[CREATE], state.get(POWER_LEVELS), new.version, user_id, creators)
-        types = [*(key[0] for key in carried), *([SPACE_CHILD] if children else [])]
+        contents = GUESTS_KEPT_OUT | {key[0]: event.content for key, event in carried.items()}
+        types = [*contents, *([SPACE_CHILD] if children else [])]
         needed = needed_level(levels, types, [event.state_key or "" for event in banned])
         at_first = raised(levels, user_id, needed, new.version)
         first = [
             replace(draft(CREATE[0], create), timestamp=self._actions.creation_time()),
             draft(MEMBER, {**await self._users.profile(user_id), "membership": "join"}, user_id),
             draft(POWER_LEVELS[0], at_first),
-            *(draft(key[0], carried[key].content) for key in keys if key in carried),
+            *(draft(type, contents[type]) for type in CARRIED if type in contents),
         ]
         rest = [
             draft(event.type, event.content, event.state_key or "")

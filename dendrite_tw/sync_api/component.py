@@ -22,6 +22,7 @@ from .old_sync import OldSync
 from .online import OnlineMarker
 from .positions import Heard
 from .presence import PresenceBoard
+from .presence_status import PresenceStatus
 from .reading import EventReader
 from .receipts import ReceiptLog
 from .room_state import StateReader
@@ -35,7 +36,7 @@ from .view import SyncView
 class SyncComponent:
     """Serves sync and the endpoints that read rooms.
 
-    ``budget`` is shared by all caches; ``presence_enabled`` says whether syncing makes users online.
+    ``budget`` is shared by all caches; ``presence_enabled`` says whether users show their presence.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class SyncComponent:
         self.notifier = Notifier(rooms, users, self.heard, world.time)
         self.receipts = ReceiptLog(users)
         self.typing = TypingBoard(world.time, world.clock, self.notifier.typing)
-        self.presence = PresenceBoard()
+        self.presence = PresenceBoard(server_name if presence_enabled else "")
         self.feed = Feed(
             rooms,
             users,
@@ -86,6 +87,7 @@ class SyncComponent:
         )
         self.view = SyncView(rooms, self.renderer, self.receipts, self._pause)
         self.online = OnlineMarker(self.presence, queue, self.notifier, world.time, world.clock, presence_enabled)
+        self.status = PresenceStatus(self.presence, self.online, rooms, world.clock)
         self.handler = SyncHandler(
             keys, self.heard, self.notifier, self.filters, self.model, self.view, self.online, world.time, world.clock
         )
@@ -123,5 +125,6 @@ class SyncComponent:
             *self.events.routes(),
             *self.state.routes(),
             *self.key_changes.routes(),
+            *self.status.routes(),
             *self.old.routes(),
         ]

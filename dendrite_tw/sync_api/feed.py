@@ -1,8 +1,10 @@
 """What the rest of the server tells sync: the streams, decoded and passed on.
 
 Each process hears every stream from now on, without a memory of its own: what
-was said before is on disk and is asked for.  Messages of a component come in
-the order of their positions.
+was said before is on disk and is asked for.  The user component speaks on
+several streams, and one may run ahead of another; its messages are taken in
+the order of their positions, for a token may tell of one only when all before
+it have been heard.
 """
 
 from __future__ import annotations
@@ -44,6 +46,12 @@ WATCH_SECONDS = 5.0
 """How often it is made sure that what is on disk was heard of too."""
 
 IGNORED_USERS = "m.ignored_user_list"
+
+PREVIOUS = "Outbox-Previous"
+"""The header of a message that names the position before its own."""
+
+HELD_LIMIT = 10_000
+"""Messages that may have run ahead at a time; further ones are looked up on disk."""
 
 
 class Message(Protocol):
@@ -90,17 +98,18 @@ class Feed:
         self._presence = presence
         self._time = time
         self._listening: list[Any] = []
+        self._held: dict[int, tuple[int, Callable[[], None]]] = {}
         self._watch: IDelayedCall | None = None
         self._on_disk = SyncToken()
 
     async def start(self, queue: Queue) -> None:
         """Listen, and take up the positions that are on disk already."""
         self._listen(queue, OUTPUT_ROOM_EVENT, OutputRoomEvent, self.room_event, other=self._not_an_event)
-        self._listen(queue, OUTPUT_CLIENT_DATA, AccountDataChange, self.account_data)
-        self._listen(queue, OUTPUT_RECEIPT_EVENT, Receipt, self.receipt)
-        self._listen(queue, OUTPUT_SEND_TO_DEVICE_EVENT, ToDeviceMessage, self.to_device)
-        self._listen(queue, OUTPUT_KEY_CHANGE_EVENT, KeyChange, self.key_change)
-        self._listen(queue, OUTPUT_NOTIFICATION_DATA, UnreadChange, self.unread)
+        self._listen(queue, OUTPUT_CLIENT_DATA, AccountDataChange, self.account_data, in_order=True)
+        self._listen(queue, OUTPUT_RECEIPT_EVENT, Receipt, self.receipt, in_order=True)
+        self._listen(queue, OUTPUT_SEND_TO_DEVICE_EVENT, ToDeviceMessage, self.to_device, in_order=True)
+        self._listen(queue, OUTPUT_KEY_CHANGE_EVENT, KeyChange, self.key_change, in_order=True)
+        self._listen(queue, OUTPUT_NOTIFICATION_DATA, UnreadChange, self.unread, in_order=True)
         self._listen(queue, OUTPUT_TYPING_EVENT, Typing, self._typing.hear, with_sequence=True)
         self._listen(queue, OUTPUT_PRESENCE_EVENT, Presence, self.presence, with_sequence=True)
         await self.resume()
@@ -111,12 +120,13 @@ class Feed:
 
         At the start, and again when something was missed.
         """
-        self._cache.clear()
-        self._notifier.clear()
-        user = await self._users.position()
-        self._receipts.start(user)
+        user, room = await self._users.position(), await self._rooms.position()
         self._heard.user = max(self._heard.user, user)
-        self._heard.room = max(self._heard.room, await self._rooms.position())
+        self._heard.room = max(self._heard.room, room)
+        self._receipts.start(user)
+        self._cache.clear()
+        self._notifier.clear()  # last: whoever wakes begins anew from the positions above
+        self._take_held()
         self._heard.advance()
 
     def _watch_again(self) -> None:
@@ -150,6 +160,7 @@ class Feed:
         struct: Any,
         handler: Callable[..., None],
         with_sequence: bool = False,
+        in_order: bool = False,
         other: Callable[[Message], bool] = lambda message: False,
     ) -> None:
         decoder = msgspec.msgpack.Decoder(struct)
@@ -164,12 +175,34 @@ class Feed:
                 return
             if with_sequence:
                 handler(value, message.stream_seq)
+            elif in_order:
+                self._take_in_order(value.position, message.headers.get(PREVIOUS, ""), lambda: handler(value))
             else:
                 handler(value)
             self._heard.typing = self._typing.position
             self._heard.advance()
 
         self._listening.append(queue.listen(stream, hear))
+
+    # --- order between streams ---
+
+    def _take_in_order(self, position: int, previous: str, take: Callable[[], None]) -> None:
+        """Take in a message of the user component once all before it have been; `look` helps if one never comes."""
+        before = int(previous) if previous.isdecimal() else 0
+        if before <= self._heard.user:
+            take()
+            self._take_held()
+        elif len(self._held) < HELD_LIMIT:
+            self._held[position] = before, take
+
+    def _take_held(self) -> None:
+        while self._held:
+            position = min(self._held)
+            before, take = self._held[position]
+            if before > self._heard.user:
+                return
+            del self._held[position]
+            take()
 
     # --- rooms ---
 
@@ -187,7 +220,9 @@ class Feed:
             return False
         purged = msgspec.msgpack.decode(message.payload, type=RoomPurged)
         self._cache.forget(purged.room_id)
-        self._heard.room = max(self._heard.room, purged.position)
+        if purged.position > self._heard.room:
+            self._heard.room = purged.position
+            self._notifier.room_purged(purged.room_id, purged.position)
         self._heard.advance()
         return True
 

@@ -13,12 +13,15 @@ from ..room_api.api import Membership, RoomAPI, RoomEvent
 from .lazy import SentMembers
 from .request import SyncRequest
 from .rooms import MEMBER, Room, RoomCache, Slot
-from .splice import content_of
+from .splice import content_of, previous_membership
 from .state import StateSpan, fill_in, full_state, state_delta
-from .timeline import Timeline, TimelineReader, previous_membership
+from .timeline import Timeline, TimelineReader
 from .tokens import SyncToken
 
 HEROES = 5
+NAMES = {"m.room.name": "name", "m.room.canonical_alias": "alias"}
+"""The types of state that name a room, and where in their content."""
+
 WALK_LIMIT = 50
 """How many changes of a profile are followed back to find when a user joined."""
 
@@ -123,7 +126,7 @@ class JoinedReader:
             room = await self._cache.get(room_id)
         span = StateSpan(room, upto.room, timeline.events, known)
         arrived, departed = (everybody(span), []) if newly else moved(span, base)
-        summary = self._summary(request, span, full or any(slot[0] == MEMBER for slot in base))
+        summary = self._summary(request, span, full or summary_changes(span, base))
         if full:
             values = full_state(span, self._wanted_slots(request, span, timeline, summary, told), request.state_after)
         else:
@@ -204,9 +207,22 @@ def members_in(events: Iterable[RoomEvent]) -> Iterable[RoomEvent]:
     return (event for event in events if event.type == MEMBER and event.state_key is not None)
 
 
+def summary_changes(span: StateSpan, base: dict[Slot, RoomEvent | None]) -> bool:
+    """Whether, among the slots that changed, there is one on which a summary depends."""
+    for slot, old in base.items():
+        if slot[0] in NAMES and slot[1] == "":
+            return True
+        if slot[0] == MEMBER:
+            event = span.at_end(slot)
+            before = old.membership if old is not None else event and previous_membership(event)
+            if event is None or event.membership != before:
+                return True
+    return False
+
+
 def is_named(room: Room) -> bool:
     """Whether a room has a name or a main alias, so that it is not named after its members."""
-    for type_, key in (("m.room.name", "name"), ("m.room.canonical_alias", "alias")):
+    for type_, key in NAMES.items():
         event = room.state.get((type_, ""))
         if event is not None and content_of(event).get(key):
             return True

@@ -10,7 +10,8 @@ import msgspec
 from ..room_api.api import Membership, RoomAPI, RoomEvent
 from .request import SyncRequest
 from .rooms import MEMBER
-from .timeline import Timeline, before_event, previous_membership
+from .splice import previous_membership
+from .timeline import Timeline, before_event
 from .tokens import SyncToken
 
 
@@ -35,14 +36,17 @@ class LeftReader:
     async def read(
         self, request: SyncRequest, member: Membership, since: SyncToken | None, empty_token: str
     ) -> LeftRoom | None:
-        """The room up to the event that ended the membership; `None` where the user has forgotten it."""
+        """The room up to the event that ended the membership; `None` where the user has forgotten it.
+
+        Of a room that was deleted nothing is left to tell but that the user is out of it.
+        """
         room_id = member.room_id
         current = await self._rooms.membership(room_id, request.user_id)
         if current is not None and current.forgotten:
             return None
         found = await self._rooms.events([member.event_id])
         if not found:
-            return None
+            return None if since is None else LeftRoom(room_id=room_id, timeline=Timeline([], False, empty_token))
         event = found[0]
         was_joined = previous_membership(event) == "join"
         if since is None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import msgspec
+from twisted.logger import Logger
 
+from ..matrix.errors import MatrixError
 from ..room_api.api import Membership, RoomAPI
 from ..user_api.api import AccountDataChange, KeyAPI, Receipt, ToDeviceMessage, Unread, UserAPI
 from .api import Presence
@@ -23,8 +25,13 @@ from .request import SyncRequest
 from .tokens import SyncToken
 from .typing import TypingBoard
 
+log = Logger()
+
 TO_DEVICE_LIMIT = 100
 ROOMS_BETWEEN_PAUSES = 20
+
+ARRIVALS_SHOWN = 50
+"""Users newly met up to whom also those are told of who were never online."""
 
 
 class RoomExtras(msgspec.Struct):
@@ -156,7 +163,12 @@ class SyncModel:
         for number, member in enumerate(members.values(), 1):
             if member.membership != "join":
                 continue
-            changes.joined.append(await self._joined.read(request, member, since, changes.upto))
+            try:
+                changes.joined.append(await self._joined.read(request, member, since, changes.upto))
+            except MatrixError as error:
+                if error.status != 404:
+                    raise
+                log.warn("{room} is being deleted and left out of a sync", room=member.room_id)
             if number % ROOMS_BETWEEN_PAUSES == 0:
                 await self._pause()
 
@@ -306,8 +318,9 @@ class SyncModel:
         if wanted.accepts_nothing or (unchanged and not arrived):
             return
         found = {presence.user_id: presence for presence in self._presence.since(start, changes.upto.presence)}
+        few = len(arrived) <= ARRIVALS_SHOWN
         for user in arrived:
-            known = self._presence.get(user)
+            known = self._presence.newly_shared(user) if few else self._presence.get(user)
             if known is not None:
                 found[user] = known
         news = [presence for presence in found.values() if wanted.check("m.presence", presence.user_id)]

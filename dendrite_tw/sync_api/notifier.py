@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -18,6 +19,7 @@ from ..room_api.api import Membership, OutputRoomEvent, RoomAPI, RoomEvent
 from ..user_api.api import UserAPI
 from .positions import Heard, with_timeout
 from .rooms import MEMBER
+from .splice import previous_membership
 from .tokens import SyncToken
 
 STREAMS_KEPT = 100_000
@@ -218,7 +220,6 @@ class Notifier:
                 stream.memberships[member.room_id] = member
         for room_id in stream.joined:
             self._listeners.setdefault(room_id, {})[stream] = None
-        stream.tracked_from = self._heard.room
         changed = {room_id: member.position for room_id, member in stream.memberships.items()}
         for room_id, position in (await self._rooms.newest_positions(stream.joined)).items():
             changed[room_id] = max(position, changed.get(room_id, 0))
@@ -227,6 +228,7 @@ class Notifier:
         stream.rooms = dict(sorted(changed.items(), key=lambda item: item[1]))
         newest = max(changed.values(), default=0)
         stream.newest_room = max(stream.newest_room, newest)
+        stream.tracked_from = max(self._heard.room, newest)
         ignored = await self._users.ignored_users(stream.user_id)
         if not stream.ignored_heard:
             stream.ignored = ignored
@@ -296,8 +298,12 @@ class Notifier:
             return
         room_id, membership = event.room_id, event.membership or "leave"
         before = stream.memberships.get(room_id)
-        if before is not None and before.position >= position:
+        if before is not None and before.position > position:
             return
+        if before is None or before.position == position:
+            was_joined = previous_membership(event) == "join"
+        else:
+            was_joined = before.membership == "join"
         stream.memberships[room_id] = Membership(
             room_id=room_id,
             user_id=stream.user_id,
@@ -307,7 +313,7 @@ class Notifier:
             position=position,
         )
         if membership == "join":
-            if before is None or before.membership != "join":
+            if not was_joined:
                 stream.joined_from[room_id] = position
             self._listeners.setdefault(room_id, {})[stream] = None
         else:
@@ -315,6 +321,17 @@ class Notifier:
             self._deafen(room_id, stream)
         stream.touch_room(room_id, position)
         self._woken[stream] = None
+
+    def room_purged(self, room_id: str, position: int) -> None:
+        """The room was deleted: those who were still in it are out of it now."""
+        for stream in list(self._listeners.get(room_id, ())):
+            member = stream.memberships[room_id]
+            stream.memberships[room_id] = msgspec.structs.replace(member, membership="leave", position=position)
+            stream.joined_from.pop(room_id, None)
+            self._deafen(room_id, stream)
+            stream.touch_room(room_id, position)
+            self._woken[stream] = None
+        self.schedule()
 
     def typing(self, room_id: str, position: int) -> None:
         for stream in self._listeners.get(room_id, ()):

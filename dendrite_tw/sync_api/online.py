@@ -62,14 +62,22 @@ class OnlineMarker:
         known = self._board.get(caller.user_id)
         if known is not None and known.presence == state and now - known.last_active_ts < REPEAT_MS:
             return
-        await self._publish(caller.user_id, state, now, known)
+        await self._publish(caller.user_id, state, now, known.status_msg if known is not None else None)
 
-    async def _publish(self, user_id: str, state: str, last_active_ts: int, known: Presence | None) -> None:
+    async def set(self, user_id: str, state: str, status_msg: str | None) -> None:
+        """A user says what their presence is; who is then seen no more goes offline as others do."""
+        if not self._enabled:
+            return
+        now = self._clock.now_ms()
+        self._seen[user_id] = now
+        await self._publish(user_id, state, now, status_msg)
+
+    async def _publish(self, user_id: str, state: str, last_active_ts: int, status_msg: str | None) -> None:
         presence = Presence(
             user_id=user_id,
             presence=state,
             last_active_ts=last_active_ts,
-            status_msg=known.status_msg if known is not None else None,
+            status_msg=status_msg,
             currently_active=state == "online",
         )
         await self._queue.publish(OUTPUT_PRESENCE_EVENT, msgspec.msgpack.encode(presence))
@@ -90,4 +98,4 @@ class OnlineMarker:
                 del self._seen[user_id]
                 known = self._board.get(user_id)
                 if known is not None and known.presence != "offline" and known.last_active_ts <= seen:
-                    await self._publish(user_id, "offline", known.last_active_ts, known)
+                    await self._publish(user_id, "offline", known.last_active_ts, known.status_msg)

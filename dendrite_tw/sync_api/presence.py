@@ -16,10 +16,14 @@ USERS_KEPT = 100_000
 
 
 class PresenceBoard:
-    """The newest presence of each user, in the order of the changes."""
+    """The newest presence of each user, in the order of the changes.
 
-    def __init__(self, kept: int = USERS_KEPT) -> None:
+    ``server_name`` is that of this server where its users show their presence, and empty where they do not.
+    """
+
+    def __init__(self, server_name: str = "", kept: int = USERS_KEPT) -> None:
         self.position = 0
+        self._server_name = server_name
         self._kept = kept
         self._users: OrderedDict[str, tuple[int, Presence]] = OrderedDict()
 
@@ -39,6 +43,13 @@ class PresenceBoard:
         known = self._users.get(user_id)
         return None if known is None else known[1]
 
+    def newly_shared(self, user_id: str) -> Presence | None:
+        """What to tell of a user with whom a room is newly shared; of this server's users there is always something."""
+        known = self.get(user_id)
+        if known is None and self._server_name and user_id.endswith(":" + self._server_name):
+            return Presence(user_id=user_id, presence="offline", last_active_ts=0)
+        return known
+
     def since(self, after: int, upto: int) -> list[Presence]:
         """The presence of all users that changed in (after, upto], the oldest change first."""
         found = []
@@ -55,8 +66,8 @@ def shown(presence: Presence) -> tuple[str, str | None, bool]:
     return presence.presence, presence.status_msg, presence.currently_active
 
 
-def presence_event(presence: Presence, now: int) -> bytes:
-    """The ``m.presence`` event that sync shows."""
+def presence_content(presence: Presence, now: int) -> dict[str, object]:
+    """The content of the ``m.presence`` event, which is also what ``/presence`` answers."""
     content: dict[str, object] = {"presence": presence.presence}
     if presence.last_active_ts:
         content["last_active_ago"] = max(0, now - presence.last_active_ts)
@@ -64,4 +75,9 @@ def presence_event(presence: Presence, now: int) -> bytes:
         content["status_msg"] = presence.status_msg
     if presence.presence == "online":
         content["currently_active"] = presence.currently_active
-    return orjson.dumps({"type": "m.presence", "sender": presence.user_id, "content": content})
+    return content
+
+
+def presence_event(presence: Presence, now: int) -> bytes:
+    """The ``m.presence`` event that sync shows."""
+    return orjson.dumps({"type": "m.presence", "sender": presence.user_id, "content": presence_content(presence, now)})

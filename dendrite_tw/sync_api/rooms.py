@@ -219,7 +219,7 @@ class RoomCache:
     def __init__(self, rooms: RoomAPI, heard: Heard, budget: CacheBudget) -> None:
         self._rooms = rooms
         self._heard = heard
-        self.cache: Cache[str, Room] = Cache("sync_rooms", budget, lambda room: room.size)
+        self.cache: Cache[str, Room] = Cache("sync_rooms", budget, lambda room: room.size, fresh_bytes=8 << 20)
         self._loading: dict[str, tuple[list[OutputRoomEvent], list[Deferred[Room | None]]]] = {}
         self._refreshing: dict[str, list[Deferred[None]]] = {}
         self._cleared = 0

@@ -101,6 +101,15 @@ def content_of(event: RoomEvent) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
+def previous_membership(event: RoomEvent) -> str:
+    """The membership that a member event took the place of; ``leave`` where there was none."""
+    if event.prev_content is None:
+        return "leave"
+    content = orjson.loads(event.prev_content)
+    membership = content.get("membership") if isinstance(content, dict) else None
+    return membership if isinstance(membership, str) else "leave"
+
+
 def array(parts: Iterable[bytes]) -> bytes:
     """A JSON list of values that are JSON already."""
     return b"[" + b",".join(parts) + b"]"

@@ -6,16 +6,19 @@ Client-Server API, "Syncing" and "Room History Visibility".
 from __future__ import annotations
 
 import msgspec
-import orjson
 
 from ..matrix.visibility import HISTORY_VISIBILITY, Visibility, visibility_from
 from ..room_api.api import Membership, RoomAPI, RoomEvent, timeline_token
 from .request import SyncRequest, database_filter
 from .rooms import MEMBER, Room, RoomCache
-from .splice import content_of
+from .splice import content_of, previous_membership
+from .tokens import SyncToken
 
 ROUNDS = 5
 """How often more is asked for where what came was not to be shown."""
+
+HIDDEN_ALLOWANCE = 10
+"""How many times the wanted events are looked at in memory where some of them may be hidden from the user."""
 
 
 class Timeline(msgspec.Struct, frozen=True):
@@ -48,18 +51,27 @@ class TimelineReader:
             return Timeline([], False, empty_token)
         found = None if wanted.needs_relations else room.newest(after, upto, limit, request.wants_in_timeline)
         if found is None:
-            return await self._from_disk(request, room.room_id, after, upto, limit, check_visibility, empty_token)
+            return await self._from_disk(request, room, after, upto, limit, check_visibility, empty_token)
         events, limited = found
         if check_visibility and events and not all_visible(room, request.stream.memberships.get(room.room_id), events):
-            seen = await self._rooms.visible(request.user_id, events)
-            limited = limited or len(seen) < len(events)
-            events = seen
-        return Timeline(events, limited, before_event(events[0]) if events else empty_token)
+            wide = room.newest(after, upto, limit * HIDDEN_ALLOWANCE, request.wants_in_timeline)
+            if wide is None:
+                return await self._from_disk(request, room, after, upto, limit, check_visibility, empty_token)
+            events, limited = wide
+            seen = await self._visible(request, room, events)
+            limited = limited or len(seen) < len(events) or len(seen) > limit
+            events = seen[-limit:]
+        return Timeline(events, limited, start_of(events, limited, upto, empty_token))
+
+    async def _visible(self, request: SyncRequest, room: Room, events: list[RoomEvent]) -> list[RoomEvent]:
+        """Those of `events` that the user may see: what is current state is shown in any case."""
+        seen = {event.event_id for event in await self._rooms.visible(request.user_id, events)}
+        return [event for event in events if event.event_id in seen or is_current(room, event)]
 
     async def _from_disk(
         self,
         request: SyncRequest,
-        room_id: str,
+        room: Room,
         after: int,
         upto: int,
         limit: int,
@@ -68,25 +80,37 @@ class TimelineReader:
     ) -> Timeline:
         wanted = database_filter(request.filter.definition.room.timeline)
         events: list[RoomEvent] = []
-        more = True
+        more, hidden, end = True, False, upto
         for _ in range(ROUNDS):
-            page, more = await self._rooms.timeline(room_id, after, upto, limit - len(events), wanted)
+            page, more = await self._rooms.timeline(room.room_id, after, upto, limit - len(events), wanted)
             if not page:
                 break
             upto = page[0].position - 1
             page = [event for event in page if request.wants_in_timeline(event)]
             if check_visibility and page:
-                seen = await self._rooms.visible(request.user_id, page)
-                hidden = len(seen) < len(page)
+                seen = await self._visible(request, room, page)
+                hidden = hidden or len(seen) < len(page)
                 page = seen
-                if hidden:
-                    events = page + events
-                    more = True
-                    break
             events = page + events
             if len(events) >= limit or not more:
                 break
-        return Timeline(events, more, before_event(events[0]) if events else empty_token)
+        limited = more or hidden
+        return Timeline(events, limited, start_of(events, limited, end, empty_token))
+
+
+def start_of(events: list[RoomEvent], limited: bool, end: int, empty_token: str) -> str:
+    """Where the events begin, ``prev_batch``; ``end`` is the position at which the timeline ends."""
+    if events:
+        return before_event(events[0])
+    return str(SyncToken(end, 0, 0, 0)) if limited else empty_token
+
+
+def is_current(room: Room, event: RoomEvent) -> bool:
+    """Whether an event is part of the room's current state, which every member is told of."""
+    if event.state_key is None:
+        return False
+    current = room.get((event.type, event.state_key))
+    return current is not None and current.event_id == event.event_id
 
 
 def all_visible(room: Room, member: Membership | None, events: list[RoomEvent]) -> bool:
@@ -131,12 +155,3 @@ def memberships_at(user_id: str, member: Membership | None, events: list[RoomEve
         found.append(current)
     found.reverse()
     return found
-
-
-def previous_membership(event: RoomEvent) -> str:
-    """The membership that a member event took the place of; ``leave`` where there was none."""
-    if event.prev_content is None:
-        return "leave"
-    content = orjson.loads(event.prev_content)
-    membership = content.get("membership") if isinstance(content, dict) else None
-    return membership if isinstance(membership, str) else "leave"

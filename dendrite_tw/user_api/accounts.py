@@ -177,7 +177,7 @@ class Accounts:
             if token is None or not token.is_valid(now):
                 raise MatrixError(401, "M_UNAUTHORIZED", "The registration token is not valid.")
             await registration_tokens.use(txn, account.registration_token)
-        if account.account_type not in (TYPE_GUEST, TYPE_APPSERVICE) and account.upgrades_guest is None:
+        if account.account_type != TYPE_APPSERVICE and account.upgrades_guest is None:
             name = orjson.dumps(user_id[1:].split(":", 1)[0])
             await profiles.set_field(txn, user_id, "displayname", name)
         if login is None or drawn is None:

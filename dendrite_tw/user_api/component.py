@@ -41,7 +41,7 @@ class UserComponent:
     """Everything about local users, over one database and one outbox.
 
     It is a `UserAPI`: each method is that of the part which knows.  Whoever keeps more of users
-    in the same database (their keys) adds to ``on_device_deleted``, ``on_device_renamed``,
+    in the same database (their keys) adds to ``on_device_deleted``, ``on_device_changed``,
     ``is_device_id_taken`` and ``on_account_deactivated``, which run in the transaction of the change.
     """
 
@@ -73,7 +73,7 @@ class UserComponent:
         self._pruning = LoopingCall(self._prune)
         self._pruning.clock = world.time
         self.on_device_deleted: list[DeviceHook] = self.tokens.on_device_deleted
-        self.on_device_renamed: list[DeviceHook] = self.tokens.on_device_renamed
+        self.on_device_changed: list[DeviceHook] = self.tokens.on_device_changed
         self.is_device_id_taken: list[DeviceIdCheck] = self.tokens.is_device_id_taken
         self.on_account_deactivated: list[AccountHook] = self.accounts.on_account_deactivated
         self.on_account_deactivated.append(self._forget_deactivated)

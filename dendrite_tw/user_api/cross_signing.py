@@ -89,7 +89,12 @@ class CrossSigning:
             signatures = await self._kept_signatures(txn, user_id, key, *master)
             content = key_checks.stored_form(key.value, user_id, signatures)
             await table.store(txn, user_id, usage, key.public_key, content)
-        await self._changes.record(txn, user_id)
+        if new.keys() == {"user_signing"}:
+            # Nobody else sees it, so nobody else has to ask again.
+            position = await self._changes.tell_signer(txn, user_id, user_id)
+            await table.set_told(txn, user_id, "user_signing", position)
+        else:
+            await self._changes.record(txn, user_id)
         return True
 
     def _effective_master(

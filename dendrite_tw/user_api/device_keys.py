@@ -68,7 +68,7 @@ class DeviceKeys:
         known = orjson.loads(old) if old is not None else {}
         before = key_checks.signatures_of(known, user_id)
         own = f"ed25519:{device_id}"
-        kept = {own: signatures[own]}
+        kept = {own: signatures[own]} if own in signatures else {}
         for key in await signing_table.of_user(txn, user_id):
             name, verify_key = f"ed25519:{key.public_key}", key_checks.public_key(key.public_key)
             signature = signatures.get(name, before.get(name))
@@ -141,14 +141,13 @@ class DeviceKeys:
         return await self._database.read(read)
 
     async def device_deleted(self, txn: Transaction, user_id: str, device_id: str) -> None:
-        """Forget the keys of a device; others are told if it had any."""
-        if await table.delete(txn, user_id, device_id):
-            await self._changes.record(txn, user_id, device_id, deleted=True)
+        """Forget the keys of a device; others are told that it is gone."""
+        await table.delete(txn, user_id, device_id)
+        await self._changes.record(txn, user_id, device_id, deleted=True)
 
     async def device_changed(self, txn: Transaction, user_id: str, device_id: str) -> None:
-        """Something that is shown beside the keys of a device changed."""
-        if await table.of_device(txn, user_id, device_id) is not None:
-            await self._changes.record(txn, user_id, device_id)
+        """A device is new, or what is shown beside its keys changed; it belongs to the list without keys too."""
+        await self._changes.record(txn, user_id, device_id)
 
     async def account_deactivated(self, txn: Transaction, user_id: str) -> None:
         for row in await table.of_users(txn, [user_id]):
@@ -158,7 +157,7 @@ class DeviceKeys:
 def with_display_name(content: bytes, name: str | None) -> bytes:
     """A device's JSON with its ``unsigned`` part."""
     if name is None:
-        return content
+        return content[:-1] + b',"unsigned":{}}'
     return b'%b,"unsigned":{"device_display_name":%b}}' % (content[:-1], orjson.dumps(name))
 
 

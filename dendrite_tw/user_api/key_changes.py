@@ -45,7 +45,10 @@ class KeyChanges:
         return position
 
     async def tell_signer(self, txn: Transaction, signer: str, target: str) -> int:
-        """`signer` signed the master key of `target`, which nobody else may see; returns the position."""
+        """Something of `target` changed that `signer` alone sees: what they signed there, or what they sign with.
+
+        Returns the position.
+        """
         return await self._tell(txn, KeyChange(user_id=target, only_for=signer))
 
     async def _tell(self, txn: Transaction, change: KeyChange) -> int:
@@ -74,7 +77,7 @@ class KeyChanges:
         return await self._database.read(table.between, after, upto)
 
     async def signed_since(self, signer: str, after: int, upto: int) -> list[str]:
-        """Users whose master key `signer` signed in (after, upto]."""
+        """Users of whom something changed for `signer` alone in (after, upto]."""
         return await self._database.read(signature_table.signed_between, signer, after, upto)
 
     def _committed(self, position: int) -> None:

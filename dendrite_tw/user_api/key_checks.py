@@ -134,9 +134,9 @@ def stored_form(value: Mapping[str, Any], signer: str, signatures: Mapping[str, 
 def device_keys(value: dict[str, Any], owner: str, device_id: str) -> dict[str, str]:
     """Check the identity keys that a device uploads for itself; returns what their owner signed of them.
 
-    The device's Ed25519 key must be among them and must have signed them.
+    Whether keys and signatures are good is for clients to judge, who have to check that anyway.
     """
-    missing = [name for name in ("user_id", "device_id", "algorithms", "keys", "signatures") if name not in value]
+    missing = [name for name in ("user_id", "device_id", "algorithms", "keys") if name not in value]
     if missing:
         raise bad_json(f"device_keys lacks {', '.join(missing)}.")
     if value["user_id"] != owner or value["device_id"] != device_id:
@@ -154,17 +154,8 @@ def device_keys(value: dict[str, Any], owner: str, device_id: str) -> dict[str, 
         or not all(isinstance(key, str) for key in keys.values())
     ):
         raise bad_json("keys must map key IDs to keys.")
-    name = f"ed25519:{device_id}"
-    verify_key = public_key(keys.get(name))
-    if verify_key is None:
-        raise invalid_param(f"keys must have a key of 32 bytes in base64 for {name}.")
-    curve = f"curve25519:{device_id}"
-    if curve in keys and public_key(keys[curve]) is None:
-        raise invalid_param(f"{curve} must be a key of 32 bytes in base64.")
-    signatures = signatures_of(value, owner)
-    if not is_signed(payload_of(value), signatures.get(name), verify_key):
-        raise invalid_signature("device_keys must be signed by the device's Ed25519 key.")
-    return signatures
+    payload_of(value)
+    return signatures_of(value, owner)
 
 
 def device_verify_key(content: Mapping[str, Any]) -> bytes | None:

@@ -104,7 +104,7 @@ class KeyComponent:
         await self._backup.account_deactivated(txn, user_id)
 
     async def device_changed(self, txn: Transaction, user_id: str, device_id: str) -> None:
-        """The display name of a device changed: others see it beside the keys."""
+        """A device was made, or its display name changed, which others see beside the keys."""
         await self._devices.device_changed(txn, user_id, device_id)
 
     async def is_key_of(self, txn: Transaction, user_id: str, device_id: str) -> bool:

@@ -73,7 +73,7 @@ class Tokens:
         self._random = world.random
         self._known: Recent[bytes, _Known] = Recent("access_tokens", budget, KNOWN_BYTES)
         self.on_device_deleted: list[DeviceHook] = []
-        self.on_device_renamed: list[DeviceHook] = []
+        self.on_device_changed: list[DeviceHook] = []
         self.is_device_id_taken: list[DeviceIdCheck] = []
 
     # --- whose token is it ---
@@ -183,7 +183,10 @@ class Tokens:
                 raise MatrixError(403, "M_FORBIDDEN", "The device ID is that of a cross-signing key.")
         now = self._clock.now_ms()
         name = check_display_name(display_name)
-        return await sessions.insert_device(txn, user_id, device_id, name, now, now if ip else 0, ip, user_agent)
+        made = await sessions.insert_device(txn, user_id, device_id, name, now, now if ip else 0, ip, user_agent)
+        for hook in self.on_device_changed:
+            await hook(txn, user_id, device_id)
+        return made
 
     async def put_device(self, user_id: str, device_id: str, display_name: str | None, create: bool) -> None:
         await self._database.write(self._put_device, user_id, device_id, display_name, create)
@@ -194,7 +197,7 @@ class Tokens:
         if await sessions.device(txn, user_id, device_id) is not None:
             if display_name is not None:
                 await sessions.rename_device(txn, user_id, device_id, check_display_name(display_name))
-                for hook in self.on_device_renamed:
+                for hook in self.on_device_changed:
                     await hook(txn, user_id, device_id)
         elif create:
             await self._insert_device(txn, user_id, check_device_id(device_id), display_name, "", "")

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Request
 
-from ..matrix.errors import MatrixError, invalid_param, not_found, too_large
+from ..matrix.errors import MatrixError, invalid_param, not_found, too_large, unrecognized
 from ..user_api.api import Caller
 from .files import FilePart, narrow, send
 from .routes import Access, BodyFile, Endpoint, Response, Route, RouteTree
@@ -45,6 +45,13 @@ class Authenticator(Protocol):
 
     async def caller(self, access: Access, exchange: Exchange) -> Caller | None:
         """The caller that `access` allows; `MatrixError` where it allows none."""
+
+
+class ServerAuthenticator(Protocol):
+    """Says which other server made a request."""
+
+    async def origin_of(self, exchange: Exchange) -> str:
+        """The name of the server that signed the request; `MatrixError` where none did."""
 
 
 class Limiter(Protocol):
@@ -118,7 +125,7 @@ class Parsed:
 class Exchange:
     """One request, as handlers and authentication see it."""
 
-    __slots__ = ("_pairs", "_real_ip_header", "caller", "endpoint", "request")
+    __slots__ = ("_body", "_pairs", "_real_ip_header", "caller", "endpoint", "parsed", "request")
 
     def __init__(self, request: Incoming, endpoint: Endpoint, real_ip_header: bytes = b"") -> None:
         self.request = request
@@ -126,6 +133,9 @@ class Exchange:
         self.caller: Caller | None = None
         self._real_ip_header = real_ip_header
         self._pairs: list[tuple[str, str]] | None = None
+        self._body: bytes | None = None
+        self.parsed: Any = None
+        """The body's value, where authentication had to read it: valid JSON within the limits of `decode_object`."""
 
     @property
     def method(self) -> str:
@@ -164,7 +174,9 @@ class Exchange:
 
     @property
     def body(self) -> bytes:
-        return self.request.read_body()
+        if self._body is None:
+            self._body = self.request.read_body()
+        return self._body
 
     def body_file(self) -> BodyFile:
         """The file that the body was written to, for a route with ``body_file``.
@@ -224,8 +236,10 @@ class ApiResource(Resource):
         limiter: Limiter,
         observe: Observer = lambda endpoint, status: None,
         real_ip_header: str = "",
+        servers: ServerAuthenticator | None = None,
     ) -> None:
         super().__init__()
+        self._servers = servers
         self.tree = RouteTree(routes)
         self._authenticator = authenticator
         self._limiter = limiter
@@ -264,7 +278,8 @@ class ApiResource(Resource):
             self._reply(stop.value, request, endpoint)
             return
         answer: Deferred[Response] = Deferred.fromCoroutine(_rest(answering, awaited))
-        if not answer.called:
+        if request.method == b"GET" and not answer.called:
+            # Who goes away need not be answered; but what changes something is not left half done.
             request.notifyFinish().addErrback(lambda _: answer.cancel())
         answer.addCallback(self._reply, request, endpoint)
         answer.addErrback(self._lost, request)
@@ -298,10 +313,16 @@ class ApiResource(Resource):
     async def _call(self, exchange: Exchange, endpoint: Endpoint, values: list[str]) -> Any:
         route = endpoint.route
         caller = None
-        if route.access is not Access.PUBLIC:
-            caller = exchange.caller = await self._authenticator.caller(route.access, exchange)
-        self._limiter.check(endpoint, caller, exchange.ip)
         arguments: dict[str, Any] = dict(zip(endpoint.parameters, values, strict=True))
+        if route.access is Access.SERVER:
+            origin = await self._origin(exchange)
+            self._limiter.check(endpoint, None, origin)
+            if endpoint.wants_origin:
+                arguments["origin"] = origin
+        else:
+            if route.access is not Access.PUBLIC:
+                caller = exchange.caller = await self._authenticator.caller(route.access, exchange)
+            self._limiter.check(endpoint, caller, exchange.ip)
         if endpoint.wants_caller:
             arguments["caller"] = caller
         if endpoint.wants_request:
@@ -312,10 +333,19 @@ class ApiResource(Resource):
             body = exchange.body
             if len(body) > route.body_limit:
                 raise body_too_large(route.body_limit)
-            arguments["body"] = endpoint.body(body)
+            known = endpoint.takes_object and isinstance(exchange.parsed, dict)
+            arguments["body"] = exchange.parsed if known else endpoint.body(body)
         if endpoint.query is not None:
             arguments["query"] = endpoint.query(exchange.pairs)
         return await route.handler(**arguments)
+
+    async def _origin(self, exchange: Exchange) -> str:
+        """The server that signed the request; nothing is verified of a body that is too large."""
+        if self._servers is None:
+            raise unrecognized()
+        if len(exchange.body) > exchange.endpoint.route.body_limit:
+            raise body_too_large(exchange.endpoint.route.body_limit)
+        return await self._servers.origin_of(exchange)
 
     def _reply(self, response: Response, request: Incoming, endpoint: Endpoint) -> None:
         self._observe(endpoint, response.status)

@@ -5,7 +5,8 @@
 A handler is an ``async`` function.  What it is given follows from the names
 and annotations of its parameters: `caller` is who asks, `body` the request's
 body checked against the annotation, `query` the query string likewise,
-`request` the exchange itself; every other parameter is a part of the path.
+`request` the exchange itself, `origin` the name of the server that signed it
+(with `Access.SERVER`, which has no `caller`); every other parameter is a part of the path.
 What it returns becomes the answer: a dict or Struct is encoded as JSON,
 bytes are JSON already, a `Response` is sent as it is, `None` means ``{}``.
 A row for GET answers HEAD too.  A row with ``body_file`` has its bodies
@@ -126,12 +127,18 @@ class Endpoint:
         hints = typing.get_type_hints(inspect.unwrap(route.handler))
         names = [name for name in inspect.signature(route.handler).parameters if name != "self"]
         special = {"caller", "body", "query", "request"}
+        self.wants_origin = route.access is Access.SERVER and "origin" in names
+        if route.access is Access.SERVER:
+            special = {"origin", "body", "query", "request"}
+            if route.body_file is not None:
+                raise TypeError(f"{route.method} {route.path}: a server's signature covers the body")
         if set(names) - special != set(self.parameters):
             raise TypeError(f"{route.method} {route.path}: the handler takes {names}")
         self.wants_caller = "caller" in names
         self.wants_request = "request" in names
         takes_json = "body" in names and route.body_file is None
         self.body = make_body_decoder(hints["body"]) if takes_json else None
+        self.takes_object = self.body is decode_object
         if route.body_file is not None and "body" not in names:
             raise TypeError(f"{route.method} {route.path}: the handler takes no body")
         self.query = QueryDecoder(hints["query"]) if "query" in names else None

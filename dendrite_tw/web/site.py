@@ -16,7 +16,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from ..matrix.errors import unrecognized
 from .bodies import BoundedSite, apis_below
 from .channel import DirectChannel, Heads, find_api
-from .resource import ApiResource, Authenticator, Limiter, Observer, error_response, write
+from .resource import ApiResource, Authenticator, Limiter, Observer, ServerAuthenticator, error_response, write
 from .routes import Response, Route
 
 APIS = (
@@ -74,8 +74,12 @@ def make_root(
     observe: Observer,
     others: Mapping[bytes, IResource] | None = None,
     real_ip_header: str = "",
+    servers: ServerAuthenticator | None = None,
 ) -> Resource:
-    """The root Resource for the rows of all components; `others` are further children of the root."""
+    """The root Resource for the rows of all components; `others` are further children of the root.
+
+    Without `servers` the endpoints that other servers sign their requests to are not there.
+    """
     root = Landing()
     by_api: dict[str, list[Route]] = {}
     for row in routes:
@@ -84,7 +88,7 @@ def make_root(
             raise ValueError(f"{row.path} belongs to no API")
         by_api.setdefault(prefix, []).append(row)
     for prefix, rows in by_api.items():
-        _plant(root, prefix, ApiResource(rows, authenticator, limiter, observe, real_ip_header))
+        _plant(root, prefix, ApiResource(rows, authenticator, limiter, observe, real_ip_header, servers))
     for name, resource in (others or {}).items():
         root.putChild(name, resource)
     return root

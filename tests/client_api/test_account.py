@@ -48,7 +48,7 @@ class Passwords(ClientCase):
     def test_with_anothers_password(self) -> None:
         alice, _ = self.tokens("alice", "bob")
         body = {"new_password": "another horse"}
-        self.check(self.with_password(f"{V3}/account/password", alice, body, "bob"), 401, "M_FORBIDDEN")
+        self.check(self.with_password(f"{V3}/account/password", alice, body, "bob"), 403, "M_FORBIDDEN")
 
     def test_a_session_is_for_one_user_and_operation(self) -> None:
         alice, bob = self.tokens("alice", "bob")
@@ -109,6 +109,22 @@ class Devices(ClientCase):
         self.check(self.web.get(f"{V3}/account/whoami", bob), 200)
         self.check(self.web.post(f"{V3}/delete_devices", {"devices": ["x"] * 1001}, bob), 400, "M_INVALID_PARAM")
         self.check(self.web.post(f"{V3}/delete_devices", {}, bob), 400, "M_MISSING_PARAM")
+
+    def test_what_a_session_was_begun_for_is_what_it_deletes(self) -> None:
+        (alice,) = self.tokens("alice")
+        session = self.check(self.web.request("DELETE", f"{V3}/devices/OLD", {}, alice), 401)["session"]
+        auth = {"type": "m.login.password", "session": session, "user": "alice", "password": PASSWORD}
+        other = self.web.request("DELETE", f"{V3}/devices/PHONE", {"auth": auth}, alice)
+        self.check(other, 403, "M_FORBIDDEN")
+        self.check(self.web.get(f"{V3}/devices/PHONE", alice), 200)
+        self.check(self.web.request("DELETE", f"{V3}/devices/OLD", {"auth": auth}, alice), 200)
+
+    def test_another_users_password_is_no_attempt(self) -> None:
+        alice, _ = self.tokens("alice", "bob")
+        answer = self.with_password(f"{V3}/devices/PHONE", alice, {}, "bob", "DELETE")
+        self.assertNotIn("flows", self.check(answer, 403, "M_FORBIDDEN"))
+        wrong = self.with_password(f"{V3}/devices/PHONE", alice, {}, "alice", "DELETE", "wrong")
+        self.assertEqual([], self.check(wrong, 401, "M_FORBIDDEN")["completed"])
 
 
 class Profiles(ClientCase):
@@ -210,6 +226,34 @@ class PushRules(ClientCase):
         self.check(self.web.put(f"{rule}/actions", loud, token), 200)
         self.check(self.web.delete(rule, None, token), 200)
         self.check(self.web.delete(rule, None, token), 404, "M_NOT_FOUND")
+
+    def test_rules_of_one_kind(self) -> None:
+        (token,) = self.tokens("alice")
+        every = self.check(self.web.get(f"{V3}/pushrules/global/", token), 200)
+        for kind, rules in every.items():
+            self.assertEqual(rules, self.check(self.web.get(f"{V3}/pushrules/global/{kind}/", token), 200))
+        self.check(self.web.get(f"{V3}/pushrules/global/duke/", token), 400, "M_INVALID_PARAM")
+
+    def test_paths_that_name_no_rule(self) -> None:
+        (token,) = self.tokens("alice")
+        whole = "global/override/.m.rule.master"
+        for method, path in [
+            ("PUT", ""),
+            ("PUT", "global"),
+            ("GET", "global"),
+            ("PUT", "global/room"),
+            ("GET", "global/room"),
+            ("PUT", "global/room/"),
+            ("GET", "device/"),
+            ("GET", "device/room/x"),
+            ("PUT", "device/room/x"),
+            ("DELETE", "device/room/x"),
+            ("GET", f"{whole}/colour"),
+            ("PUT", f"{whole}/colour"),
+        ]:
+            body = None if method == "GET" else {}
+            self.check(self.web.request(method, f"{V3}/pushrules/{path}", body, token), 400, "M_INVALID_PARAM")
+        self.check(self.web.get(f"{V3}/pushrules/{whole}", token), 200)
 
     def test_what_is_no_rule(self) -> None:
         (token,) = self.tokens("alice")
@@ -317,6 +361,7 @@ class Pushers(ClientCase):
         first = self.check(self.web.get(f"{V3}/notifications?limit=3", token), 200)
         self.assertEqual([5, 4, 3], [one["ts"] for one in first["notifications"]])
         self.assertEqual("hello", first["notifications"][0]["event"]["content"]["body"])
+        self.assertEqual("", first["notifications"][0]["profile_tag"])
         more = f"{V3}/notifications?limit=3&from={first['next_token']}"
         rest = self.check(self.web.get(more, token), 200)
         self.assertEqual([2, 1], [one["ts"] for one in rest["notifications"]])
@@ -337,6 +382,17 @@ class OpenId(ClientCase):
         self.assertEqual("@alice:test", self.wait(self.api.owner_of_openid_token(made["access_token"])))
         self.check(self.web.get(f"{V3}/account/whoami", made["access_token"]), 401, "M_UNKNOWN_TOKEN")
         self.check(self.web.post(path, {}, bob), 403, "M_FORBIDDEN")
+
+    def test_anybody_may_ask_whom_a_token_stands_for(self) -> None:
+        (alice,) = self.tokens("alice")
+        token = self.web.post(f"{V3}/user/@alice:test/openid/request_token", {}, alice).json["access_token"]
+        info = "/_matrix/federation/v1/openid/userinfo"
+        self.assertEqual({"sub": "@alice:test"}, self.check(self.web.get(f"{info}?access_token={token}"), 200))
+        self.check(self.web.get(info), 401, "M_MISSING_TOKEN")
+        for wrong in ("nonsense", alice, ""):
+            self.check(self.web.get(f"{info}?access_token={wrong}"), 401, "M_UNKNOWN_TOKEN")
+        self.users.clock.advance(3601)
+        self.check(self.web.get(f"{info}?access_token={token}"), 401, "M_UNKNOWN_TOKEN")
 
     def test_credentials_for_a_turn_server(self) -> None:
         (token,) = self.tokens("alice")

@@ -202,9 +202,18 @@ class RoomKeysTests(ClientCase):
             ({}, "M_MISSING_PARAM"),
             ({"algorithm": "a"}, "M_MISSING_PARAM"),
             ({"algorithm": 1, "auth_data": {}}, "M_BAD_JSON"),
-            ({"algorithm": "a", "auth_data": "x"}, "M_BAD_JSON"),
+            ({"algorithm": "a", "auth_data": ["x"]}, "M_BAD_JSON"),
+            ({"algorithm": "a", "auth_data": 5}, "M_BAD_JSON"),
         ]:
             self.check(self.post("/room_keys/version", body), 400, errcode)
+
+    def test_an_algorithm_may_keep_text(self) -> None:
+        version = self.check(self.post("/room_keys/version", {"algorithm": "a", "auth_data": "x"}), 200)["version"]
+        self.assertEqual(self.get_json("/room_keys/version")["auth_data"], "x")
+        one = f"/room_keys/keys/%21room%3Atest/s?version={version}"
+        self.check(self.put(one, {**self.KEY, "session_data": "y"}), 200)
+        self.assertEqual(self.get_json(one)["session_data"], "y")
+        self.check(self.put(one, {**self.KEY, "session_data": 5}), 400, "M_BAD_JSON")
 
     def test_keys_at_all_three_levels(self) -> None:
         room = {"sessions": {"s/1": self.KEY}}
@@ -246,7 +255,7 @@ class RoomKeysTests(ClientCase):
             {"forwarded_count": 10**40},
             {"forwarded_count": 0.5},
             {"is_verified": 1},
-            {"session_data": "x"},
+            {"session_data": 5},
         ]
         for changes in wrong:
             self.check(self.put(one, {**self.KEY, **changes}), 400, "M_BAD_JSON")

@@ -34,6 +34,40 @@ class Open(ClientCase):
         self.assertIn("refresh_token", self.check(self.register("carol", refresh_token=True), 200))
         self.assertRegex(self.check(self.register(None), 200)["user_id"], "^@u[a-z0-9]+:test$")
 
+    def test_a_session_remembers_what_was_asked_first(self) -> None:
+        asked = {"username": "alice", "password": "paß wört", "device_id": "D", "initial_device_display_name": "N"}
+        session = self.check(self.web.post(REGISTER, asked), 401)["session"]
+        auth = {"type": "m.login.dummy", "session": session}
+        answer = self.check(self.web.post(REGISTER, {"auth": auth}), 200)
+        self.assertEqual(("@alice:test", "D"), (answer["user_id"], answer["device_id"]))
+        device = self.check(self.web.get(f"{V3}/devices/D", answer["access_token"]), 200)
+        self.assertEqual("N", device["display_name"])
+        self.check(self.web.post(REGISTER, {"auth": {"type": "m.login.dummy"}}), 400, "M_MISSING_PARAM")
+
+    def test_what_is_said_later_counts_more(self) -> None:
+        asked = {"username": "alice", "password": PASSWORD, "inhibit_login": True}
+        auth = {"type": "m.login.dummy", "session": self.check(self.web.post(REGISTER, asked), 401)["session"]}
+        answer = self.check(self.web.post(REGISTER, {"username": "bob", "auth": auth}), 200)
+        self.assertEqual({"user_id": "@bob:test", "home_server": "test"}, answer)
+
+    def test_a_long_request_is_not_remembered(self) -> None:
+        asked = {"username": "alice", "password": PASSWORD, "initial_device_display_name": "N" * 5000}
+        auth = {"type": "m.login.dummy", "session": self.check(self.web.post(REGISTER, asked), 401)["session"]}
+        self.check(self.web.post(REGISTER, {"auth": auth}), 400, "M_MISSING_PARAM")
+
+    def test_who_missed_the_answer_gets_it_again(self) -> None:
+        for name in ("alice", None):
+            body = {"password": PASSWORD, **({"username": name} if name else {})}
+            auth = {"type": "m.login.dummy", "session": self.check(self.web.post(REGISTER, body), 401)["session"]}
+            first = self.check(self.web.post(REGISTER, {**body, "auth": auth}), 200)
+            again = self.check(self.web.post(REGISTER, {**body, "auth": auth}), 200)
+            self.assertEqual(first["user_id"], again["user_id"])
+            self.check(self.web.get(f"{V3}/account/whoami", again["access_token"]), 200)
+            silent = self.check(self.web.post(REGISTER, {**body, "auth": auth, "inhibit_login": True}), 200)
+            self.assertEqual({"user_id", "home_server"}, set(silent))
+        wrong = {"username": "alice", "password": "some other", "auth": auth}
+        self.check(self.web.post(REGISTER, wrong), 400, "M_USER_IN_USE")
+
     def test_names_are_checked_before_authentication(self) -> None:
         self.check(self.register("alice"), 200)
         for name, errcode in [("alice", "M_USER_IN_USE"), ("ALICE", "M_USER_IN_USE"), ("a b", "M_INVALID_USERNAME")]:
@@ -58,6 +92,8 @@ class Open(ClientCase):
         self.assertNotEqual("@alice:test", guest["user_id"])
         who = self.check(self.web.get(f"{V3}/account/whoami", guest["access_token"]), 200)
         self.assertTrue(who["is_guest"])
+        shown = self.check(self.web.get(f"{V3}/profile/{guest['user_id']}/displayname"), 200)
+        self.assertEqual({"displayname": guest["user_id"][1:].split(":")[0]}, shown)
         self.check(self.web.get(f"{V3}/capabilities", guest["access_token"]), 403, "M_GUEST_ACCESS_FORBIDDEN")
         name = f"{V3}/profile/{guest['user_id']}"
         self.check(self.web.put(f"{name}/displayname", {"displayname": "G"}, guest["access_token"]), 200)

@@ -252,8 +252,11 @@ class Ending:
         return all(courier.answered[-1] in watcher.errands for courier in self.couriers)
 
 
-async def story(server: ServerUnderTest, seed: int) -> str:
-    """The whole of it on a started server; what was done, in a sentence. Raises :class:`AssertionError`."""
+async def story(server: ServerUnderTest, seed: int, meanwhile: Callable[[], None] = lambda: None) -> str:
+    """The whole of it on a started server; what was done, in a sentence. Raises :class:`AssertionError`.
+
+    ``meanwhile`` is called between each kill and the start that follows it.
+    """
     moments = [random.Random(seed * KILLS + kill).uniform(SOONEST, LATEST) for kill in range(KILLS)]
     print(f"kill9: seed {seed}, killed after {', '.join(f'{moment:.3f}' for moment in moments)} s of load")
     senders, couriers, watchers = await populate(server)
@@ -268,7 +271,7 @@ async def story(server: ServerUnderTest, seed: int) -> str:
                 writing.create_task(sender.run(load))
             for courier in couriers:
                 writing.create_task(courier.run(load))
-            await kill_and_restart(server, moments)
+            await kill_and_restart(server, moments, meanwhile)
             load.going = False
         ending.last = {
             sender.room: await sender.account.send(sender.room, "the end", "end") for sender in senders[:ROOMS]
@@ -286,11 +289,12 @@ async def story(server: ServerUnderTest, seed: int) -> str:
     return f"{messages} messages and {sum(len(courier.answered) for courier in couriers)} errands, each once"
 
 
-async def kill_and_restart(server: ServerUnderTest, moments: Sequence[float]) -> None:
+async def kill_and_restart(server: ServerUnderTest, moments: Sequence[float], meanwhile: Callable[[], None]) -> None:
     """Kill the server after each of the moments of load, and leave it running."""
     for moment in moments:
         await asyncio.sleep(moment)
         server.kill()
+        meanwhile()
         await asyncio.to_thread(server.start)
     await asyncio.sleep(SOONEST)
 

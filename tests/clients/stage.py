@@ -13,12 +13,12 @@ import traceback
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from bench.matrix import register
-from bench.servers import SERVERS, ServerUnderTest, Synapse
+from bench.servers import SERVERS, Ours, ServerUnderTest, Synapse
 from tests.clients.actor import Actor
 
 STORY_SECONDS = 55.0
@@ -33,6 +33,9 @@ class StoryFailedError(AssertionError):
 class Stage(SynchronousTestCase):
     """A test case with a server of its own in ``self.server``."""
 
+    expected_complaints: ClassVar[tuple[str, ...]] = ()
+    """Parts of the lines that the server may log as errors."""
+
     def setUp(self) -> None:
         """Start the server that ``CLIENTS_SERVER`` names: ours unless told otherwise."""
         name = os.environ.get("CLIENTS_SERVER", "ours")
@@ -42,8 +45,16 @@ class Stage(SynchronousTestCase):
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
         self.server: ServerUnderTest = SERVERS[name](self.folder / "server")
-        self.server.start()
+        if name == Ours.name:
+            self.addCleanup(self.check_log)
         self.addCleanup(self.server.stop)
+        self.server.start()
+
+    def check_log(self) -> None:
+        """Nothing went wrong that only the server's log tells of."""
+        lines = self.server.log.read_text(errors="replace").splitlines()
+        wrong = [line for line in lines if "level=error" in line or "level=fatal" in line or "Traceback" in line]
+        self.assertEqual([line for line in wrong if not any(text in line for text in self.expected_complaints)], [])
 
     def play(self, story: Coroutine[Any, Any, None]) -> None:
         """Run a story to its end within :data:`STORY_SECONDS`; show the server's log if it fails."""

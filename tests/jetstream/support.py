@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 
+from dendrite_tw.jetstream.api import Api
 from dendrite_tw.jetstream.embedded import EmbeddedQueue
+from dendrite_tw.jetstream.engine import JetStream
 from dendrite_tw.jetstream.messages import Message
+from dendrite_tw.jetstream.server import Server, Settings
+from dendrite_tw.jetstream.syncer import Syncer
+from dendrite_tw.jetstream.wire import Connect, Msg, Op, Pub, Sub, encode_headers
 
 START = 1_700_000_000.0
+
+
+class DiskCase(SynchronousTestCase):
+    """Tests that write files, but need not wait for the disk: what they lose is lost by their own hand."""
+
+    def setUp(self) -> None:
+        for name in ("fsync", "fdatasync"):
+            self.patch(os, name, lambda descriptor: None)
 
 
 def inline(call: Callable[..., Any], *args: Any) -> Deferred[Any]:
@@ -29,9 +45,7 @@ def settle(clock: Clock, turns: int = 50) -> None:
 class Bench:
     """A running embedded queue under test."""
 
-    def __init__(
-        self, folder: Path | str = "", *, in_memory: bool = False, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, folder: Path | str = "", *, in_memory: bool = False, clock: Clock | None = None) -> None:
         self.clock = clock or Clock()
         if clock is None:
             self.clock.advance(START)
@@ -92,3 +106,100 @@ class Collector:
     @property
     def payloads(self) -> list[bytes]:
         return [message.payload for batch in self.batches for message in batch]
+
+
+class Talker:
+    """A client of a server by hand: what it sends are operations, what it hears are operations."""
+
+    def __init__(self, server: Server, clock: Clock, **options: Any) -> None:
+        self.clock = clock
+        self.heard: list[Op] = []
+        self.closed = False
+        self.session = server.open(self.heard.append, self._close)
+        self._answers = 0
+        self.session.handle(Connect({"headers": True, "no_responders": True, **options}))
+        self.heard.clear()
+        if not self.closed:
+            self.session.handle(Sub("_INBOX.>", "", "0"))
+
+    def _close(self) -> None:
+        self.closed = True
+        self.session.closed()
+
+    def subscribe(self, subject: str, sid: str, queue: str = "") -> None:
+        self.session.handle(Sub(subject, queue, sid))
+
+    def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        block = encode_headers(headers.items()) if headers else b""
+        self.session.handle(Pub(subject, reply, block, payload))
+        settle(self.clock, 5)
+
+    def take(self) -> list[Msg]:
+        """The messages heard since the last time."""
+        heard = [op for op in self.heard if isinstance(op, Msg)]
+        self.heard.clear()
+        return heard
+
+    def payloads(self) -> list[bytes]:
+        return [op.payload for op in self.take()]
+
+    def ask(self, subject: str, payload: Any = b"", headers: dict[str, str] | None = None) -> Msg:
+        """A request and its answer."""
+        self._answers += 1
+        reply = f"_INBOX.{self._answers}"
+        before = len(self.heard)
+        body = payload if isinstance(payload, bytes) else orjson.dumps(payload)
+        self.publish(subject, body, reply, headers)
+        for op in self.heard[before:]:
+            if isinstance(op, Msg) and op.subject == reply:
+                self.heard.remove(op)
+                return op
+        raise AssertionError("no answer")
+
+    def api(self, request: str, body: Any = b"") -> dict[str, Any]:
+        """A request of the JetStream API, and the object that answers it."""
+        answer: dict[str, Any] = orjson.loads(self.ask(f"$JS.API.{request}", body).payload)
+        return answer
+
+    def refused(self, request: str, body: Any = b"") -> int:
+        """The error code with which the API refuses a request."""
+        answer = self.api(request, body)
+        if "error" not in answer:
+            raise AssertionError(answer)
+        return int(answer["error"]["err_code"])
+
+    def put(self, subject: str, payload: bytes = b"", **headers: str) -> dict[str, Any]:
+        """Publish to a stream; ``Msg_Id`` stands for the header ``Nats-Msg-Id``."""
+        named = {f"Nats-{name.replace('_', '-')}": value for name, value in headers.items()}
+        answer: dict[str, Any] = orjson.loads(self.ask(subject, payload, named).payload or b"{}")
+        return answer
+
+
+class ServerBench:
+    """A server with JetStream under test, and somebody who talks to it."""
+
+    def __init__(self, folder: Path | None = None, clock: Clock | None = None, **settings: Any) -> None:
+        self.clock = clock or Clock()
+        if clock is None:
+            self.clock.advance(START)
+        self.server = Server(Settings(**settings))
+        self.syncer = Syncer(inline, self.clock.callLater)
+        self.engine = JetStream(self.server, self.clock, self.syncer, folder)
+        self.api = Api(self.engine, self.server.settings.domain)
+        self.engine.recover()
+        self.engine.serve()
+        self.engine.start()
+        settle(self.clock)
+        self.talker = Talker(self.server, self.clock)
+
+    def advance(self, seconds: float, step: float = 0.1) -> None:
+        while seconds > 0.0001:
+            self.clock.advance(min(step, seconds))
+            settle(self.clock, 3)
+            seconds -= step
+
+    def crash(self) -> None:
+        self.engine.close_files()
+        self.clock.calls.clear()

@@ -5,19 +5,20 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from twisted.internet.defer import Deferred
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet.defer import Deferred, fail
 
+from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.jetstream.catalogue import CATALOGUE
 from dendrite_tw.jetstream.errors import ApiError, UnavailableError
 from dendrite_tw.jetstream.messages import Message
-from tests.jetstream.support import Bench, Collector, settle
+from tests.jetstream.support import Bench, Collector, DiskCase, settle
 
 
-class EmbeddedCase(SynchronousTestCase):
+class EmbeddedCase(DiskCase):
     in_memory = False
 
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
         self.bench = Bench(self.folder, in_memory=self.in_memory)
 
@@ -80,6 +81,29 @@ class PublishTests(EmbeddedCase):
         gate.callback(None)
         self.bench.settle()
         self.assertEqual(len(acks), 1)
+
+    def test_full_disk(self) -> None:
+        """What is under way waits; what is new is refused; all goes on by itself when there is room again."""
+        if self.in_memory:
+            return
+        collector = Collector()
+        self.bench.client.consume("OutputRoomEvent", "A", collector)
+        self.bench.settle()
+        syncer = self.bench.queue.syncer
+        run = syncer._run
+        syncer._run = lambda call, *args: fail(OSError("No space left on device"))
+        acks: list[object] = []
+        self.bench.client.send("OutputRoomEvent", b"1").addCallback(acks.append)
+        self.bench.advance(3)
+        with self.assertRaises(ApiError) as caught:
+            self.bench.publish("OutputRoomEvent", b"2")
+        self.assertEqual((caught.exception.code, acks), (503, []))
+        self.assertEqual(self.bench.queue.degraded, ["disk: No space left on device"])
+        syncer._run = run
+        self.bench.advance(3)
+        self.assertEqual((len(acks), self.bench.queue.degraded), (1, []))
+        self.assertEqual(self.bench.publish("OutputRoomEvent", b"3").seq, 2)
+        self.assertEqual(collector.payloads, [b"1", b"3"])
 
 
 class ConsumeTests(EmbeddedCase):
@@ -204,6 +228,22 @@ class ListenTests(EmbeddedCase):
         self.bench.settle()
         self.bench.publish("OutputRoomEvent", b"x")
         self.assertEqual(sorted(heard), [(0, b"x"), (1, b"x"), (2, b"x")])
+
+    def test_a_consumer_whose_database_is_away_waits(self) -> None:
+        taken: list[bytes] = []
+        reasons = [Unavailable("the disk is full")]
+
+        async def take(messages: list[Message]) -> None:
+            if reasons:
+                raise reasons.pop()
+            taken.extend(message.payload for message in messages)
+
+        self.bench.client.consume("OutputRoomEvent", "Waiting", take)
+        self.bench.settle()
+        self.bench.publish("OutputRoomEvent", b"x")
+        self.assertEqual(taken, [])
+        self.bench.advance(5)
+        self.assertEqual((taken, self.flushLoggedErrors()), ([b"x"], []))
 
     def test_a_failing_listener_harms_nobody(self) -> None:
         heard: list[bytes] = []

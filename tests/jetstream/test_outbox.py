@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.jetstream.errors import ApiError
 from dendrite_tw.jetstream.messages import Message
 from dendrite_tw.jetstream.outbox import OutboxRelay, OutboxRow
 from dendrite_tw.jetstream.worker import Worker
-from tests.jetstream.support import Bench
+from tests.jetstream.support import Bench, DiskCase
 
 
 class Table:
@@ -66,8 +65,9 @@ class Consumer:
 STREAM = "OutputRoomEvent"
 
 
-class OutboxTests(SynchronousTestCase):
+class OutboxTests(DiskCase):
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
         self.table = Table()
         self.bench = Bench(self.folder)
@@ -122,8 +122,14 @@ class OutboxTests(SynchronousTestCase):
         for stream in (STREAM, "OutputClientData"):
             self.bench.client.listen(stream, lambda message: heard.append(int(message.headers["Outbox-Id"])))
         self.bench.settle()
-        send, published = self.bench.client.send, []
-        self.patch(self.bench.client, "send", lambda *a, **k: published.append(k["msg_id"]) or send(*a, **k))
+        published: list[str] = []
+        send = self.bench.client.send
+
+        def note(*arguments: Any, **options: Any) -> Any:
+            published.append(options["msg_id"])
+            return send(*arguments, **options)
+
+        self.patch(self.bench.client, "send", note)
         self.relay.offer([self.table.add(STREAM)])
         self.bench.settle()
         for _ in range(20):
@@ -134,6 +140,25 @@ class OutboxTests(SynchronousTestCase):
             self.bench.settle()
         self.assertEqual(heard, list(range(1, 102)))
         self.assertEqual(published, [f"room:{number}" for number in heard])
+
+    def test_each_row_names_the_one_before(self) -> None:
+        """Across streams, read or offered, and again after a failure."""
+        heard: dict[int, int] = {}
+
+        def hear(message: Message) -> None:
+            heard[int(message.headers["Outbox-Id"])] = int(message.headers["Outbox-Previous"])
+
+        for stream in (STREAM, "OutputClientData"):
+            self.bench.client.listen(stream, hear)
+        self.bench.settle()
+        rows = [self.table.add(STREAM if n % 3 else "OutputClientData") for n in range(30)]
+        self.relay.notify(rows[9].id)
+        self.bench.settle()
+        for number in range(40):
+            self.relay.offer([self.table.add(STREAM if number % 2 else "OutputClientData")])
+        self.bench.advance(1)
+        numbers = sorted(heard)
+        self.assertEqual(heard, dict(zip(numbers, [0, *numbers], strict=False)))
 
     def test_notified_rows_are_read(self) -> None:
         rows = [self.table.add(STREAM, b"%d" % n, "r", b'{"room_id":"!x"}') for n in range(700)]
@@ -272,9 +297,7 @@ class OutboxTests(SynchronousTestCase):
         for _ in range(40):
             action = chance.random()
             if action < 0.75:
-                rows = [
-                    self.table.add(STREAM, b"%d" % (len(expected) + n)) for n in range(chance.randint(1, 6))
-                ]
+                rows = [self.table.add(STREAM, b"%d" % (len(expected) + n)) for n in range(chance.randint(1, 6))]
                 expected.extend(row.payload for row in rows)
                 if chance.random() < 0.8:
                     self.relay.offer(rows)

@@ -1,4 +1,6 @@
-"""Messages on disk: what was acknowledged survives every cut, what is damaged is noticed, room is given back."""
+"""Messages on disk: what was acknowledged survives every cut, what is damaged is noticed, room is given
+back.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,14 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
 
-from dendrite_tw.jetstream import store
+from dendrite_tw.jetstream import segments, store
 from dendrite_tw.jetstream.index import Index
-from dendrite_tw.jetstream.store import DamagedError, FileStorage, Syncer
-from dendrite_tw.jetstream.streams import Stored
-from tests.jetstream.support import inline, settle
+from dendrite_tw.jetstream.segments import DamagedError
+from dendrite_tw.jetstream.storage import Stored
+from dendrite_tw.jetstream.store import FileStorage
+from dendrite_tw.jetstream.syncer import Syncer
+from tests.jetstream.support import DiskCase, inline, settle
 
 
 class Shelf:
@@ -73,8 +76,9 @@ class Shelf:
         self.files.close()
 
 
-class StoreCase(SynchronousTestCase):
+class StoreCase(DiskCase):
     def setUp(self) -> None:
+        super().setUp()
         self.folder = Path(self.mktemp())
 
     def shelf(self, segment_bytes: int = store.SEGMENT_BYTES) -> Shelf:
@@ -316,6 +320,25 @@ class SyncTests(StoreCase):
         self.assertEqual((told, held), (["1", "2", "3", "4"], []))
         self.assertEqual(shelf.syncer.batches, 2)
 
+    def test_who_asks_while_the_last_batch_is_written_is_told_when_it_is(self) -> None:
+        held: list[tuple[Callable[..., Any], Any, Deferred[Any]]] = []
+
+        def hold(call: Callable[..., Any], *args: Any) -> Deferred[Any]:
+            deferred: Deferred[Any] = Deferred()
+            held.append((call, args, deferred))
+            return deferred
+
+        shelf = self.shelf()
+        shelf.syncer._run = hold
+        shelf.put(b"last")
+        shelf.sync()
+        told: list[int] = []
+        shelf.syncer.when_synced(lambda: told.append(1))
+        self.assertEqual((len(held), told), (1, []))
+        call, args, deferred = held.pop()
+        deferred.callback(call(*args))
+        self.assertEqual((told, held, shelf.syncer.is_idle()), ([1], [], True))
+
     def test_full_disk_is_waited_for(self) -> None:
         shelf = self.shelf()
         shelf.put(b"before")
@@ -337,7 +360,7 @@ class SyncTests(StoreCase):
     def test_partly_written_batch_is_written_again(self) -> None:
         shelf = self.shelf()
         attempts: list[int] = []
-        original = store._write_all
+        original = segments._write_all
 
         def half(descriptor: int, data: bytes, offset: int) -> None:
             attempts.append(1)
@@ -346,7 +369,7 @@ class SyncTests(StoreCase):
                 raise OSError(errno.EIO, "told to fail")
             original(descriptor, data, offset)
 
-        self.patch(store, "_write_all", half)
+        self.patch(segments, "_write_all", half)
         shelf.put(b"a")
         shelf.put(b"b")
         shelf.sync()

@@ -127,7 +127,7 @@ class ParseTests(SynchronousTestCase):
         self.assertEqual(self.assertRaises(MatrixError, load_json, "{").errcode, "M_NOT_JSON")
 
     def test_limits_are_bounded(self) -> None:
-        for limit, expected in ((None, 10), (5, 5), (0, 1), (100_000, 100)):
+        for limit, expected in ((None, 10), (5, 5), (0, 0), (-1, 0), (100_000, 100)):
             self.assertEqual(RoomEventFilter(limit=limit).bounded_limit(10, 100), expected)
 
 

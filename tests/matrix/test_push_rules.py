@@ -321,9 +321,12 @@ class OperationTests(SynchronousTestCase):
         many = {"actions": [], "conditions": [unknown] * 100}
         self.refused(400, "M_BAD_JSON", DEFAULT.put, "override", "a", many)
 
-    def test_forgotten_actions_are_dropped(self) -> None:
-        rules = DEFAULT.put("room", ROOM, {"actions": ["dont_notify", "coalesce"]})
-        self.assertEqual(rules.get("room", ROOM).actions, ())
+    def test_forgotten_actions_are_kept_and_do_nothing(self) -> None:
+        for actions in (["dont_notify", "coalesce"], ["dont_notify", "notify"]):
+            rules = DEFAULT.put("room", ROOM, {"actions": actions})
+            self.assertEqual(rules.get("room", ROOM).actions, tuple(actions))
+            plain = DEFAULT.put("room", ROOM, {"actions": [action for action in actions if action == "notify"]})
+            self.assertEqual(for_alice(rules, message()), for_alice(plain, message()))
 
     def test_limits(self) -> None:
         rules = RuleSet({"content": DEFAULT.put("content", "a", {"actions": [], "pattern": "x"}).own["content"] * 500})
@@ -381,7 +384,9 @@ class OperationTests(SynchronousTestCase):
                 "sender": None,
             }
         }
-        expected = DEFAULT.set_enabled("override", ".m.rule.master", True).put("room", ROOM, {"actions": []})
+        expected = DEFAULT.put("room", ROOM, {"actions": ["dont_notify"]})
+        expected = expected.set_enabled("override", ".m.rule.master", True)
+        expected = expected.set_actions("override", ".m.rule.master", ["dont_notify"])
         self.assertEqual(RuleSet.from_client(shown), expected)
         for nothing in ({}, {"global": []}, {"global": {"override": {}}}):
             self.assertTrue(RuleSet.from_client(nothing).is_default)

@@ -45,6 +45,13 @@ class CreationTests(RoomStory):
         self.assertEqual(self.told[-1].joined_members, 1)
         self.assertEqual(self.do(self.rooms.position()), positions[-1])
 
+    def test_a_public_room_needs_no_event_to_keep_guests_out(self) -> None:
+        types = []
+        for preset in ("public_chat", "private_chat"):
+            state = self.do(self.rooms.current_state(self.create(preset=preset), ALICE))
+            types.append("m.room.guest_access" in [event.type for event in state])
+        self.assertEqual(types, [False, True])
+
     def test_presets(self) -> None:
         rules = {}
         for preset in ("private_chat", "trusted_private_chat", "public_chat"):
@@ -313,6 +320,39 @@ class ReadingTests(RoomStory):
         self.refused(self.rooms.joined_members(room_id, BOB), "M_FORBIDDEN", 403)
         self.refused(self.rooms.current_state(room_id, CAROL), "M_FORBIDDEN", 403)
         self.refused(self.rooms.state_event(room_id, ALICE, "m.none", ""), "M_NOT_FOUND", 404)
+
+    def test_a_page_on_from_the_newest_event_leads_further(self) -> None:
+        room_id = self.create(preset="public_chat")
+        self.member(room_id, BOB, "join")
+        first = self.say(room_id, ALICE, "1")
+        page = self.do(self.page(room_id, ALICE, "f", limit=100))
+        self.assertEqual(page.events[-1].event_id, first)
+        self.assertIsNone(self.do(self.page(room_id, ALICE, "f", limit=10, from_token=page.end)).end)
+        self.say(room_id, ALICE, "2")
+        self.assertEqual(self.bodies(room_id, ALICE, "f", from_token=page.end), ["2"])
+        self.assertIsNone(self.do(self.page(room_id, ALICE, "f", limit=100, to_token=page.end)).end)
+        self.member(room_id, BOB, "leave")
+        self.assertIsNone(self.do(self.page(room_id, BOB, "f", limit=100)).end)
+
+    def test_context_is_for_members(self) -> None:
+        room_id = self.create(preset="public_chat")
+        event_id = self.say(room_id, ALICE, "1")
+        self.refused(self.rooms.context(room_id, BOB, event_id, 4, None, False), "M_FORBIDDEN")
+        self.refused(self.rooms.context("!none:test", BOB, event_id, 4, None, False), "M_FORBIDDEN")
+        self.refused(self.rooms.context(room_id, ALICE, "$none", 4, None, False), "M_NOT_FOUND")
+
+    def test_the_directory_in_pages(self) -> None:
+        rooms = {self.create(visibility="public") for _ in range(5)}
+        seen: list[str] = []
+        since = None
+        for number in range(3):
+            page, since, previous, total = self.do(self.rooms.public_rooms(2, since, None, None))
+            self.assertEqual((total, previous is None), (5, number == 0))
+            seen += [room.room_id for room in page]
+        self.assertIsNone(since)
+        self.assertEqual((len(seen), set(seen)), (5, rooms))
+        for token in ("", "2", "r", "r-1", "rx", "r" + "9" * 20):
+            self.refused(self.rooms.public_rooms(2, token, None, None), "M_INVALID_PARAM")
 
     def test_context_lies_around_its_event(self) -> None:
         room_id = self.create()

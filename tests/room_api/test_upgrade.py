@@ -47,6 +47,10 @@ class UpgradeTests(RoomStory):
                 self.assertEqual(self.content(replacement, "m.room.name"), {"name": "A"})
                 self.say(replacement, ALICE, f"{old} to {new}")
 
+    def test_the_new_room_says_that_guests_stay_out(self) -> None:
+        replacement = self.upgrade(self.create(preset="public_chat", room_version="10"), "11")
+        self.assertEqual(self.content(replacement, "m.room.guest_access"), {"guest_access": "forbidden"})
+
     def test_what_is_carried_over(self) -> None:
         state = [{"type": type, "content": content} for type, content in CARRIED.items()]
         state += [{"type": "org.example.thing", "content": {"a": 1}}]

@@ -29,3 +29,14 @@ class ChatTests(ServerTestCase):
         waiting = bob.start_sync(waiting.json["next_batch"], timeout=30_000)
         self.pump(31)
         self.assertEqual(bob.ok(waiting).get("rooms", {}), {})
+
+    def test_a_client_may_send_without_a_transaction(self) -> None:
+        alice = self.register("alice")
+        room_id = alice.create_room(room_version="10")
+        path = f"/rooms/{room_id}/send/m.room.message"
+        sent = [alice.ok(alice.post(path, {"msgtype": "m.text", "body": "again"}))["event_id"] for _ in range(2)]
+        self.assertNotEqual(*sent)
+        for value in (2**53, 1.5):
+            answer = alice.post(path, {"msgtype": "m.text", "body": "x", "number": value})
+            self.assertEqual((answer.status, answer.errcode), (400, "M_BAD_JSON"))
+        self.assertEqual(alice.post(path, {"body": "x" * 65536}).status, 413)

@@ -173,11 +173,12 @@ class FakeRooms:
         else:
             self._queue.tell(OUTPUT_ROOM_EVENT, output)
 
-    def release(self) -> None:
-        """Tell what was held back."""
-        held, self.held = self.held or [], None
-        for output in held:
-            self._tell(output)
+    def release(self, count: int | None = None) -> None:
+        """Tell what was held back: the first `count`, or all and hold back no more."""
+        held = self.held or []
+        self.held = None if count is None else held[count:]
+        for output in held[:count]:
+            self._queue.tell(OUTPUT_ROOM_EVENT, output)
 
     def redact(self, room_id: str, sender: str, event_id: str) -> RoomEvent:
         redaction = self.rooms[room_id]
@@ -260,7 +261,8 @@ class FakeRooms:
         return [member for member in found if member is not None]
 
     async def membership(self, room_id: str, user_id: str) -> Membership | None:
-        event = self.rooms[room_id].state.get((MEMBER, user_id))
+        room = self.rooms.get(room_id)
+        event = room.state.get((MEMBER, user_id)) if room is not None else None
         if event is None:
             return None
         return Membership(

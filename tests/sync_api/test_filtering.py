@@ -52,6 +52,31 @@ class Filtering(SyncCase):
         self.assertEqual(ids(room["timeline"]), sent)
         self.assertFalse(room["timeline"]["limited"])
 
+    def test_a_limit_of_nothing_leaves_the_state(self) -> None:
+        none = {"room": {"timeline": {"limit": 0}, "state": {"types": ["m.room.member"]}}}
+        for token in (None, self.since):
+            sent = self.rooms.message(ROOM, A)
+            room = joined(self.sync("alice", token, filter=none))
+            self.assertEqual(ids(room["timeline"]), [])
+            self.assertTrue(room["timeline"]["limited"])
+            self.assertEqual(room["timeline"]["prev_batch"].split("_")[0], f"s{sent.position}")
+            self.assertEqual(members(room) if token is None else [], [A, B] if token is None else [])
+
+    def test_a_name_that_changes_out_of_sight_tells_nothing(self) -> None:
+        self.rooms.join(ROOM, B, displayname="Boris")
+        hidden = {"room": {"timeline": {"types": []}, "state": {"types": ["org.example"]}}}
+        self.assertNotIn("rooms", self.sync("alice", self.since, filter=hidden))
+        self.rooms.leave(ROOM, B)
+        room = joined(self.sync("alice", self.since, filter=hidden))
+        self.assertEqual(room["summary"]["m.joined_member_count"], 1)
+
+    def test_a_room_that_is_named_has_no_heroes_any_more(self) -> None:
+        self.rooms.send(ROOM, A, "m.room.name", {"name": "Den"}, "")
+        answer = self.sync("alice", self.since)
+        self.assertNotIn("m.heroes", joined(answer)["summary"])
+        self.rooms.send(ROOM, A, "m.room.name", {}, "")
+        self.assertEqual(joined(self.sync("alice", answer["next_batch"]))["summary"]["m.heroes"], [B])
+
     def test_rooms(self) -> None:
         other = self.rooms.create("!other:test", A)
         answer = self.sync("alice", filter={"room": {"rooms": [other]}})

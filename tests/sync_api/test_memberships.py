@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from dendrite_tw.room_api.api import PURGE_ROOM, RoomPurged
 from tests.sync_api.scene import ROOM, A, B, SyncCase, ids, joined, timeline_ids
 
 LEAVE = {"room": {"include_leave": True}}
@@ -44,6 +47,25 @@ class Joining(SyncCase):
             self.assertEqual(timeline_ids(answer), ["$e1", "$e2", "$e3", join.event_id, after.event_id])
             self.assertNotIn(secret.event_id, str(answer))
 
+    def test_what_is_current_state_is_shown_though_it_came_while_one_was_away(self) -> None:
+        self.rooms.create(ROOM, B, visibility="joined")
+        self.rooms.join(ROOM, A)
+        since = self.sync("alice")["next_batch"]
+        self.rooms.leave(ROOM, A)
+        old = self.rooms.send(ROOM, B, "m.room.topic", {"topic": "old"}, "")
+        topic = self.rooms.send(ROOM, B, "m.room.topic", {"topic": "new"}, "")
+        for n in range(40):
+            self.rooms.message(ROOM, B, str(n))
+        join = self.rooms.join(ROOM, A)
+        for restarted in (False, True):
+            if restarted:
+                self.restart()
+            answer = self.sync("alice", since)
+            self.assertEqual(timeline_ids(answer)[-2:], [topic.event_id, join.event_id])
+            self.assertNotIn(old.event_id, timeline_ids(answer))
+            self.assertLessEqual(len(timeline_ids(answer)), 10)
+            self.assertTrue(joined(answer)["timeline"]["limited"])
+
     def test_membership_at_the_time_of_each_event(self) -> None:
         self.rooms.create(ROOM, B, visibility="shared")
         self.rooms.message(ROOM, B)
@@ -82,6 +104,20 @@ class Joining(SyncCase):
             self.assertTrue(room["timeline"]["limited"])
             self.assertIn(back.event_id, ids(room["timeline"]))
             self.assertNotIn(missed.event_id, ids(room["timeline"]))
+
+    def test_a_join_on_disk_that_was_not_heard_yet_is_a_new_join(self) -> None:
+        self.rooms.create(ROOM, B, name="Den")
+        self.component.notifier.clear()
+        self.rooms.held = []
+        self.rooms.join(ROOM, A)
+        self.rooms.join(ROOM, A, displayname="Al")
+        answer = self.ask("alice", self.since)
+        self.assertFalse(answer.done)
+        self.rooms.release()
+        self.settle()
+        room = joined(answer.json)
+        self.assertEqual(len(room["timeline"]["events"]), 5)
+        self.assertEqual(room["summary"]["m.joined_member_count"], 2)
 
     def test_wakes_the_one_who_joins(self) -> None:
         self.rooms.create(ROOM, B)
@@ -196,6 +232,19 @@ class Leaving(SyncCase):
         self.assertEqual(sections(self.sync("alice", since, filter=LEAVE)), {})
         self.assertEqual(sections(self.sync("alice", since, filter=LEAVE, full_state=True)), {"leave": [ROOM]})
         self.assertEqual(sections(self.sync("alice", since, full_state=True)), {})
+
+    def test_a_room_that_is_deleted_is_left(self) -> None:
+        waiting = self.ask("alice", self.since, timeout=30000)
+        for event in self.rooms.rooms.pop(ROOM).events:
+            del self.rooms.by_id[event.event_id]
+        self.rooms._position += 1
+        payload = msgspec.msgpack.encode(RoomPurged(room_id=ROOM, position=self.rooms._position))
+        self.queue.send("OutputRoomEvent", payload, headers={"output_room_event_type": PURGE_ROOM})
+        self.settle()
+        self.assertEqual(sections(waiting.json), {"leave": [ROOM]})
+        self.assertEqual(waiting.json["rooms"]["leave"][ROOM]["timeline"]["events"], [])
+        self.assertEqual(sections(self.sync("alice", waiting.json["next_batch"])), {})
+        self.assertEqual(sections(self.sync("alice", filter=LEAVE)), {})
 
     def test_forgotten_rooms_are_hidden(self) -> None:
         self.rooms.leave(ROOM, A)

@@ -232,6 +232,36 @@ class ToDevice(PersonalCase):
         self.assertEqual(self.bodies(answer), [2])
         self.assertEqual(self.bodies(self.sync("alice", answer["next_batch"])), [])
 
+    def test_overtaken_by_another_stream(self) -> None:
+        """No token goes beyond a message that was not heard yet."""
+        since = self.sync("alice", self.since)["next_batch"]
+        self.queue.silent = True
+        self.keys.send(A, "ALICEDEV", {"n": 1})
+        self.users.set_account_data(A, "m.other", {"n": 2})
+        self.queue.silent = False
+        message, change = self.queue.unheard
+        position = self.keys.messages[-1].position
+        self.queue.send(*change, headers={"Outbox-Previous": str(position)})
+        answer = self.sync("alice", since)
+        self.assertEqual((self.bodies(answer), "account_data" in answer), ([], False))
+        self.queue.send(*message, headers={"Outbox-Previous": str(position - 1)})
+        answer = self.sync("alice", answer["next_batch"])
+        self.assertEqual((self.bodies(answer), "account_data" in answer), ([1], True))
+
+    def test_overtaken_by_what_never_comes(self) -> None:
+        since = self.sync("alice", self.since)["next_batch"]
+        self.queue.silent = True
+        self.keys.send(A, "ALICEDEV", {"n": 1})
+        self.users.set_account_data(A, "m.other", {"n": 2})
+        self.queue.silent = False
+        _, change = self.queue.unheard
+        self.queue.send(*change, headers={"Outbox-Previous": str(self.keys.messages[-1].position)})
+        answer = self.ask("alice", since, timeout=30000)
+        for _ in range(3):
+            self.clock.advance(5)
+            self.settle()
+        self.assertEqual((self.bodies(answer.json), "account_data" in answer.json), ([1], True))
+
     def test_of_more_devices_than_are_remembered(self) -> None:
         answer = self.sync("alice", self.since)
         self.keys.send(A, "ALICEDEV", {"n": 1})
@@ -365,6 +395,53 @@ class PresenceOfOthers(PersonalCase):
         self.rooms.join(ROOM, C)
         answer = self.sync("alice", since)
         self.assertEqual([event["sender"] for event in answer["presence"]["events"]], [C])
+
+    def test_a_room_of_few_strangers_shows_who_is_offline(self) -> None:
+        since = self.sync("alice", self.since)["next_batch"]
+        self.rooms.join(ROOM, C)
+        self.rooms.join(ROOM, "@dora:elsewhere")
+        answer = self.sync("alice", since)
+        event = {"type": "m.presence", "sender": C, "content": {"presence": "offline"}}
+        self.assertEqual(answer["presence"]["events"], [event])
+        since = answer["next_batch"]
+        self.assertNotIn("presence", self.sync("alice", since))
+        for number in range(51):
+            self.rooms.join(ROOM, f"@user{number}:test")
+        self.assertNotIn("presence", self.sync("alice", since))
+
+    def status(self, who: str, user_id: str, body: Any = None) -> Any:
+        path = f"/_matrix/client/v3/presence/{user_id}/status"
+        return self.web.get(path, who) if body is None else self.web.put(path, body, who)
+
+    def test_is_set_and_asked_for(self) -> None:
+        self.assertEqual(self.status("bob", B).json, {"presence": "offline"})
+        self.assertEqual(self.status("bob", B, {"presence": "unavailable", "status_msg": "at tea"}).json, {})
+        shown = {"presence": "unavailable", "last_active_ago": 0, "status_msg": "at tea"}
+        self.assertEqual(self.status("alice", B).json, shown)
+        self.assertEqual(self.sync("alice", self.since)["presence"]["events"][0]["content"], shown)
+        self.status("bob", B, {"presence": "online"})
+        self.clock.advance(2)
+        shown = {"presence": "online", "last_active_ago": 2000, "status_msg": "at tea", "currently_active": True}
+        self.assertEqual(self.status("alice", B).json, shown)
+        self.status("bob", B, {"presence": "offline", "status_msg": None})
+        self.assertEqual(self.status("alice", B).json, {"presence": "offline", "last_active_ago": 0})
+
+    def test_who_set_it_and_never_syncs_goes_offline(self) -> None:
+        self.status("bob", B, {"presence": "online"})
+        self.clock.pump([30.0] * 5)
+        self.assertEqual(self.status("alice", B).json["presence"], "offline")
+
+    def test_whose_may_be_set_and_seen(self) -> None:
+        for body, status in [
+            ({"presence": "online"}, 403),
+            ({"presence": "merry"}, 400),
+            ({}, 400),
+            ({"presence": "online", "status_msg": 5}, 400),
+        ]:
+            self.assertEqual(self.status("alice", B, body).status, status, body)
+        self.assertEqual(self.status("bob", B, {"presence": "online", "status_msg": "x" * 1001}).status, 400)
+        self.assertEqual(self.status("carol", B).errcode, "M_FORBIDDEN")
+        self.assertEqual(self.status("bob", B).json, {"presence": "offline"})
 
     def test_is_published_seldom(self) -> None:
         for _ in range(5):

@@ -10,6 +10,7 @@ import orjson
 from dendrite_tw.links.codec import InterfaceCodec
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.user_api.api import OUTPUT_KEY_CHANGE_EVENT, ClaimedKeys, KeyAPI, KeyChange, QueriedKeys
+from tests.harness import trace
 from tests.user_api.keys_support import ALICE, BOB, CAROL, Device, Key, KeysCase
 
 
@@ -30,7 +31,7 @@ class DeviceKeysTests(KeysCase):
     def test_a_device_without_a_name_has_nothing_unsigned(self) -> None:
         tablet = Device(ALICE, "ALICE2")
         self.get(self.upload(tablet))
-        self.assertEqual(self.query(), {"ALICE2": tablet.keys()})
+        self.assertEqual(self.query(), {"ALICE2": {**tablet.keys(), "unsigned": {}}})
 
     def test_named_devices_alone_are_shown(self) -> None:
         for device_id in ("ALICEDEV", "ALICE2"):
@@ -62,16 +63,15 @@ class DeviceKeysTests(KeysCase):
         self.get(self.upload(self.phone))
         position = self.outbox.position
         self.delete_device(ALICE, "ALICE2")
-        self.assertEqual(self.changed(position), [], "it had no keys")
+        self.assertEqual(self.changed(position), [ALICE], "it had no keys, and was listed")
+        position = self.outbox.position
         self.delete_device(ALICE, "ALICEDEV")
         self.assertEqual(self.changed(position), [ALICE])
         self.assertEqual(self.query(), {})
         self.assertTrue(msgspec.msgpack.decode(self.told[-1].payload, type=KeyChange).deleted)
         self.check_refused(self.upload(self.phone), 401, "M_UNKNOWN_TOKEN")
 
-    def test_a_change_of_name_is_told_for_a_device_with_keys(self) -> None:
-        self.successResultOf(self.database.write(self.keys.device_changed, ALICE, "ALICEDEV"))
-        self.assertEqual(self.changed(), [])
+    def test_a_change_of_name_is_told(self) -> None:
         self.get(self.upload(self.phone))
         position = self.outbox.position
         self.successResultOf(self.database.write(self.keys.device_changed, ALICE, "ALICEDEV"))
@@ -79,11 +79,10 @@ class DeviceKeysTests(KeysCase):
 
     def test_keys_that_do_not_fit_are_refused(self) -> None:
         good = self.phone.keys()
-        other = Device(BOB, "BOBDEV")
-        lacking = [{name: part for name, part in good.items() if name != lack} for lack in good]
+        lacking = [{n: part for n, part in good.items() if n != lack} for lack in good if lack != "signatures"]
         for bad in lacking:
             self.check_refused(self.upload(self.phone, device_keys=bad), 400, "M_BAD_JSON")
-        ed25519, curve = "ed25519:ALICEDEV", "curve25519:ALICEDEV"
+        ed25519 = "ed25519:ALICEDEV"
         wrong: list[tuple[dict[str, Any], str]] = [
             ({"user_id": BOB}, "M_INVALID_PARAM"),
             ({"device_id": "ALICE2"}, "M_INVALID_PARAM"),
@@ -92,10 +91,6 @@ class DeviceKeysTests(KeysCase):
             ({"algorithms": ["x"] * 100}, "M_BAD_JSON"),
             ({"keys": []}, "M_BAD_JSON"),
             ({"keys": {ed25519: 1}}, "M_BAD_JSON"),
-            ({"keys": {}}, "M_INVALID_PARAM"),
-            ({"keys": {ed25519: "short"}}, "M_INVALID_PARAM"),
-            ({"keys": {ed25519: self.phone.key.public, curve: "short"}}, "M_INVALID_PARAM"),
-            ({"keys": {ed25519: other.key.public}}, "M_INVALID_SIGNATURE"),
         ]
         for changes, errcode in wrong:
             self.check_refused(self.upload(self.phone, device_keys=self.phone.keys(**changes)), 400, errcode)
@@ -103,15 +98,21 @@ class DeviceKeysTests(KeysCase):
             ([], "M_BAD_JSON"),
             ({ALICE: []}, "M_BAD_JSON"),
             ({ALICE: {ed25519: 7}}, "M_BAD_JSON"),
-            ({ALICE: {ed25519: "x"}}, "M_INVALID_SIGNATURE"),
-            ({}, "M_INVALID_SIGNATURE"),
-            ({ALICE: other.keys()["signatures"][BOB]}, "M_INVALID_SIGNATURE"),
         ]:
             bad = {**good, "signatures": signatures}
             self.check_refused(self.upload(self.phone, device_keys=bad), 400, errcode)
         self.check_refused(self.upload(self.phone, device_keys={**good, "number": 1.5}), 400, "M_BAD_JSON")
         self.check_refused(self.upload(self.phone, device_keys=self.phone.keys(big="x" * 20_000)), 413, "M_TOO_LARGE")
         self.assertEqual((self.query(), self.changed()), ({}, []))
+
+    def test_keys_of_another_make_are_kept_as_they_are(self) -> None:
+        for keys in ({}, {"ed25519:ALICEDEV": "ed25519+key", "curve25519:ALICEDEV": "short"}, {"x:ALICEDEV": "y"}):
+            value = self.phone.keys(keys=keys)
+            self.get(self.upload(self.phone, device_keys=value))
+            self.assertEqual(self.query()["ALICEDEV"]["keys"], keys)
+        value = {name: part for name, part in value.items() if name != "signatures"}
+        self.get(self.upload(self.phone, device_keys=value))
+        self.assertNotIn("signatures", self.query()["ALICEDEV"])
 
     def test_signatures_of_others_are_not_kept(self) -> None:
         signed = Key("x").sign(Key("y").sign(self.phone.keys(), BOB), ALICE)
@@ -147,8 +148,7 @@ class DeviceKeysTests(KeysCase):
         for number in range(200):
             self.devices[f"@u{number}:test"] = {"D": None}
             self.get(self.upload(Device(f"@u{number}:test", "D")))
-        statements: list[str] = []
-        self.database._reader.set_trace_callback(statements.append)  # type: ignore[attr-defined]
+        statements = trace(self.database)
         wanted: dict[str, list[str]] = {f"@u{number}:test": [] for number in range(200)}
         found = self.get(self.keys.query_keys(ALICE, wanted, 0))
         self.assertEqual(len(found.device_keys), 200)
@@ -243,8 +243,7 @@ class ChangesTests(KeysCase):
         self.get(self.keys.remote_keys_changed([CAROL]))
         again = self.make()
         self.assertEqual(self.get(again.key_changes_since(1, 9)), [])
-        statements: list[str] = []
-        self.database._reader.set_trace_callback(statements.append)  # type: ignore[attr-defined]
+        statements = trace(self.database)
         self.assertEqual(self.get(again.key_changes_since(1, 9)), [])
         self.assertEqual(statements, [])
         shared = self.make(exclusive=False)

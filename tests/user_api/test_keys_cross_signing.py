@@ -55,6 +55,18 @@ class CrossSigningKeysTests(SigningCase):
         self.assertTrue(self.get(self.keys.upload_cross_signing_keys(ALICE, {}, False)))
         self.assertEqual(self.changed(position), [])
 
+    def test_of_a_new_user_signing_key_its_user_alone_is_told(self) -> None:
+        keys = self.alice.keys()
+        self.get(self.keys.upload_cross_signing_keys(ALICE, {n: keys[n] for n in ("master", "self_signing")}, False))
+        position = self.outbox.position
+        self.assertTrue(self.get(self.keys.upload_cross_signing_keys(ALICE, keys, True)))
+        self.assertEqual(self.changed(position), [])
+        here = self.outbox.position
+        self.assertEqual(self.get(self.keys.signatures_since(ALICE, position, here)), [ALICE])
+        self.assertEqual(self.get(self.keys.signatures_since(ALICE, here, here)), [])
+        self.assertEqual(self.get(self.keys.signatures_since(BOB, position, here)), [])
+        self.assertEqual(msgspec.msgpack.decode(self.told[-1].payload, type=KeyChange).only_for, ALICE)
+
     def test_other_keys_need_proof(self) -> None:
         self.publish(self.alice)
         other = Identity(ALICE, "other")

@@ -6,16 +6,17 @@ import random
 
 from dendrite_tw.user_api.api import DeviceSeen, NewLogin
 from dendrite_tw.user_api.settings import ACCESS_TOKEN_LIFETIME_MS, LOGIN_TOKEN_LIFETIME_MS
+from tests.harness import ask, dump
 from tests.user_api.harness import UsersCase
 
 
 class AccessTokens(UsersCase):
     def test_only_a_hash_is_stored(self) -> None:
         login = self.make("alice", refreshable=True)
-        dump = "\n".join(self.users.database._writer.iterdump())
-        self.assertNotIn(login.access_token, dump)
-        self.assertNotIn(str(login.refresh_token), dump)
-        self.assertNotIn("correct horse", dump)
+        stored = dump(self.users.database)
+        self.assertNotIn(login.access_token, stored)
+        self.assertNotIn(str(login.refresh_token), stored)
+        self.assertNotIn("correct horse", stored)
 
     def test_a_token_of_nobody(self) -> None:
         for token in ["", "nonsense", "\ud800"]:
@@ -127,7 +128,7 @@ class Refreshing(UsersCase):
             fresh = self.wait(self.api.refresh(token))
             self.wait(self.api.caller_of(fresh.access_token))
             token = fresh.refresh_token
-        self.assertEqual(1, self.users.database._writer.execute("SELECT COUNT(*) FROM token_pairs").fetchone()[0])
+        self.assertEqual(1, ask(self.users.database, "SELECT COUNT(*) FROM token_pairs")[0][0])
 
     def test_logging_out_ends_the_refresh_token(self) -> None:
         self.wait(self.api.delete_devices("@alice:test", [self.login.device_id], None))
@@ -165,7 +166,7 @@ class ShortTokens(UsersCase):
             self.wait(self.api.new_login_token("@alice:test"))
             self.users.clock.advance(1000)
         self.wait(self.api.new_login_token("@alice:test"))
-        self.assertEqual(1, self.users.database._writer.execute("SELECT COUNT(*) FROM short_tokens").fetchone()[0])
+        self.assertEqual(1, ask(self.users.database, "SELECT COUNT(*) FROM short_tokens")[0][0])
 
 
 class DevicesOfUsers(UsersCase):
@@ -187,21 +188,24 @@ class DevicesOfUsers(UsersCase):
         device = self.wait(self.api.devices("@alice:test"))[0]
         self.assertEqual((later, "192.0.2.7", "app/2"), (device.last_seen_ts, device.last_seen_ip, device.user_agent))
 
-    def test_others_hear_of_names_and_may_refuse_ids(self) -> None:
-        renamed: list[str] = []
+    def test_others_hear_of_new_devices_and_names_and_may_refuse_ids(self) -> None:
+        changed: list[str] = []
 
         async def heard(txn: object, user_id: str, device_id: str) -> None:
-            renamed.append(device_id)
+            changed.append(device_id)
 
         async def is_taken(txn: object, user_id: str, device_id: str) -> bool:
             return device_id == "KEY"
 
-        self.api.on_device_renamed.append(heard)
+        self.api.on_device_changed.append(heard)
         self.api.is_device_id_taken.append(is_taken)
         self.make("alice", device_id="PHONE")
+        self.assertEqual(["PHONE"], changed)
+        self.wait(self.api.log_in(NewLogin(user_id="@alice:test", device_id="PHONE")))
+        self.assertEqual(["PHONE"], changed)
         self.wait(self.api.put_device("@alice:test", "PHONE", "Telephone", False))
         self.wait(self.api.put_device("@alice:test", "PHONE", None, False))
-        self.assertEqual(["PHONE"], renamed)
+        self.assertEqual(["PHONE", "PHONE"], changed)
         error = self.refused(self.api.log_in(NewLogin(user_id="@alice:test", device_id="KEY")))
         self.assertEqual((403, "M_FORBIDDEN"), (error.status, error.errcode))
 

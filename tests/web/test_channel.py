@@ -46,6 +46,7 @@ class Echo:
         return [
             Route("POST", "/echo/{number}", self.echo, Access.PUBLIC),
             Route("GET", "/wait/{number}", self.wait, Access.PUBLIC),
+            Route("PUT", "/wait/{number}", self.wait, Access.PUBLIC),
             Route("GET", "/refuse", self.refuse, Access.PUBLIC, cors=False),
         ]
 
@@ -124,6 +125,13 @@ class DirectTests(ChannelCase):
         self.send(b"GET /wait/1 HTTP/1.1\r\nHost: test\r\n\r\n")
         self.channel.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(self.echo.cancelled, 1)
+        self.assertEqual(self.answers(), [])
+
+    def test_a_change_is_brought_to_its_end_though_the_client_goes_away(self) -> None:
+        self.send(b"PUT /wait/1 HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n")
+        self.channel.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.echo.cancelled, 0)
+        self.echo.waiting[-1].callback(None)
         self.assertEqual(self.answers(), [])
 
     def test_idle_connections_are_closed_and_waiting_ones_are_not(self) -> None:

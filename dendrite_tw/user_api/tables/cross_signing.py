@@ -57,6 +57,10 @@ def of_user(txn: Transaction, user_id: str) -> None: ...
 def store(txn: Transaction, user_id: str, usage: str, public_key: str, content: bytes) -> None: ...
 
 
+@none("UPDATE cross_signing_keys SET told_position = :position WHERE user_id = :user_id AND usage = :usage")
+def set_told(txn: Transaction, user_id: str, usage: str, position: int) -> None: ...
+
+
 @none("DELETE FROM cross_signing_keys WHERE user_id = :user_id AND usage = :usage")
 def delete(txn: Transaction, user_id: str, usage: str) -> None: ...
 
@@ -98,7 +102,10 @@ def store_signature(
     str,
     """
     SELECT target FROM user_signatures
-    WHERE signer = :signer AND position > :after AND position <= :upto ORDER BY position
+    WHERE signer = :signer AND position > :after AND position <= :upto
+    UNION
+    SELECT user_id FROM cross_signing_keys
+    WHERE user_id = :signer AND told_position > :after AND told_position <= :upto
     """,
 )
 def signed_between(txn: Transaction, signer: str, after: int, upto: int) -> None: ...

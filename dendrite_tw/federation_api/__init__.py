@@ -1,0 +1,1 @@
+"""The federation component: this server among others."""

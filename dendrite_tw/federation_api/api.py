@@ -1,0 +1,98 @@
+"""What other components ask of other servers, through this one.
+
+Server-Server API.  Whatever can go wrong with another server is one of two errors: `Unreachable`, there was no answer
+(`BackingOff`: none was asked for, because there was none lately), and `RemoteRefused`, the answer was no.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from ..links.codec import InterfaceCodec
+from ..matrix.errors import MatrixError
+from ..web.client import Unreachable
+
+__all__ = ["BackingOff", "FederationAPI", "FederationRequest", "RemoteRefused", "SignatureCheck", "Unreachable"]
+
+
+class BackingOff(Unreachable):
+    """The server did not answer lately; ``retry_after_ms`` until it is asked again, `None` if it must speak first."""
+
+    def __init__(self, destination: str, retry_after_ms: int | None) -> None:
+        super().__init__(f"{destination} did not answer lately and is left in peace")
+        self.retry_after_ms = retry_after_ms
+
+
+class RemoteRefused(MatrixError):
+    """The other server answered with an error.
+
+    As it stands a client is told 502: what another server says of this one (an unknown token, say) is not meant for
+    it.  `forwarded` is for the errors that are.
+    """
+
+    def __init__(self, remote_status: int, remote_errcode: str, remote_error: str) -> None:
+        super().__init__(502, "M_UNKNOWN", f"The other server refused: {remote_error}")
+        self.remote_status = remote_status
+        self.remote_errcode = remote_errcode
+        self.remote_error = remote_error
+
+    def forwarded(self) -> MatrixError:
+        """The other server's error as ours, where it is about what was asked for; else this error."""
+        if self.remote_status in (400, 403, 404) and self.remote_errcode != "M_UNKNOWN_TOKEN":
+            return MatrixError(self.remote_status, self.remote_errcode, self.remote_error)
+        return self
+
+
+class FederationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A signed request to another server.
+
+    ``path`` is encoded already; ``query`` is a list of fields.  ``body`` is a JSON object; `None` is for GET.
+    """
+
+    method: str
+    destination: str
+    path: str
+    query: list[tuple[str, str]] = []
+    body: dict[str, Any] | None = None
+    timeout_ms: int = 30_000
+    response_limit: int = 1 << 20
+    """Bytes that the answer may have."""
+    retry: bool = True
+    """Whether the request may be made again at once when a kept connection turns out to be closed."""
+    despite_backoff: bool = False
+    """Ask even a server that did not answer lately: for what a user waits for."""
+
+
+class SignatureCheck(msgspec.Struct, frozen=True):
+    """A signature to be checked: of ``message``, canonical JSON, by a key of ``server_name``.
+
+    The key must have been valid at ``minimum_valid_until_ts`` (milliseconds); 0 accepts a key of any time, as room
+    versions 1 to 4 do.  ``signature`` is unpadded base64.
+    """
+
+    server_name: str
+    key_id: str
+    message: bytes
+    signature: str
+    minimum_valid_until_ts: int = 0
+
+
+class FederationAPI(Protocol):
+    """The transport of federation: questions to other servers, and their keys."""
+
+    async def request(self, request: FederationRequest) -> dict[str, Any]:
+        """The answer of another server.
+
+        Raises `Unreachable`, `BackingOff` or `RemoteRefused`.
+        """
+
+    async def check_signatures(self, checks: list[SignatureCheck]) -> list[str | None]:
+        """For each signature `None` where it is good, else the reason why it is not.
+
+        Keys that are missing are fetched, those of many servers at once.
+        """
+
+
+InterfaceCodec(FederationAPI)

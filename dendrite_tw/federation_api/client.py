@@ -1,0 +1,248 @@
+"""Requests to other servers: found, signed, limited, and told in two errors.
+
+Server-Server API, "Request Authentication" and "Resolving server names".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+from urllib.parse import quote, urlencode
+
+import orjson
+from twisted.internet.defer import DeferredSemaphore, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+
+from ..matrix.errors import MatrixError
+from ..matrix.identifiers import is_server_name
+from ..web.client import DEFAULT_TIMEOUT, JSON_LIMIT, HttpAnswer, HttpClient, Peer, Stale
+from ..web.routes import decode_object
+from .api import FederationRequest, RemoteRefused, Unreachable
+from .destinations import Destinations
+from .signing_keys import OwnKeys
+from .xmatrix import sign_request
+
+RUNNING_PER_DESTINATION = 8
+WAITING_PER_DESTINATION = 256
+"""How many requests to one server may be under way, and wait for their turn."""
+
+PEERS_TRIED = 3
+"""How many of the places where a server may be found are tried."""
+
+ERROR_TEXT_LIMIT = 500
+
+Query = Sequence[tuple[str, str]]
+Observer = Callable[[str, str], None]
+"""Is told of every request: its method, and ``ok``, ``refused`` or ``unreachable``."""
+
+
+class Busy(Unreachable):
+    """This server has too much to ask the other one already; that says nothing about the other."""
+
+
+class Locator(Protocol):
+    """Where a server is found."""
+
+    async def resolve(self, server_name: str) -> Sequence[Peer]:
+        """The places to try, in order; `Unreachable` where there is none."""
+
+    def forget(self, server_name: str) -> None:
+        """None of the places answered: look anew the next time."""
+
+
+class FederationClient:
+    """Makes requests to other servers."""
+
+    def __init__(
+        self,
+        http: HttpClient,
+        locator: Locator,
+        destinations: Destinations,
+        own: OwnKeys,
+        time: IReactorTime,
+        observe: Observer = lambda method, outcome: None,
+    ) -> None:
+        self._http = http
+        self._locator = locator
+        self._destinations = destinations
+        self._own = own
+        self._time = time
+        self._observe = observe
+        self._slots: dict[str, _Slots] = {}
+
+    async def request(self, request: FederationRequest) -> dict[str, Any]:
+        """`FederationAPI.request`."""
+        body = None if request.body is None else _encoded(request.body)
+        return await self._ask(request, _target(request.path, request.query), body, signed=True)
+
+    async def get_json(
+        self,
+        destination: str,
+        path: str,
+        query: Query = (),
+        seconds: float = DEFAULT_TIMEOUT,
+        retry: bool = True,
+        limit: int = JSON_LIMIT,
+        signed: bool = True,
+        despite_backoff: bool = False,
+    ) -> dict[str, Any]:
+        """The answer to GET; errors as of `request`.  Only requests for keys and versions go unsigned."""
+        request = FederationRequest(
+            method="GET",
+            destination=destination,
+            path=path,
+            timeout_ms=int(seconds * 1000),
+            response_limit=limit,
+            retry=retry,
+            despite_backoff=despite_backoff,
+        )
+        return await self._ask(request, _target(path, query), None, signed)
+
+    async def put_json(
+        self,
+        destination: str,
+        path: str,
+        query: Query,
+        body: dict[str, Any] | bytes,
+        seconds: float = DEFAULT_TIMEOUT,
+        retry: bool = True,
+        limit: int = JSON_LIMIT,
+        signed: bool = True,
+        despite_backoff: bool = False,
+        method: str = "PUT",
+    ) -> dict[str, Any]:
+        """The answer to PUT (or another `method` with a body); `body` is an object, or its JSON."""
+        request = FederationRequest(
+            method=method,
+            destination=destination,
+            path=path,
+            timeout_ms=int(seconds * 1000),
+            response_limit=limit,
+            retry=retry,
+            despite_backoff=despite_backoff,
+        )
+        encoded = body if isinstance(body, bytes) else _encoded(body)
+        return await self._ask(request, _target(path, query), encoded, signed)
+
+    async def _ask(self, request: FederationRequest, target: str, body: bytes | None, signed: bool) -> dict[str, Any]:
+        destination = request.destination
+        if not is_server_name(destination):
+            raise Unreachable("the server's name is malformed")
+        if destination == self._own.server_name:
+            raise Unreachable("this server does not ask itself")
+        if not request.despite_backoff:
+            self._destinations.check(destination)
+        headers = [("Accept", "application/json")]
+        if body is not None:
+            headers.append(("Content-Type", "application/json"))
+        if signed:
+            own = self._own
+            header = sign_request(own.key, own.server_name, destination, request.method, target, body)
+            headers.append(("Authorization", header))
+        try:
+            answer = await self._in_turn(request, target, headers, body)
+            content = answer.json_object() if 200 <= answer.status < 300 else None
+        except Busy:
+            self._observe(request.method, "unreachable")
+            raise
+        except Unreachable:
+            self._observe(request.method, "unreachable")
+            self._locator.forget(destination)
+            await self._destinations.failed(destination)
+            raise
+        if content is not None:
+            self._observe(request.method, "ok")
+            await self._destinations.reached(destination)
+            return content
+        self._observe(request.method, "refused")
+        raise await self._refused(destination, answer)
+
+    async def _refused(self, destination: str, answer: HttpAnswer) -> RemoteRefused:
+        """The error that was answered.  Only that of a homeserver that works shows that it can be reached."""
+        try:
+            said = decode_object(answer.body)
+        except MatrixError:
+            said = {}
+        errcode, text = said.get("errcode"), said.get("error")
+        if answer.status >= 500 or not isinstance(errcode, str):
+            await self._destinations.failed(destination)
+        else:
+            await self._destinations.reached(destination)
+        return RemoteRefused(
+            answer.status,
+            errcode[:255] if isinstance(errcode, str) else "M_UNKNOWN",
+            text[:ERROR_TEXT_LIMIT] if isinstance(text, str) else f"status {answer.status}",
+        )
+
+    async def _in_turn(
+        self, request: FederationRequest, target: str, headers: list[tuple[str, str]], body: bytes | None
+    ) -> HttpAnswer:
+        """Wait for a turn at the destination, then ask it; all in the request's time."""
+        deadline = self._time.seconds() + request.timeout_ms / 1000
+        slots = self._slots.setdefault(request.destination, _Slots())
+        if slots.wanted >= RUNNING_PER_DESTINATION + WAITING_PER_DESTINATION:
+            raise Busy("too many requests to this server wait already")
+        slots.wanted += 1
+        try:
+            try:
+                await slots.turn.acquire().addTimeout(request.timeout_ms / 1000, self._time)
+            except TimeoutError:
+                raise Busy("requests before this one took too long") from None
+            try:
+                return await self._anywhere(request, target, headers, body, deadline)
+            finally:
+                slots.turn.release()
+        finally:
+            slots.wanted -= 1
+            if not slots.wanted:
+                self._slots.pop(request.destination, None)
+
+    async def _anywhere(
+        self,
+        request: FederationRequest,
+        target: str,
+        headers: list[tuple[str, str]],
+        body: bytes | None,
+        deadline: float,
+    ) -> HttpAnswer:
+        """The first answer from one of the places where the destination may be found."""
+        problem = Unreachable("there is nowhere to find this server")
+        for peer in list(await self._locator.resolve(request.destination))[:PEERS_TRIED]:
+            for attempt in range(2 if request.retry else 1):
+                seconds = deadline - self._time.seconds()
+                if seconds <= 0:
+                    raise Unreachable("there was no answer in time")
+                try:
+                    return await self._http.request_at(
+                        peer, request.method, target, headers, body, seconds, request.response_limit
+                    )
+                except Unreachable as error:
+                    problem = error
+                    if attempt or not isinstance(error, Stale):
+                        break
+        raise problem
+
+
+class _Slots:
+    """The turns at one destination, and how many want one."""
+
+    def __init__(self) -> None:
+        self.turn = DeferredSemaphore(RUNNING_PER_DESTINATION)
+        self.wanted = 0
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    """A body's JSON; `Unreachable` for one that JSON cannot carry: it comes from events that strangers made."""
+    try:
+        return orjson.dumps(body)
+    except (TypeError, ValueError):
+        raise Unreachable("the request cannot be written as JSON") from None
+
+
+def _target(path: str, query: Query) -> str:
+    return f"{path}?{urlencode(query, quote_via=quote)}" if query else path
+
+
+def path_of(template: str, *values: str) -> str:
+    """A path with `values` in the places of ``{}``, percent-encoded: ``path_of("/a/{}", "!room:name")``."""
+    return template.format(*(quote(value, safe="") for value in values))

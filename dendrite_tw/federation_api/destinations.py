@@ -1,0 +1,92 @@
+"""Which servers can be reached, and when those that cannot are tried again.
+
+Dendrite's ``federation_api.send_max_retries``: after the n-th failure in a row a server is left in peace for 2^n
+seconds; after that many it is given up until it is heard of.  Both survive a restart.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from ..database.engines import Database
+from ..world import Clock
+from .api import BackingOff
+from .tables.unreachable import (
+    KEPT_MS,
+    LOADED,
+    UnreachableRow,
+    forget_unreachable,
+    store_reachable,
+    store_unreachable,
+    unreachable_servers,
+)
+
+LONGEST_WAIT_MS = 24 * 3_600_000
+"""No wait between two attempts is longer, however many failed."""
+
+REMEMBERED = LOADED
+"""How many unreachable servers are kept in mind; those that failed first are forgotten first."""
+
+
+class Destinations:
+    """Remembers the servers that did not answer."""
+
+    def __init__(self, database: Database, clock: Clock, max_retries: int) -> None:
+        self._database = database
+        self._clock = clock
+        self._max_retries = max_retries
+        self._failing: OrderedDict[str, UnreachableRow] = OrderedDict()
+
+    def prepare(self) -> None:
+        """Read what is stored, before the reactor runs."""
+        rows = self._database.prepare(unreachable_servers, LOADED)
+        self._failing = OrderedDict((row.server_name, row) for row in reversed(rows))
+
+    def __len__(self) -> int:
+        """How many servers are known not to answer."""
+        return len(self._failing)
+
+    def check(self, server_name: str) -> None:
+        """Raise `BackingOff` if the server is not to be tried now."""
+        row = self._failing.get(server_name)
+        if row is None:
+            return
+        if row.given_up:
+            raise BackingOff(server_name, None)
+        wait = row.retry_ts - self._clock.now_ms()
+        if wait > 0:
+            raise BackingOff(server_name, wait)
+
+    def failures(self, server_name: str) -> int:
+        """How many attempts failed in a row."""
+        row = self._failing.get(server_name)
+        return 0 if row is None else row.failures
+
+    async def failed(self, server_name: str) -> None:
+        """An attempt failed.  Of several that were under way together only the first counts."""
+        now = self._clock.now_ms()
+        before = self._failing.get(server_name)
+        if before is not None and (before.given_up or now < before.retry_ts):
+            return
+        failures = (0 if before is None else before.failures) + 1
+        wait = min(1000 << min(failures, 32), LONGEST_WAIT_MS)
+        row = UnreachableRow(server_name, failures, now + wait, int(failures > self._max_retries), now)
+        self._failing[server_name] = row
+        self._failing.move_to_end(server_name)
+        if len(self._failing) > REMEMBERED:
+            self._failing.popitem(last=False)
+        await self._database.write(
+            store_unreachable, [(server_name, failures, row.retry_ts, row.given_up, row.failed_ts)]
+        )
+
+    async def reached(self, server_name: str) -> None:
+        """The server answered, or was heard of."""
+        if self._failing.pop(server_name, None) is not None:
+            await self._database.write(store_reachable, [(server_name,)])
+
+    async def prune(self) -> None:
+        """Forget servers that nobody tried for long."""
+        before = self._clock.now_ms() - KEPT_MS
+        for name in [name for name, row in self._failing.items() if row.failed_ts < before]:
+            del self._failing[name]
+        await self._database.write(forget_unreachable, before)

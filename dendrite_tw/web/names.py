@@ -1,0 +1,137 @@
+"""Names to addresses: what this server asks of the DNS.
+
+`Names` is handed to whoever connects, so that a test answers from a dict.  `SystemNames` asks the operating system
+for addresses, which knows ``/etc/hosts`` too, and a name server for services.  `CachedNames` is ``global.dns_cache``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IHostnameResolver, IResolutionReceiver
+from twisted.names import dns
+from twisted.names.client import Resolver
+from zope.interface import implementer
+
+from ..world import Clock
+
+T = TypeVar("T")
+
+ADDRESS_LIMIT = 16
+"""How many addresses of a name are looked at."""
+
+SERVICE_LIMIT = 16
+SERVICE_TIMEOUTS = (2, 4)
+"""Seconds that a name server has for its answer, one for each attempt."""
+
+
+class UnknownName(Exception):
+    """A name has no address, or nobody could be asked."""
+
+
+class Service(msgspec.Struct, frozen=True):
+    """An SRV record (RFC 2782)."""
+
+    priority: int
+    weight: int
+    host: str
+    port: int
+
+
+class Names(Protocol):
+    """Answers questions about names."""
+
+    async def addresses(self, host: str) -> list[str]:
+        """The IPv4 and IPv6 addresses of `host`, the preferred first; `UnknownName` where there is none."""
+
+    async def services(self, name: str) -> list[Service]:
+        """The SRV records at `name`; none where there are none or nobody could be asked."""
+
+
+@implementer(IResolutionReceiver)
+class _Collector:
+    """Gathers addresses and fires when there will be no more."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self.complete: Deferred[list[str]] = Deferred()
+
+    def resolutionBegan(self, resolutionInProgress: Any) -> None:
+        return None
+
+    def addressResolved(self, address: Any) -> None:
+        if len(self.found) < ADDRESS_LIMIT and address.host not in self.found:
+            self.found.append(address.host)
+
+    def resolutionComplete(self) -> None:
+        if not self.complete.called:
+            self.complete.callback(self.found)
+
+
+class SystemNames:
+    """Asks the operating system and its name server."""
+
+    def __init__(self, reactor: Any, resolv_conf: str = "/etc/resolv.conf") -> None:
+        self._reactor = reactor
+        self._resolv_conf = resolv_conf
+        self._services: Resolver | None = None
+
+    async def addresses(self, host: str) -> list[str]:
+        collector = _Collector()
+        resolver: IHostnameResolver = self._reactor.nameResolver
+        resolver.resolveHostName(collector, host, transportSemantics="TCP")
+        found = await collector.complete
+        if not found:
+            raise UnknownName(f"{host} has no address")
+        return found
+
+    async def services(self, name: str) -> list[Service]:
+        if self._services is None:
+            self._services = Resolver(resolv=self._resolv_conf, reactor=self._reactor)
+        try:
+            answers, _, _ = await self._services.lookupService(name, SERVICE_TIMEOUTS)
+        except CancelledError:
+            raise
+        except Exception:
+            # No such name, no such record, a name server that does not answer: without records the specification
+            # goes on to the next step, and the certificate is checked in each.
+            return []
+        records = [answer.payload for answer in answers if answer.type == dns.SRV]
+        return [
+            Service(record.priority, record.weight, str(record.target.name, "ascii", "replace"), record.port)
+            for record in records[:SERVICE_LIMIT]
+        ]
+
+
+class CachedNames:
+    """Keeps the answers of another `Names` for a while."""
+
+    def __init__(self, names: Names, clock: Clock, size: int, lifetime_ms: int) -> None:
+        self._names = names
+        self._clock = clock
+        self._size = size
+        self._lifetime_ms = lifetime_ms
+        self._kept: OrderedDict[tuple[str, str], tuple[int, Any]] = OrderedDict()
+
+    async def addresses(self, host: str) -> list[str]:
+        return await self._cached("addresses", host, self._names.addresses)
+
+    async def services(self, name: str) -> list[Service]:
+        return await self._cached("services", name, self._names.services)
+
+    async def _cached(self, kind: str, name: str, ask: Callable[[str], Awaitable[list[T]]]) -> list[T]:
+        key, now = (kind, name.lower()), self._clock.now_ms()
+        expires, value = self._kept.get(key, (0, None))
+        if value is not None and now < expires:
+            self._kept.move_to_end(key)
+            return list(value)
+        answer = await ask(name)
+        self._kept[key] = (now + self._lifetime_ms, answer)
+        self._kept.move_to_end(key)
+        while len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+        return list(answer)
