@@ -668,6 +668,7 @@ class ThirdPartyTests(Case):
         (bound,) = read_onbind(self.onbind, server_name="b.example")
         request = exchange_request(bound, "bob")
         self.assertEqual((request.server_name, request.method), ("a.example", "PUT"))
+        assert request.content is not None
         self.assertEqual(exchange_token(request.content), "tok")
         exchange = self.read(request.content, self.waiting)
         self.assertEqual((exchange.sender, exchange.target), (ALICE, BOB))
@@ -677,6 +678,7 @@ class ThirdPartyTests(Case):
     def test_what_is_refused(self) -> None:
         (bound,) = read_onbind(self.onbind, server_name="b.example")
         good = exchange_request(bound, "bob").content
+        assert good is not None
         content = good["content"]
         malformed: list[dict[str, Any]] = [
             {"type": "m.room.message"},

@@ -11,7 +11,6 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-import orjson
 
 from dendrite_tw.matrix.admission import FetchKeys
 from dendrite_tw.matrix.errors import MatrixError
@@ -243,7 +242,7 @@ def complete(kind: Kind, template: Template, wish: Wish) -> Event:
 
 def _send(kind: Kind, server: str, event: Event, *, omit_members: bool = False) -> Generator[Question, Any, Reply]:
     query = (("omit_members", "true"),) if omit_members else ()
-    content = orjson.Fragment(event.pdu)
+    content = event.pdu_dict()
     where = path(kind.send_version, kind.send, event.room_id, event.event_id)
     reply: Reply | None = yield Request(server, "PUT", where, query, content)
     if kind.send_version == "v2" and is_unknown_endpoint(reply):

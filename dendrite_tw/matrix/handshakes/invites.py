@@ -48,9 +48,9 @@ def invite(event: Event, state: Sequence[Event], *, now_ms: int) -> Generator[Re
     if event.state_key is None:
         raise ValueError("an invite has a state key")
     server = server_name_of(event.state_key)
-    shown = [orjson.Fragment(one.pdu) for one in state]
+    shown = [one.pdu_dict() for one in state]
     body = {
-        "event": orjson.Fragment(event.pdu),
+        "event": event.pdu_dict(),
         "invite_room_state": shown,
         "room_version": event.version.identifier,
     }

@@ -51,8 +51,8 @@ class Request(msgspec.Struct, frozen=True):
     path: str
     """Escaped, without query."""
     query: tuple[tuple[str, str], ...] = ()
-    content: Any = None
-    """To be encoded as JSON; may hold `orjson.Fragment`.  `None` for no body."""
+    content: dict[str, Any] | None = None
+    """The JSON object to send, which the request's signature covers; `None` for no body."""
 
 
 class Reply(msgspec.Struct, frozen=True):
