@@ -105,7 +105,9 @@ class Resident:
         self.replies: dict[str, Any] = {}
         """By endpoint: a `Reply` instead, or a function that changes the answer."""
 
-    def put(self, type: str, content: Mapping[str, Any], state_key: str = "", sender: str = ALICE) -> Event:
+    def put(
+        self, type: str, content: Mapping[str, Any], state_key: str = "", sender: str = ALICE, **more: Any
+    ) -> Event:
         keys = auth_event_keys(version=self.version, type=type, sender=sender, state_key=state_key, content=content)
         event = events.build_event(
             self.version,
@@ -115,7 +117,7 @@ class Resident:
             content=content,
             state_key=state_key,
             prev_events=[self.all[-1].event_id] if self.all else [],
-            auth_events=[self.state[key].event_id for key in keys if key in self.state],
+            auth_events=more.get("authorities") or [self.state[key].event_id for key in keys if key in self.state],
             depth=len(self.all) + 1,
             origin_server_ts=self.born + len(self.all),
             server_name="a.example",
@@ -252,8 +254,9 @@ class JoinTests(Case):
         self.assertEqual((error.status, error.extra), (400, {"room_version": "11"}))
         room.replies["v1/make_join"] = lambda content: {**content, "room_version": "99"}
         self.refused("M_INCOMPATIBLE_ROOM_VERSION", room.join)
-        room.replies["v1/make_join"] = lambda content: {**content, "room_version": "10"}
-        self.refused("M_UNKNOWN", room.join)
+        room = Resident(ROOM_V10)
+        room.replies["v1/make_join"] = lambda content: {**content, "room_version": "9"}
+        self.assertIn("another version", self.refused("M_UNKNOWN", room.join).error)
 
     def test_a_template_of_something_else_is_refused(self) -> None:
         changes: list[dict[str, Any]] = [
@@ -350,9 +353,22 @@ class DescribedRoomTests(Case):
     def test_events_of_another_room_are_left_out(self) -> None:
         other = Resident(ROOM_V12, born=7)
         other.put("m.room.topic", {"topic": "not here"})
-        room = self.change(ROOM_V12, lambda content: content["state"].append(orjson.loads(other.all[-1].pdu)))
+        for foreign in (other.all[-1], other.create):
+            pdu = foreign.pdu_dict()
+
+            def add(content: dict[str, Any], pdu: dict[str, Any] = pdu) -> None:
+                content["state"].append(pdu)
+
+            joined = self.change(ROOM_V12, add).join()
+            self.assertEqual(list(joined.left_out), [foreign.event_id])
+
+    def test_an_event_with_authority_that_it_should_not_name_is_left_out(self) -> None:
+        room = Resident(ROOM_V11)
+        keys = ("m.room.create", "m.room.power_levels", "m.room.join_rules")
+        authorities = [room.state[key, ""].event_id for key in keys] + [room.state["m.room.member", ALICE].event_id]
+        topic = room.put("m.room.topic", {"topic": "x"}, authorities=authorities)
         joined = room.join()
-        self.assertNotIn(("m.room.topic", ""), joined.state)
+        self.assertEqual(list(joined.left_out), [topic.event_id])
 
     def test_a_join_that_the_state_forbids(self) -> None:
         room = Resident(ROOM_V11)
@@ -493,6 +509,8 @@ class ResidentTests(Case):
             pdu, event_id = self.sent(room, **change)
             self.refused("M_INVALID_PARAM", room.receive, JOIN, pdu, event_id)
         room = Resident(ROOM_V11)
+        pdu, event_id = self.sent(room, sender=CAROL, state_key=CAROL)
+        self.assertIn("that asks", self.refused("M_INVALID_PARAM", room.receive, JOIN, pdu, event_id).error)
         pdu, event_id = self.sent(room)
         room.receive(JOIN, pdu, event_id)
         self.refused("M_INVALID_PARAM", room.receive, JOIN, pdu, "$other")
@@ -627,6 +645,8 @@ class InviteTests(Case):
             self.refused("M_INVALID_PARAM", self.receive, room, event, self.body(room, event), room_id="!other:x")
             unsigned = {**event.pdu_dict(), "signatures": {}}
             self.refused("M_INVALID_PARAM", self.receive, room, event, self.body(room, event, event=unsigned))
+            altered = {**event.pdu_dict(), "content": {"membership": "invite", "displayname": "Mallory"}}
+            self.refused("M_INVALID_PARAM", self.receive, room, event, self.body(room, event, event=altered))
             self.refused("M_BAD_JSON", self.receive, room, event, self.body(room, event, event={}))
             self.refused("M_MISSING_PARAM", self.receive, room, event, {})
             unknown = self.body(room, event, room_version="99")
