@@ -43,6 +43,9 @@ FETCHES = 32
 """How many servers are asked at the same time."""
 
 FETCHES_WAITING = 2_000
+NOTARY_FETCHES = 16
+"""How many servers are asked at the same time for strangers who take this server for a notary."""
+
 NOTARY_SERVERS = 100
 """How many servers' keys one question to a notary is for."""
 
@@ -121,6 +124,7 @@ class KeyRing:
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
         self._fetching: SharedCalls[str, None] = SharedCalls()
         self._turns = DeferredSemaphore(FETCHES)
+        self._renewing = 0
 
     # --- signatures ---
 
@@ -368,9 +372,13 @@ class KeyRing:
             keys = {**document["verify_keys"], **(document.get("old_verify_keys") or {})}
             if fresh and all(key_id in keys for key_id in wanted):
                 return document
-        if not self._may_ask(server_name) or len(self._fetching) >= FETCHES_WAITING:
+        if not self._may_ask(server_name) or self._renewing >= NOTARY_FETCHES:
             return document
-        await self._fetching.run(server_name, lambda: self._renew(server_name))
+        self._renewing += 1
+        try:
+            await self._fetching.run(server_name, lambda: self._renew(server_name))
+        finally:
+            self._renewing -= 1
         row = await self._database.read(document_of, server_name)
         return orjson.loads(row.document) if row is not None else None
 
