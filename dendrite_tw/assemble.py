@@ -34,9 +34,13 @@ from .client_api.uia import PASSWORD, Captcha, InteractiveAuth
 from .client_api.user_directory import UserDirectoryRoutes
 from .config import Component as DatabaseOwner
 from .config import Config
+from .config import Database as DatabaseSection
 from .config.key_files import signing_key
-from .database.engines import Database, SQLiteDatabase
+from .database.connections import dsn_of
+from .database.engines import Database, SQLiteDatabase, Unavailable
 from .database.outbox import Outbox
+from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
+from .jetstream.disk_thread import DiskThread
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
@@ -86,30 +90,43 @@ class Databases:
     def __init__(self, config: Config, world: World) -> None:
         self._config = config
         self._world = world
-        self._open: dict[str, SQLiteDatabase] = {}
+        self._open: dict[str, SQLiteDatabase | PostgreSQLDatabase | InlinePostgreSQL] = {}
         self._locks = Locks()
 
     def of(self, component: DatabaseOwner) -> Database:
         """The database of a component, as ``dendrite.yaml`` names it."""
         wanted = self._config.database_of(component)
-        if not wanted.is_sqlite:
-            raise self._config.error(
-                "global.database.connection_string",
-                "This version keeps its data in SQLite only.",
-                "Give each component a database of the form file:name.db.",
-            )
+        name = wanted.sqlite_path if wanted.is_sqlite else wanted.connection_string
+        if name not in self._open:
+            make = self._sqlite if wanted.is_sqlite else self._postgresql
+            self._open[name] = make(self._config.key_of_database(component), wanted)
+        return self._open[name]
+
+    def _sqlite(self, key: str, wanted: DatabaseSection) -> SQLiteDatabase:
         path = wanted.sqlite_path
-        if path not in self._open:
-            key = self._config.key_of_database(component)
-            if path != ":memory:":
-                self.lock(key, Path(f"{path}-lock"))
-            try:
-                self._open[path] = SQLiteDatabase(path, self._world.threads)
-            except (sqlite3.Error, OSError) as error:
-                raise self._config.error(
-                    key, f"{path} cannot be opened: {error}.", "Check the file and the permissions of its directory."
-                ) from None
-        return self._open[path]
+        if path != ":memory:":
+            self.lock(key, Path(f"{path}-lock"))
+        try:
+            return SQLiteDatabase(path, self._world.threads)
+        except (sqlite3.Error, OSError) as error:
+            raise self._config.error(
+                key, f"{path} cannot be opened: {error}.", "Check the file and the permissions of its directory."
+            ) from None
+
+    def _postgresql(self, key: str, wanted: DatabaseSection) -> PostgreSQLDatabase | InlinePostgreSQL:
+        try:
+            dsn = dsn_of(wanted.connection_string)
+        except ValueError as error:
+            advice = "Write postgresql://user:password@host/name?sslmode=disable, or file:name.db for SQLite."
+            raise self._config.error(key, f"This is no address of a database: {error}.", advice) from None
+        most, kept = pool_size(wanted)
+        try:
+            if self._world.threads is None:
+                return InlinePostgreSQL(dsn)
+            return PostgreSQLDatabase(dsn, self._world.time, most, kept, max(0.0, wanted.conn_max_lifetime))
+        except Unavailable as error:
+            advice = "Start PostgreSQL, and see that the user may connect to the database (psql with the same string)."
+            raise self._config.error(key, f"PostgreSQL cannot be used: {error.__cause__}".strip(), advice) from None
 
     def begin(self) -> None:
         """Called when the reactor runs, which may be in another process than the one that opened them."""
@@ -131,7 +148,8 @@ class Databases:
     @property
     def degraded(self) -> list[str]:
         """The databases that do not take changes at the moment."""
-        return [f"{path}: {database.failing}" for path, database in self._open.items() if database.failing]
+        failing = [database for database in self._open.values() if database.failing]
+        return [f"{database.label}: {database.failing}" for database in failing]
 
     async def probe(self) -> None:
         """Find out whether databases that failed take changes again."""
@@ -139,10 +157,17 @@ class Databases:
             if database.failing:
                 await database.probe()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for database in self._open.values():
-            database.close()
+            await _ended(database.close())
         self._locks.release()
+
+
+def pool_size(wanted: DatabaseSection) -> tuple[int, int]:
+    """The most connections and the most idle ones, with Go's meaning of 0 and of negative numbers."""
+    unlimited = 1000
+    most, kept = wanted.max_open_conns or type(wanted)().max_open_conns, wanted.max_idle_conns or 2
+    return (unlimited if most < 0 else most), (unlimited if kept < 0 else kept)
 
 
 class Server(MultiService):
@@ -176,9 +201,10 @@ class Parts:
         queue_folder = config.global_.jetstream.storage_path
         if not config.global_.jetstream.in_memory:
             self.databases.lock("global.jetstream.storage_path", Path(queue_folder) / "lock")
+        self._disk = DiskThread(world.threads.call_from_thread) if world.threads else None
         self.queue = EmbeddedQueue(
             world.time,
-            runner(world),
+            self._disk.run if self._disk else runner(world),
             queue_folder,
             config.global_.jetstream.in_memory,
             config.global_.jetstream.topic_prefix,
@@ -307,7 +333,9 @@ class Parts:
         for component in reversed(self.components):
             await _ended(component.stop())
         await self.queue.stop()
-        self.databases.close()
+        if self._disk is not None:
+            self._disk.stop()
+        await self.databases.close()
 
 
 def unpruned(failure: Failure) -> None:

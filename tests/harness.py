@@ -8,6 +8,8 @@ awaited: advance the clock and look again.
 from __future__ import annotations
 
 import json
+import os
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +18,10 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.resource import IResource, Resource
 
-from dendrite_tw.database.engines import SQLiteDatabase
+from dendrite_tw.database.connections import dsn_of
+from dendrite_tw.database.engines import SQLiteDatabase, run_inline
+from dendrite_tw.database.postgresql import InlinePostgreSQL
+from dendrite_tw.database.statements import Transaction
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.user_api.api import Caller
 from dendrite_tw.web.auth import access_token, require, unknown_token
@@ -25,6 +30,7 @@ from dendrite_tw.web.resource import ApiResource, Exchange
 from dendrite_tw.web.routes import Access, Endpoint, Route
 from dendrite_tw.web.site import QuietSite
 from dendrite_tw.world import World, test_world
+from tests.database.cluster import cluster
 
 
 class Wire(StringTransport):
@@ -154,6 +160,57 @@ GUEST = Caller(user_id="@1:test", device_id="GUESTDEV", session_id=4, is_guest=T
 CALLERS = {"alice": ALICE, "bob": BOB, "admin": ADMIN, "guest": GUEST}
 
 
+CONNECTIONS = 20
+_opened: deque[InlinePostgreSQL] = deque()
+"""Not every test closes its database; the oldest are closed here."""
+
+
+def empty_database() -> Any:
+    """A database that runs all at once: SQLite in memory, or a schema of PostgreSQL where TEST_POSTGRESQL is set."""
+    if os.environ.get("TEST_POSTGRESQL"):
+        database = InlinePostgreSQL(dsn_of(cluster().new()))
+        _opened.append(database)
+        if len(_opened) > CONNECTIONS:
+            _opened.popleft().rest()
+        return database
+    return SQLiteDatabase(":memory:", None)
+
+
+async def _rows(txn: Transaction, sql: str) -> list[Any]:
+    return await txn.fetch(sql, ())
+
+
+def ask(database: Any, sql: str) -> list[Any]:
+    """The rows that SQL finds in a database of `empty_database`."""
+    return run_inline(database.read(_rows, sql))
+
+
+def trace(database: Any) -> list[str]:
+    """A list that from now on grows by each statement that such a database runs."""
+    statements: list[str] = []
+    if isinstance(database, SQLiteDatabase):
+        database._reader.set_trace_callback(statements.append)
+        return statements
+    connection = database._session()
+    run = connection.query
+
+    def query(sql: str | bytes, values: Any) -> Any:
+        statements.append(sql if isinstance(sql, str) else sql.decode())
+        return run(sql, values)
+
+    connection.query = query
+    return statements
+
+
+def dump(database: Any) -> str:
+    """Everything that is in such a database, as text."""
+    if isinstance(database, SQLiteDatabase):
+        return "\n".join(database._writer.iterdump())
+    tables = ask(database, "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
+    assert tables
+    return "\n".join(str(row) for (name,) in tables for row in ask(database, f"SELECT t::text FROM {name} t"))
+
+
 class Memory:
     """The parts that a component is made of: a clock, a world, an empty database."""
 
@@ -162,8 +219,8 @@ class Memory:
         self.clock.advance(1_700_000_000)
         self.world: World = test_world(self.clock, seed)
 
-    def database(self) -> SQLiteDatabase:
-        return SQLiteDatabase(":memory:", None)
+    def database(self) -> Any:
+        return empty_database()
 
 
 class Root(Resource):

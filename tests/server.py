@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +23,7 @@ from dendrite_tw.assemble import Server, monolith
 from dendrite_tw.config import loads
 from dendrite_tw.matrix.keys import signing_key, write_pem
 from dendrite_tw.world import test_world
+from tests.database.cluster import cluster
 from tests.harness import Answer, Web
 
 CLIENT = "/_matrix/client/v3"
@@ -110,6 +113,8 @@ class ServerTestCase(SynchronousTestCase):
         folder.mkdir()
         (folder / "matrix_key.pem").write_text(write_pem(signing_key("ed25519:1", b"k" * 32)))
         self.config_text = self.write_config(str(folder.resolve())) + self.more_config()
+        if os.environ.get("TEST_POSTGRESQL"):
+            self.config_text = re.sub(r'"file:[^"]+"', f'"{cluster().new()}"', self.config_text)
         self.server = self.start()
         self.addCleanup(self.stop)
 

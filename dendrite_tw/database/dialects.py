@@ -60,7 +60,8 @@ SQLITE = Dialect(
 
 POSTGRESQL = Dialect(
     name="postgresql",
-    words={"BYTES": "BYTEA", "SERIAL_KEY": "BIGSERIAL PRIMARY KEY"},
+    # Text is compared by its bytes, as SQLite does, whatever the locale of the database.
+    words={"BYTES": "BYTEA", "SERIAL_KEY": "BIGSERIAL PRIMARY KEY", "TEXT": 'TEXT COLLATE "C"'},
     placeholder="%s",
     any_list="= ANY(:{})",
     escape_percent=True,

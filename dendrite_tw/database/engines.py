@@ -85,8 +85,8 @@ class Database(Protocol):
     ) -> Deferred[T]:
         """Run `function`, which only reads but may take many milliseconds."""
 
-    def close(self) -> None:
-        """Finish what waits, then close."""
+    def close(self) -> Deferred[None] | None:
+        """Finish what waits, then close; done when this returns, or when what it returns fires."""
 
 
 def run_inline(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -161,6 +161,7 @@ class SQLiteDatabase:
         self._thread: threading.Thread | None = None
         self._opened_by = os.getpid()
         self._closed = False
+        self.label = path
         self.failing = ""
         """Why the last change was not taken by the disk; empty when all is well."""
 

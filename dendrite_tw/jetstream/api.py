@@ -14,10 +14,12 @@ import msgspec
 import orjson
 
 from dendrite_tw.jetstream import errors, rules, wire
-from dendrite_tw.jetstream.consumers import Consumer, ConsumerConfig
-from dendrite_tw.jetstream.engine import Hosted, JetStream
+from dendrite_tw.jetstream.configs import ConsumerConfig, StreamConfig
+from dendrite_tw.jetstream.consumers import Consumer
+from dendrite_tw.jetstream.engine import JetStream
 from dendrite_tw.jetstream.errors import ApiError, refusal
-from dendrite_tw.jetstream.streams import Stored, StreamConfig
+from dendrite_tw.jetstream.hosted import Hosted
+from dendrite_tw.jetstream.storage import Stored
 from dendrite_tw.jetstream.times import NEVER, format_time, parse_time
 
 C = TypeVar("C")

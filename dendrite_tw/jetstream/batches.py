@@ -12,7 +12,7 @@ import msgspec
 
 from dendrite_tw.jetstream import errors, wire
 from dendrite_tw.jetstream.errors import refusal
-from dendrite_tw.jetstream.streams import SECOND
+from dendrite_tw.jetstream.times import SECOND
 
 MAX_BATCH: Final = 1000
 MAX_OPEN: Final = 50

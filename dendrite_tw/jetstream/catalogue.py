@@ -7,9 +7,9 @@ kept until each consumer that wants it has acknowledged it.
 
 from __future__ import annotations
 
-from dendrite_tw.jetstream.streams import StreamConfig
+from dendrite_tw.jetstream.configs import StreamConfig
+from dendrite_tw.jetstream.times import SECOND
 
-SECOND = 1_000_000_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 

@@ -21,10 +21,10 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from dendrite_tw.jetstream import wire
+from dendrite_tw.jetstream.configs import StreamConfig
 from dendrite_tw.jetstream.errors import ApiError, UnavailableError
 from dendrite_tw.jetstream.listener import Subscription
 from dendrite_tw.jetstream.messages import Message, PubAck
-from dendrite_tw.jetstream.streams import StreamConfig
 from dendrite_tw.jetstream.subjects import is_literal, is_valid
 from dendrite_tw.jetstream.wire import Msg, Op, Pub, Sub, Unsub
 from dendrite_tw.jetstream.worker import DEFAULT_ACK_WAIT, DEFAULT_BATCH, Worker, open_consumer

@@ -31,7 +31,7 @@ from dendrite_tw.jetstream.disk_thread import DiskThread
 from dendrite_tw.jetstream.engine import JetStream, Limits
 from dendrite_tw.jetstream.monitor import monitor_site
 from dendrite_tw.jetstream.server import PROTOCOL_VERSION, Server, Settings
-from dendrite_tw.jetstream.store import Syncer
+from dendrite_tw.jetstream.syncer import Syncer
 from dendrite_tw.jetstream.tcp import ServerFactory
 from dendrite_tw.jetstream.wire import DEFAULT_MAX_PAYLOAD
 

@@ -13,144 +13,21 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from itertools import takewhile
-from typing import Any, Final, Protocol
+from typing import Final
 
-import msgspec
-
+from dendrite_tw.jetstream.configs import ConsumerConfig
+from dendrite_tw.jetstream.deliveries import Output, Pending, Pull, Snapshot
 from dendrite_tw.jetstream.index import Entry
-from dendrite_tw.jetstream.streams import SECOND, Stored, Stream
+from dendrite_tw.jetstream.storage import Stored
+from dendrite_tw.jetstream.streams import Stream
 from dendrite_tw.jetstream.subjects import matches
-from dendrite_tw.jetstream.times import format_time, parse_time
+from dendrite_tw.jetstream.times import SECOND, format_time, parse_time
 
 DEFAULT_ACK_WAIT: Final = 30 * SECOND
 DEFAULT_MAX_ACK_PENDING: Final = 1000
 DEFAULT_MAX_WAITING: Final = 512
 FLOW_WINDOW: Final = 256 * 1024
 """Bytes that a push consumer with flow control sends before it waits for an answer."""
-
-
-class ConsumerConfig(msgspec.Struct, kw_only=True):
-    """The configuration of a consumer, in the names and units of the JetStream API (durations in
-    nanoseconds).
-    """
-
-    name: str | None = None
-    durable_name: str | None = None
-    description: str | None = None
-    deliver_subject: str | None = None
-    deliver_group: str | None = None
-    deliver_policy: str = "all"
-    opt_start_seq: int | None = None
-    opt_start_time: str | None = None
-    ack_policy: str = "none"
-    ack_wait: int | None = None
-    max_deliver: int | None = None
-    backoff: list[int] | None = None
-    filter_subject: str | None = None
-    filter_subjects: list[str] | None = None
-    replay_policy: str = "instant"
-    rate_limit_bps: int | None = None
-    sample_freq: str | None = None
-    max_waiting: int | None = None
-    max_ack_pending: int | None = None
-    idle_heartbeat: int | None = None
-    flow_control: bool | None = None
-    headers_only: bool | None = None
-    max_batch: int | None = None
-    max_expires: int | None = None
-    max_bytes: int | None = None
-    inactive_threshold: int | None = None
-    num_replicas: int = 0
-    mem_storage: bool | None = None
-    direct: bool | None = None
-    metadata: dict[str, str] | None = None
-    pause_until: str | None = None
-
-    def body(self) -> dict[str, Any]:
-        """The configuration as the API shows it: optional fields only where they are set."""
-        return {key: value for key, value in msgspec.to_builtins(self).items() if value is not None}
-
-    def filters(self) -> list[str]:
-        if self.filter_subjects:
-            return self.filter_subjects
-        return [self.filter_subject] if self.filter_subject else []
-
-
-class Output(Protocol):
-    """Where a consumer's deliveries go."""
-
-    def deliver(self, destination: str, message: Stored, reply: str, headers_only: bool) -> None:
-        """A message, under its own subject, to the subscribers of ``destination``."""
-
-    def status(self, destination: str, code: int, description: str, fields: dict[str, str], reply: str) -> None:
-        """A message without content: the end of a request, a heartbeat, a flow control question."""
-
-    def reaches(self, destination: str, group: str) -> bool:
-        """Whether anybody is subscribed to ``destination`` now."""
-
-    def given_up(self, consumer: Consumer, seq: int, deliveries: int) -> None:
-        """A message has been delivered as often as allowed, in vain."""
-
-    def wake(self, consumer: Consumer, at: int) -> None:
-        """`Consumer.tick` wants to be called at this time, earlier than was said before."""
-
-
-class Pending:
-    """A delivery that awaits its acknowledgement."""
-
-    __slots__ = ("consumer_seq", "deadline")
-
-    def __init__(self, consumer_seq: int, deadline: int) -> None:
-        self.consumer_seq = consumer_seq
-        self.deadline = deadline
-
-
-class Pull:
-    """A pull request that has not been filled yet."""
-
-    __slots__ = (
-        "batch",
-        "deadline",
-        "heartbeat",
-        "heartbeat_at",
-        "left_bytes",
-        "max_bytes",
-        "no_wait",
-        "reply",
-        "sent",
-    )
-
-    def __init__(
-        self,
-        reply: str,
-        batch: int,
-        deadline: int,
-        *,
-        no_wait: bool = False,
-        max_bytes: int = 0,
-        heartbeat: int = 0,
-    ) -> None:
-        self.reply = reply
-        self.batch = batch
-        self.deadline = deadline
-        self.no_wait = no_wait
-        self.max_bytes = self.left_bytes = max_bytes
-        self.heartbeat = heartbeat
-        self.heartbeat_at = 0
-        self.sent = 0
-
-
-class Snapshot(msgspec.Struct, array_like=True, frozen=True):
-    """A consumer's progress, as it is written to disk."""
-
-    name: str
-    consumer_seq: int
-    stream_seq: int
-    floor_consumer: int
-    floor_stream: int
-    pending: list[tuple[int, int]]
-    redelivered: dict[int, int]
-    abandoned: dict[int, int] = {}
 
 
 class Consumer:

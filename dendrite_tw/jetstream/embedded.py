@@ -17,7 +17,7 @@ from dendrite_tw.jetstream.catalogue import CATALOGUE, DEFAULT_PREFIX
 from dendrite_tw.jetstream.client import QueueClient
 from dendrite_tw.jetstream.engine import JetStream
 from dendrite_tw.jetstream.server import Server, Settings
-from dendrite_tw.jetstream.store import Run, Syncer
+from dendrite_tw.jetstream.syncer import Run, Syncer
 from dendrite_tw.jetstream.tcp import ServerFactory
 from dendrite_tw.jetstream.wire import Op
 

@@ -12,12 +12,12 @@ from twisted.python.failure import Failure
 
 from dendrite_tw.jetstream.errors import ApiError, UnavailableError
 from dendrite_tw.jetstream.messages import Message, delivered
+from dendrite_tw.jetstream.times import SECOND
 from dendrite_tw.jetstream.wire import Msg
 
 if TYPE_CHECKING:
     from dendrite_tw.jetstream.client import Handle, QueueClient
 
-SECOND: Final = 1_000_000_000
 LISTENER_KEPT: Final = 300 * SECOND
 """How long the server keeps a listener whose connection is lost, in nanoseconds."""
 RETRY_SECONDS: Final = 1.0

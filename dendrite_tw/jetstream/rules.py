@@ -14,19 +14,15 @@ import msgspec
 import orjson
 
 from dendrite_tw.jetstream import errors
-from dendrite_tw.jetstream.consumers import (
-    DEFAULT_ACK_WAIT,
-    DEFAULT_MAX_ACK_PENDING,
-    DEFAULT_MAX_WAITING,
-    Consumer,
-    ConsumerConfig,
-    Pull,
-)
-from dendrite_tw.jetstream.engine import Hosted, Limits
+from dendrite_tw.jetstream.configs import ConsumerConfig, StreamConfig
+from dendrite_tw.jetstream.consumers import DEFAULT_ACK_WAIT, DEFAULT_MAX_ACK_PENDING, DEFAULT_MAX_WAITING, Consumer
+from dendrite_tw.jetstream.deliveries import Pull
+from dendrite_tw.jetstream.engine import Limits
 from dendrite_tw.jetstream.errors import refusal
-from dendrite_tw.jetstream.streams import DEFAULT_DUPLICATE_WINDOW, SECOND, StreamConfig
+from dendrite_tw.jetstream.hosted import Hosted
+from dendrite_tw.jetstream.streams import DEFAULT_DUPLICATE_WINDOW
 from dendrite_tw.jetstream.subjects import is_literal, is_subset, is_valid, overlaps
-from dendrite_tw.jetstream.times import parse_time
+from dendrite_tw.jetstream.times import SECOND, parse_time
 from dendrite_tw.jetstream.transforms import Transform, TransformError
 
 MAX_NAME: Final = 255

@@ -9,8 +9,8 @@ import msgspec
 
 from dendrite_tw.jetstream import errors, wire
 from dendrite_tw.jetstream.errors import refusal
-from dendrite_tw.jetstream.streams import SECOND, Stored, parse_duration
-from dendrite_tw.jetstream.times import format_time, parse_time
+from dendrite_tw.jetstream.storage import Stored
+from dendrite_tw.jetstream.times import SECOND, format_time, parse_duration, parse_time
 
 
 class Schedule(msgspec.Struct, frozen=True):

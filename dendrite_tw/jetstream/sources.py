@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.errors import ApiError
 from dendrite_tw.jetstream.index import Entry
-from dendrite_tw.jetstream.streams import Stored
+from dendrite_tw.jetstream.storage import Stored
 from dendrite_tw.jetstream.subjects import matches
 from dendrite_tw.jetstream.times import parse_time
 from dendrite_tw.jetstream.transforms import Transform
 
 if TYPE_CHECKING:
-    from dendrite_tw.jetstream.engine import Hosted
+    from dendrite_tw.jetstream.hosted import Hosted
 
 PORTION: Final = 256
 """Messages that a feed copies in one turn of the reactor."""

@@ -12,126 +12,22 @@ import heapq
 import re
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from dendrite_tw.jetstream import errors, wire
+from dendrite_tw.jetstream.configs import StreamConfig
 from dendrite_tw.jetstream.errors import refusal
 from dendrite_tw.jetstream.index import Entry, Index
+from dendrite_tw.jetstream.storage import Storage, Stored
 from dendrite_tw.jetstream.subjects import is_literal, is_valid, matches
+from dendrite_tw.jetstream.times import SECOND, parse_duration
 from dendrite_tw.jetstream.transforms import Transform
 
-SECOND: Final = 1_000_000_000
 DEFAULT_DUPLICATE_WINDOW: Final = 120 * SECOND
 MAX_MSG_IDS: Final = 1_000_000
 """Message ids remembered for deduplication; beyond, the oldest are forgotten before their time."""
-
-
-class StreamConfig(msgspec.Struct, kw_only=True, omit_defaults=False):
-    """The configuration of a stream, in the names and units of the JetStream API (durations in
-    nanoseconds).
-    """
-
-    name: str = ""
-    description: str | None = None
-    subjects: list[str] | None = None
-    retention: str = "limits"
-    max_consumers: int = -1
-    max_msgs: int = -1
-    max_bytes: int = -1
-    max_age: int = 0
-    max_msgs_per_subject: int = -1
-    max_msg_size: int = -1
-    discard: str = "old"
-    storage: str = "file"
-    num_replicas: int = 1
-    no_ack: bool | None = None
-    duplicate_window: int = 0
-    placement: dict[str, Any] | None = None
-    mirror: dict[str, Any] | None = None
-    sources: list[dict[str, Any]] | None = None
-    compression: str = "none"
-    subject_transform: dict[str, str] | None = None
-    republish: dict[str, Any] | None = None
-    sealed: bool = False
-    deny_delete: bool = False
-    deny_purge: bool = False
-    allow_rollup_hdrs: bool = False
-    allow_direct: bool = False
-    mirror_direct: bool = False
-    discard_new_per_subject: bool | None = None
-    metadata: dict[str, str] | None = None
-    first_seq: int | None = None
-    consumer_limits: dict[str, Any] | None = None
-    allow_msg_ttl: bool | None = None
-    subject_delete_marker_ttl: int | None = None
-    allow_msg_counter: bool | None = None
-    allow_atomic: bool | None = None
-    allow_msg_schedules: bool | None = None
-    persist_mode: str | None = None
-
-    def body(self) -> dict[str, Any]:
-        """The configuration as the API shows it: optional fields only where they are set."""
-        return {key: value for key, value in msgspec.to_builtins(self).items() if value is not None}
-
-
-class Stored(msgspec.Struct, frozen=True, gc=False):
-    """A message as a stream keeps it; ``time`` in nanoseconds since the epoch."""
-
-    seq: int
-    time: int
-    subject: str
-    headers: bytes
-    payload: bytes
-
-
-class Storage(Protocol):
-    """Where the messages of a stream lie."""
-
-    def append(self, message: Stored) -> int:
-        """Keep a message; the returned place finds it again."""
-
-    def read(self, seq: int, place: int) -> Stored | None:
-        """The message at a place, or ``None`` if it cannot be read."""
-
-    def release(self, seq: int, place: int, size: int) -> None:
-        """The message is no longer needed; its room may be used again."""
-
-    def erased(self, seqs: list[int]) -> None:
-        """These messages were deleted on request: they must not come back after a restart."""
-
-    def floor(self, seq: int) -> None:
-        """Nothing below this sequence will be asked for again."""
-
-    def skipped(self, seq: int) -> None:
-        """The stream passed over sequences up to this one without keeping a message."""
-
-
-class MemoryStorage:
-    """Messages in a dictionary: gone with the process."""
-
-    def __init__(self) -> None:
-        self._messages: dict[int, Stored] = {}
-
-    def append(self, message: Stored) -> int:
-        self._messages[message.seq] = message
-        return 0
-
-    def read(self, seq: int, place: int) -> Stored | None:
-        return self._messages.get(seq)
-
-    def release(self, seq: int, place: int, size: int) -> None:
-        self._messages.pop(seq, None)
-
-    def erased(self, seqs: list[int]) -> None:
-        """Nothing to remember."""
-
-    def floor(self, seq: int) -> None:
-        """Nothing to remember."""
-
-    def skipped(self, seq: int) -> None:
-        """Nothing to remember."""
 
 
 class Reader(Protocol):
@@ -559,8 +455,6 @@ class Stream:
 
 _INCREMENT: Final = re.compile(r"[+-]?\d{1,300}", re.ASCII)
 _TOTAL: Final = re.compile(rb'\{"val":"(-?\d{1,400})"\}')
-_UNITS: Final = {"h": 3600 * SECOND, "m": 60 * SECOND, "s": SECOND, "ms": SECOND // 1000, "us": 1000, "ns": 1}
-_DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(h|ms|m|s|us|ns)", re.ASCII)
 
 
 def parse_ttl(text: str) -> int:
@@ -578,15 +472,3 @@ def parse_ttl(text: str) -> int:
     if lifetime < SECOND:
         raise refusal(errors.MESSAGE_TTL_INVALID)
     return lifetime
-
-
-def parse_duration(text: str) -> int:
-    """Nanoseconds of a duration such as ``1h30m`` or ``2.5s``; 0 when it is not one."""
-    total, position = 0.0, 0
-    while position < len(text):
-        part = _DURATION.match(text, position)
-        if part is None:
-            return 0
-        total += float(part[1]) * _UNITS[part[2]]
-        position = part.end()
-    return int(total)

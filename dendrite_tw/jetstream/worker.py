@@ -20,12 +20,12 @@ from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.errors import ApiError, UnavailableError
 from dendrite_tw.jetstream.messages import Message, delivered
+from dendrite_tw.jetstream.times import SECOND
 from dendrite_tw.jetstream.wire import Msg
 
 if TYPE_CHECKING:
     from dendrite_tw.jetstream.client import Handle, QueueClient
 
-SECOND: Final = 1_000_000_000
 DEFAULT_BATCH: Final = 64
 DEFAULT_ACK_WAIT: Final = 30.0
 PULL_SECONDS: Final = 60.0

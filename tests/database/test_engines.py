@@ -1,10 +1,13 @@
-"""Transactions on SQLite: results, group commit, failures that take back only themselves."""
+"""Transactions: results, group commit, failures that take back only themselves.
+
+The classes named …Contract hold for every engine; test_postgresql runs them on PostgreSQL.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -41,6 +44,50 @@ def value_of(txn: Transaction, key: str) -> None: ...
 def count(txn: Transaction) -> None: ...
 
 
+@each(
+    "INSERT INTO pairs (key, value) VALUES (:key, :value) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+    row="key value",
+)
+def put_each(txn: Transaction, rows: Any) -> None: ...
+
+
+@each("INSERT INTO pairs (key, value) VALUES (:key, :value) ON CONFLICT DO NOTHING", row="key value")
+def offer_each(txn: Transaction, rows: Any) -> None: ...
+
+
+@each('INSERT INTO "values" (id, text, data, number) VALUES (:id, :text, :data, :number)', row="id text data number")
+def store_each(txn: Transaction, rows: Any) -> None: ...
+
+
+@none('INSERT INTO "values" (id, text, data, number) VALUES (:id, :text, :data, :number)')
+def store(txn: Transaction, id: bool, text: str | None, data: bytes | None, number: int) -> None: ...
+
+
+class Values(NamedTuple):
+    id: int
+    text: str | None
+    data: bytes | None
+    number: int | None
+
+
+@many(Values, 'SELECT id, text, data, number FROM "values" ORDER BY id, text IS NOT NULL')
+def stored(txn: Transaction) -> None: ...
+
+
+@one(int, 'SELECT SUM(number) FROM "values"')
+def total(txn: Transaction) -> None: ...
+
+
+@many(str, 'SELECT text FROM "values" ORDER BY text')
+def texts(txn: Transaction) -> None: ...
+
+
+@many(int, 'SELECT id FROM "values" WHERE id = ANY(:ids) OR text = ANY(:texts) ORDER BY id')
+def among(txn: Transaction, ids: Sequence[int], texts: Sequence[str]) -> None: ...
+
+
+VALUES = Step(1, 'CREATE TABLE "values" (id BIGINT NOT NULL, text TEXT, data BYTES, number BIGINT)')
+
 STEP = Step(1, "CREATE TABLE pairs (key TEXT PRIMARY KEY, value BIGINT NOT NULL); -- a comment; with one\n")
 
 
@@ -66,16 +113,25 @@ class HeldThreads:
             function(*args)
 
 
-class SQLiteTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.database = SQLiteDatabase(":memory:", None)
+class Engine:
+    """An engine that runs all at once, for the contracts below."""
+
+    def make_database(self) -> Any:
+        return SQLiteDatabase(":memory:", None)
+
+
+class TransactionContract:
+    """What every engine promises of a transaction."""
+
+    def setUp(self: Any) -> None:
+        self.database = self.make_database()
         self.addCleanup(self.database.close)
         self.successResultOf(self.database.write(migrate, "pairs", [STEP]))
 
-    def read(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+    def read(self: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         return self.successResultOf(Deferred.fromCoroutine(self.database.read(function, *args, **kwargs)))
 
-    def test_statements_return_what_they_declare(self) -> None:
+    def test_statements_return_what_they_declare(self: Any) -> None:
         self.assertEqual(self.successResultOf(self.database.write(insert, 1, "a")), 1)
         self.successResultOf(self.database.write(insert_each, [("b", 2), ("c", 3)]))
         self.assertEqual(self.read(pairs, ["a", "c", "z"]), [Pair("a", 1), Pair("c", 3)])
@@ -83,17 +139,17 @@ class SQLiteTests(SynchronousTestCase):
         self.assertIsNone(self.read(value_of, "z"))
         self.assertEqual(self.read(count), 3)
 
-    def test_keyword_arguments_bind_by_name(self) -> None:
+    def test_keyword_arguments_bind_by_name(self: Any) -> None:
         self.successResultOf(self.database.write(insert, key="k", value=9))
         self.assertEqual(self.read(value_of, key="k"), 9)
 
-    def test_placeholders_are_held_against_the_signature(self) -> None:
+    def test_placeholders_are_held_against_the_signature(self: Any) -> None:
         with self.assertRaises(TypeError):
 
             @none("DELETE FROM pairs WHERE key = :key")
             def wrong(txn: Transaction, kye: str) -> None: ...
 
-    def test_a_failed_transaction_leaves_nothing(self) -> None:
+    def test_a_failed_transaction_leaves_nothing(self: Any) -> None:
         async def fails(txn: Transaction) -> None:
             await insert(txn, 1, "a")
             raise ValueError("after all")
@@ -101,13 +157,13 @@ class SQLiteTests(SynchronousTestCase):
         self.failureResultOf(self.database.write(fails), ValueError)
         self.assertEqual(self.read(count), 0)
 
-    def test_waiting_for_anything_but_sql_is_refused(self) -> None:
+    def test_waiting_for_anything_but_sql_is_refused(self: Any) -> None:
         async def waits(txn: Transaction) -> None:
             await Deferred()
 
         self.failureResultOf(self.database.write(waits), RuntimeError)
 
-    def test_hooks_run_after_the_commit_and_not_without_it(self) -> None:
+    def test_hooks_run_after_the_commit_and_not_without_it(self: Any) -> None:
         ran: list[str] = []
 
         async def hooked(txn: Transaction, fail: bool) -> None:
@@ -120,10 +176,64 @@ class SQLiteTests(SynchronousTestCase):
         self.successResultOf(self.database.write(hooked, False))
         self.assertEqual(ran, ["yes"])
 
-    def test_migrations_run_once_and_refuse_a_newer_database(self) -> None:
+    def test_migrations_run_once_and_refuse_a_newer_database(self: Any) -> None:
         self.assertEqual(self.successResultOf(self.database.write(migrate, "pairs", [STEP])), [])
         self.failureResultOf(self.database.write(migrate, "pairs", []), RuntimeError)
 
+    def test_values_come_back_as_they_were_given(self: Any) -> None:
+        self.successResultOf(self.database.write(migrate, "values", [VALUES]))
+        rows = [
+            (1, "", b"", None),
+            (2, "naïve % %s :name 'quoted' \\ 🐈", bytes(range(256)), -(2**63)),
+            (3, "a;b--", b"\\x00'", 2**63 - 1),
+        ]
+        self.successResultOf(self.database.write(store_each, rows))
+        self.successResultOf(self.database.write(store, True, None, None, 5))
+        self.assertEqual(self.read(stored), [(1, None, None, 5), *rows])
+        self.assertIs(type(self.read(stored)[1][2]), bytes)
+
+    def test_sums_are_numbers_and_text_is_ordered_by_its_bytes(self: Any) -> None:
+        self.successResultOf(self.database.write(migrate, "values", [VALUES]))
+        rows = [(number, text, None, number) for number, text in enumerate(["b", "B", "ä", "a", "_", "Z"])]
+        self.successResultOf(self.database.write(store_each, rows))
+        self.assertIs(type(self.read(total)), int)
+        self.assertEqual(self.read(total), 15)
+        self.assertEqual(self.read(texts), ["B", "Z", "_", "a", "b", "ä"])
+
+    def test_lists_of_every_type_may_be_empty(self: Any) -> None:
+        self.successResultOf(self.database.write(migrate, "values", [VALUES]))
+        self.successResultOf(self.database.write(store_each, [(1, "a", b"", 1), (2, "b", b"", 2)]))
+        self.assertEqual(self.read(among, [], []), [])
+        self.assertEqual(self.read(among, [1], ["b"]), [1, 2])
+
+    def test_many_rows_at_once(self: Any) -> None:
+        self.successResultOf(self.database.write(insert_each, [(f"k{number}", number) for number in range(1000)]))
+        self.assertEqual(self.read(count), 1000)
+        self.successResultOf(self.database.write(put_each, [("k1", 7), ("new", 1), ("k1", 8)]))
+        self.assertEqual(self.read(value_of, "k1"), 8)
+        self.successResultOf(self.database.write(offer_each, [("k1", 9), ("newer", 1), ("newer", 2)]))
+        self.assertEqual((self.read(value_of, "k1"), self.read(value_of, "newer")), (8, 1))
+
+    def test_a_broken_rule_takes_back_the_transaction(self: Any) -> None:
+        async def twice(txn: Transaction) -> None:
+            await insert(txn, 1, "a")
+            await insert(txn, 2, "a")
+
+        self.failureResultOf(self.database.write(twice))
+        self.assertEqual(self.read(count), 0)
+        self.successResultOf(self.database.write(insert, 1, "a"))
+
+    def test_preparing_waits_for_the_result(self: Any) -> None:
+        self.assertEqual(self.database.prepare(insert, 1, "a"), 1)
+        with self.assertRaises(Exception):
+            self.database.prepare(insert, 1, "a")
+        self.assertEqual(self.read(count), 1)
+
+    def test_long_reads(self: Any) -> None:
+        self.assertEqual(self.successResultOf(self.database.read_long(count)), 0)
+
+
+class SQLiteTests(Engine, TransactionContract, SynchronousTestCase):
     def test_run_inline_returns_the_result(self) -> None:
         async def answer() -> int:
             return 42
@@ -157,9 +267,11 @@ class GroupCommitTests(SynchronousTestCase):
         self.failureResultOf(database.write(insert, 4, "c"), Unavailable)
 
 
-class OutboxTests(SynchronousTestCase):
-    def test_rows_are_read_once_all_that_follows_from_them_has_begun(self) -> None:
-        database = SQLiteDatabase(":memory:", None)
+class OutboxContract:
+    """What an outbox promises on every engine."""
+
+    def test_rows_are_read_once_all_that_follows_from_them_has_begun(self: Any) -> None:
+        database = self.make_database()
         outbox = Outbox("room_api", database)
         database.prepare(outbox.create)
         seen: list[list[int]] = []
@@ -175,8 +287,8 @@ class OutboxTests(SynchronousTestCase):
         self.successResultOf(database.write(append))
         self.assertEqual(seen, [[], [1]])
 
-    def test_rows_are_announced_in_the_order_of_their_commits(self) -> None:
-        database = SQLiteDatabase(":memory:", None)
+    def test_rows_are_announced_in_the_order_of_their_commits(self: Any) -> None:
+        database = self.make_database()
         self.addCleanup(database.close)
         outbox = Outbox("room_api", database)
         self.successResultOf(database.write(outbox.create))
@@ -198,8 +310,8 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual([row.id for row in rows], (first + second)[1:])
         self.assertEqual(rows[0].headers, b'{"a":"b"}')
 
-    def test_a_position_is_never_given_twice(self) -> None:
-        database = SQLiteDatabase(":memory:", None)
+    def test_a_position_is_never_given_twice(self: Any) -> None:
+        database = self.make_database()
         self.addCleanup(database.close)
         outbox = Outbox("room_api", database)
         self.successResultOf(database.write(outbox.create))
@@ -210,14 +322,18 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual(again.position, first)
         self.assertGreater(self.successResultOf(database.write(again.append, "S", b"2")), first)
 
-    def test_a_payload_may_hold_its_position(self) -> None:
-        database = SQLiteDatabase(":memory:", None)
+    def test_a_payload_may_hold_its_position(self: Any) -> None:
+        database = self.make_database()
         self.addCleanup(database.close)
         outbox = Outbox("room_api", database)
         database.prepare(outbox.create)
         position = self.successResultOf(database.write(outbox.append, "S", lambda position: b"%d" % position))
         rows = self.successResultOf(Deferred.fromCoroutine(outbox.read_after(0, 10)))
         self.assertEqual([row.payload for row in rows], [b"%d" % position])
+
+
+class OutboxTests(Engine, OutboxContract, SynchronousTestCase):
+    pass
 
 
 class FullDiskTests(SynchronousTestCase):

@@ -17,7 +17,7 @@ from dendrite_tw.jetstream.embedded import EmbeddedQueue
 from dendrite_tw.jetstream.engine import JetStream
 from dendrite_tw.jetstream.messages import Message
 from dendrite_tw.jetstream.server import Server, Settings
-from dendrite_tw.jetstream.store import Syncer
+from dendrite_tw.jetstream.syncer import Syncer
 from dendrite_tw.jetstream.wire import Connect, Msg, Op, Pub, Sub, encode_headers
 
 START = 1_700_000_000.0

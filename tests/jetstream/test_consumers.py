@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dendrite_tw.jetstream import wire
-from dendrite_tw.jetstream.streams import SECOND
+from dendrite_tw.jetstream.times import SECOND
 from dendrite_tw.jetstream.wire import Msg, Unsub
 from tests.jetstream.support import DiskCase, ServerBench
 

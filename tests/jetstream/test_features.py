@@ -12,8 +12,7 @@ import orjson
 
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.engine import Limits
-from dendrite_tw.jetstream.streams import SECOND
-from dendrite_tw.jetstream.times import format_time
+from dendrite_tw.jetstream.times import SECOND, format_time
 from tests.jetstream.support import DiskCase, ServerBench
 
 

@@ -16,10 +16,12 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from dendrite_tw.jetstream import store
+from dendrite_tw.jetstream import segments, store
 from dendrite_tw.jetstream.index import Index
-from dendrite_tw.jetstream.store import DamagedError, FileStorage, Syncer
-from dendrite_tw.jetstream.streams import Stored
+from dendrite_tw.jetstream.segments import DamagedError
+from dendrite_tw.jetstream.storage import Stored
+from dendrite_tw.jetstream.store import FileStorage
+from dendrite_tw.jetstream.syncer import Syncer
 from tests.jetstream.support import DiskCase, inline, settle
 
 
@@ -358,7 +360,7 @@ class SyncTests(StoreCase):
     def test_partly_written_batch_is_written_again(self) -> None:
         shelf = self.shelf()
         attempts: list[int] = []
-        original = store._write_all
+        original = segments._write_all
 
         def half(descriptor: int, data: bytes, offset: int) -> None:
             attempts.append(1)
@@ -367,7 +369,7 @@ class SyncTests(StoreCase):
                 raise OSError(errno.EIO, "told to fail")
             original(descriptor, data, offset)
 
-        self.patch(store, "_write_all", half)
+        self.patch(segments, "_write_all", half)
         shelf.put(b"a")
         shelf.put(b"b")
         shelf.sync()

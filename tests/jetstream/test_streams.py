@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dendrite_tw.jetstream import wire
-from dendrite_tw.jetstream.streams import SECOND, parse_duration, parse_ttl
-from dendrite_tw.jetstream.times import format_time, parse_time
+from dendrite_tw.jetstream.streams import parse_ttl
+from dendrite_tw.jetstream.times import SECOND, format_time, parse_duration, parse_time
 from tests.jetstream.support import DiskCase, ServerBench
 
 

@@ -10,6 +10,7 @@ import orjson
 from dendrite_tw.links.codec import InterfaceCodec
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.user_api.api import OUTPUT_KEY_CHANGE_EVENT, ClaimedKeys, KeyAPI, KeyChange, QueriedKeys
+from tests.harness import trace
 from tests.user_api.keys_support import ALICE, BOB, CAROL, Device, Key, KeysCase
 
 
@@ -147,8 +148,7 @@ class DeviceKeysTests(KeysCase):
         for number in range(200):
             self.devices[f"@u{number}:test"] = {"D": None}
             self.get(self.upload(Device(f"@u{number}:test", "D")))
-        statements: list[str] = []
-        self.database._reader.set_trace_callback(statements.append)  # type: ignore[attr-defined]
+        statements = trace(self.database)
         wanted: dict[str, list[str]] = {f"@u{number}:test": [] for number in range(200)}
         found = self.get(self.keys.query_keys(ALICE, wanted, 0))
         self.assertEqual(len(found.device_keys), 200)
@@ -243,8 +243,7 @@ class ChangesTests(KeysCase):
         self.get(self.keys.remote_keys_changed([CAROL]))
         again = self.make()
         self.assertEqual(self.get(again.key_changes_since(1, 9)), [])
-        statements: list[str] = []
-        self.database._reader.set_trace_callback(statements.append)  # type: ignore[attr-defined]
+        statements = trace(self.database)
         self.assertEqual(self.get(again.key_changes_since(1, 9)), [])
         self.assertEqual(statements, [])
         shared = self.make(exclusive=False)

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from dendrite_tw.database.engines import Database, SQLiteDatabase
 from dendrite_tw.user_api.api import KeyCounts
 from dendrite_tw.user_api.key_checks import UPLOAD_LIMIT
+from tests.harness import trace
 from tests.user_api.keys_support import ALICE, Device, KeysCase
 
 SIGNED = "signed_curve25519"
@@ -177,8 +178,7 @@ class CountsTests(OneTimeCase):
     def test_counts_that_did_not_change_are_not_read(self) -> None:
         self.put("a", "b")
         self.counts()
-        statements: list[str] = []
-        self.database._reader.set_trace_callback(statements.append)  # type: ignore[attr-defined]
+        statements = trace(self.database)
         self.assertEqual((self.counts(), statements), ({SIGNED: 2}, []))
         self.claim()
         statements.clear()

@@ -11,6 +11,7 @@ from dendrite_tw.user_api import to_device
 from dendrite_tw.user_api.api import OUTPUT_SEND_TO_DEVICE_EVENT, ToDeviceMessage
 from dendrite_tw.user_api.keys_component import KeyComponent
 from dendrite_tw.user_api.tables import to_device as table
+from tests.harness import trace
 from tests.user_api.keys_support import ALICE, BOB, CAROL, KeysCase
 
 
@@ -87,8 +88,7 @@ class ToDeviceTests(KeysCase):
         self.assertEqual([message.position for message in upto], [position])
 
     def statements_of(self, keys: KeyComponent) -> list[str]:
-        statements: list[str] = []
-        self.database._reader.set_trace_callback(statements.append)  # type: ignore[attr-defined]
+        statements = trace(self.database)
         self.get(keys.to_device_since(ALICE, "ALICEDEV", 0, 10**6, 100))
         self.get(keys.delete_to_device(ALICE, "ALICEDEV", 10**6))
         return statements

@@ -6,16 +6,17 @@ import random
 
 from dendrite_tw.user_api.api import DeviceSeen, NewLogin
 from dendrite_tw.user_api.settings import ACCESS_TOKEN_LIFETIME_MS, LOGIN_TOKEN_LIFETIME_MS
+from tests.harness import ask, dump
 from tests.user_api.harness import UsersCase
 
 
 class AccessTokens(UsersCase):
     def test_only_a_hash_is_stored(self) -> None:
         login = self.make("alice", refreshable=True)
-        dump = "\n".join(self.users.database._writer.iterdump())
-        self.assertNotIn(login.access_token, dump)
-        self.assertNotIn(str(login.refresh_token), dump)
-        self.assertNotIn("correct horse", dump)
+        stored = dump(self.users.database)
+        self.assertNotIn(login.access_token, stored)
+        self.assertNotIn(str(login.refresh_token), stored)
+        self.assertNotIn("correct horse", stored)
 
     def test_a_token_of_nobody(self) -> None:
         for token in ["", "nonsense", "\ud800"]:
@@ -127,7 +128,7 @@ class Refreshing(UsersCase):
             fresh = self.wait(self.api.refresh(token))
             self.wait(self.api.caller_of(fresh.access_token))
             token = fresh.refresh_token
-        self.assertEqual(1, self.users.database._writer.execute("SELECT COUNT(*) FROM token_pairs").fetchone()[0])
+        self.assertEqual(1, ask(self.users.database, "SELECT COUNT(*) FROM token_pairs")[0][0])
 
     def test_logging_out_ends_the_refresh_token(self) -> None:
         self.wait(self.api.delete_devices("@alice:test", [self.login.device_id], None))
@@ -165,7 +166,7 @@ class ShortTokens(UsersCase):
             self.wait(self.api.new_login_token("@alice:test"))
             self.users.clock.advance(1000)
         self.wait(self.api.new_login_token("@alice:test"))
-        self.assertEqual(1, self.users.database._writer.execute("SELECT COUNT(*) FROM short_tokens").fetchone()[0])
+        self.assertEqual(1, ask(self.users.database, "SELECT COUNT(*) FROM short_tokens")[0][0])
 
 
 class DevicesOfUsers(UsersCase):

@@ -1,0 +1,460 @@
+"""Connections to PostgreSQL: one that blocks, one for the reactor, and a pool of the latter.
+
+Both run one query at a time and give back psycopg2's cursor with its result.
+`ReactorConnection` is txpostgres's, changed where that costs time or loses
+sight of a server that went away: its descriptor stays registered, its one
+cursor is used again, results are handed on as they are read, and a detector
+notices that it died and connects again for as long as it takes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+from psycopg2.extensions import POLL_OK, POLL_WRITE, AsIs, make_dsn, new_type, parse_dsn
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.error import TimeoutError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from txpostgres.reconnection import DeadConnectionDetector
+from txpostgres.txpostgres import Connection
+
+from .engines import Unavailable
+
+log = Logger()
+
+CONNECT_SECONDS = 10.0
+"""How long a server may take to let us in."""
+
+FIRST_DELAY, DELAY_FACTOR, LONGEST_DELAY = 0.1, 1.7, 5.0
+"""Seconds between attempts to reconnect."""
+
+PATIENCE = 5.0
+"""Seconds that work waits for a connection before it is refused."""
+
+IDLE_SECONDS = 30.0
+"""How long a connection above the number that is kept may be idle."""
+
+_UNKNOWN = re.compile(r'invalid (?:URI query parameter|connection option)[ :]+"\w+"')
+"""What libpq says of a parameter that it does not know; its other complaints may quote a password."""
+
+_GO_ONLY = ("binary_parameters", "disable_prepared_binary_result")
+_SHUTTING_DOWN = ("57P01", "57P02", "57P03")
+
+
+def dsn_of(connection_string: str) -> str:
+    """What libpq wants to hear for a connection string of Go's lib/pq.
+
+    Takes ``postgres://``, ``postgresql://`` and ``key=value``; the host is localhost where none is
+    named, as with Go's driver.  Raises `ValueError` for what is neither.
+    """
+    text = connection_string
+    for name in _GO_ONLY:
+        text = _without(text, name)
+    try:
+        given = parse_dsn(text)
+    except (psycopg2.Error, UnicodeError) as error:
+        unknown = _UNKNOWN.search(str(error))
+        raise ValueError(unknown.group(0) if unknown else "neither a URI nor key=value") from None
+    known = {
+        "host": "localhost",
+        "connect_timeout": str(int(CONNECT_SECONDS)),
+        "keepalives_idle": "30",
+        "keepalives_interval": "10",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "30000",
+        "application_name": "dendrite_tw",
+    }
+    if "hostaddr" in given or "service" in given:
+        del known["host"]
+    return str(make_dsn(**{**known, **given, "client_encoding": "UTF8"}))
+
+
+def _without(text: str, name: str) -> str:
+    """The connection string without a parameter that only Go's driver knows."""
+    if "://" in text:
+        base, mark, query = text.partition("?")
+        kept = [part for part in query.split("&") if part.partition("=")[0] != name]
+        return base + (mark + "&".join(kept) if any(kept) else "")
+    return " ".join(part for part in text.split(" ") if part.partition("=")[0] != name)
+
+
+def is_lost(error: object) -> bool:
+    """Whether an error of psycopg2 says that the connection is gone, rather than what was asked is wrong."""
+    if not isinstance(error, psycopg2.Error):
+        return isinstance(error, TimeoutError)
+    if error.pgcode is not None:
+        return error.pgcode in _SHUTTING_DOWN or error.pgcode.startswith("08")
+    return type(error) in (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError)
+
+
+# --- types as SQLite gives and takes them ---
+
+_BYTES = new_type((17,), "BYTES", lambda text, cursor: None if text is None else bytes.fromhex(text[2:]))
+_WHOLE = new_type((1700,), "WHOLE", lambda text, cursor: None if text is None else int(text))
+_FLAG = new_type((16,), "FLAG", lambda text, cursor: None if text is None else int(text == "t"))
+
+psycopg2.extensions.register_adapter(bool, lambda flag: AsIs(int(flag)))
+
+
+def _learn_types(connection: Any) -> None:
+    for kind in (_BYTES, _WHOLE, _FLAG):
+        psycopg2.extensions.register_type(kind, connection)
+
+
+_SETTINGS = "SET standard_conforming_strings = on; SET bytea_output = 'hex'; SET synchronous_commit = on"
+READING = _SETTINGS + "; SET default_transaction_read_only = on"
+WRITING = (
+    _SETTINGS
+    + """;
+DO $$
+BEGIN
+    IF NOT pg_try_advisory_lock(hashtext('dendrite_tw'), hashtext(current_schema())) THEN
+        RAISE EXCEPTION 'another server uses this database';
+    END IF;
+END
+$$"""
+)
+"""Positions are given by one writer, so there may be no second one: it waits until the first has gone."""
+
+
+class BlockingConnection:
+    """A connection on which a query is answered before `query` returns."""
+
+    pending: Deferred[Any] | None = None
+
+    def __init__(self, dsn: str) -> None:
+        """Connect for writing; raises `psycopg2.Error` where that cannot be."""
+        self._connection = psycopg2.connect(dsn)
+        self._connection.autocommit = True
+        _learn_types(self._connection)
+        self._cursor = self._connection.cursor()
+        try:
+            self._cursor.execute(WRITING)
+        except psycopg2.Error:
+            self._connection.close()
+            raise
+
+    @property
+    def failed(self) -> bool:
+        """Whether the transaction can only be rolled back."""
+        return bool(self._connection.get_transaction_status() == psycopg2.extensions.TRANSACTION_STATUS_INERROR)
+
+    @property
+    def alive(self) -> bool:
+        return not self._connection.closed
+
+    async def query(self, sql: str | bytes, values: Sequence[Any] | None) -> Any:
+        self._cursor.execute(sql, values)
+        return self._cursor
+
+    def mogrify(self, sql: str, values: Sequence[Any]) -> bytes:
+        return self._cursor.mogrify(sql, values)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Detector(DeadConnectionDetector):  # type: ignore[misc]
+    """Notices that a connection died and connects it again, for as long as it takes or until it is stopped."""
+
+    def __init__(self, reactor: Any) -> None:
+        super().__init__(lambda failure: is_lost(failure.value), reactor=reactor)
+        self._next: Any = None
+        self._stopped = False
+
+    def startReconnecting(self, failure: Failure) -> None:
+        log.warn("lost a connection to PostgreSQL: {reason}", reason=_reason(failure))
+        self._attempt(FIRST_DELAY)
+
+    def _attempt(self, delay: float) -> None:
+        self._next = None
+        if not self._stopped:
+            trying: Deferred[Any] = self.reconnect()
+            trying.addCallbacks(lambda _: self._recovered(), lambda _: self._later(delay))
+
+    def _recovered(self) -> None:
+        log.info("connected to PostgreSQL again")
+        self.connectionRecovered()
+
+    def _later(self, delay: float) -> None:
+        if not self._stopped:
+            longer = min(delay * DELAY_FACTOR, LONGEST_DELAY)
+            self._next = self.reactor.callLater(delay, self._attempt, longer)
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+
+def _reason(failure: Failure) -> str:
+    """The first line of an error; libpq names the server in it, never the password."""
+    return (str(failure.value).strip() or type(failure.value).__name__).splitlines()[0]
+
+
+class ReactorConnection(Connection):  # type: ignore[misc]
+    """A connection whose answers come through the reactor.
+
+    It has a detector of its own: once it was opened it is connected again whenever it dies;
+    `on_ready` is called each time that it can be used.
+    """
+
+    def __init__(self, reactor: Any, dsn: str, settings: str) -> None:
+        super().__init__(reactor, detector=Detector(reactor))
+        self.detector.addRecoveryHandler(self._ready)
+        self._dsn = dsn
+        self._settings = settings
+        self._fd: int | None = None
+        self._writing = False
+        self._one_cursor: Any = None
+        self._pollingD: Any = None
+        self.pending: Deferred[Any] | None = None
+        self.alive = False
+        self.opened_at = self.used_at = 0.0
+        self.on_ready: Callable[[ReactorConnection], None] = lambda connection: None
+        self.on_lost: Callable[[ReactorConnection], None] = lambda connection: None
+
+    def open(self) -> None:
+        """Connect, and stay connected until `close_for_good`."""
+        self.connect(self._dsn).addCallbacks(lambda _: self._ready(), self._refused)
+
+    def _refused(self, failure: Failure) -> None:
+        if not self.detector.connectionIsDead:
+            self.detector.connectionIsDead = True
+            self.detector.startReconnecting(failure)
+
+    def _ready(self) -> None:
+        self.opened_at = self.used_at = self.reactor.seconds()
+        self.on_ready(self)
+
+    def connect(self, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        opening: Deferred[Any] = super().connect(*args, **kwargs)
+        timer = self.reactor.callLater(CONNECT_SECONDS, self._give_up)
+
+        def over(result: Any) -> Any:
+            if timer.active():
+                timer.cancel()
+            return result
+
+        return opening.addCallback(self._opened).addBoth(over).addErrback(self._not_opened)
+
+    def _give_up(self) -> None:
+        self.close()
+
+    def _not_opened(self, failure: Failure) -> Failure:
+        if self._connection is not None:
+            self.close()
+        return failure
+
+    def _opened(self, _: Any) -> Deferred[Any]:
+        """Watch a descriptor of our own: libpq closes its behind the reactor's back when the server goes."""
+        self.reactor.removeReader(self)
+        self._fd = os.dup(self._connection.fileno())
+        self.reactor.addReader(self)
+        _learn_types(self._connection)
+        self._one_cursor = self._connection.cursor()
+        return self._ask(self._settings, None).addCallback(self._settled)
+
+    def _settled(self, _: Any) -> None:
+        self.alive = True
+
+    @property
+    def failed(self) -> bool:
+        """Whether the transaction can only be rolled back."""
+        return bool(self._connection.get_transaction_status() == psycopg2.extensions.TRANSACTION_STATUS_INERROR)
+
+    def query(self, sql: str | bytes, values: Sequence[Any] | None) -> Deferred[Any]:
+        """Run `sql`; fires with the cursor, whose rows are there until the next query."""
+        if not self.alive:
+            return fail(psycopg2.OperationalError("there is no connection"))
+        return self._ask(sql, values)
+
+    def _ask(self, sql: str | bytes, values: Sequence[Any] | None) -> Deferred[Any]:
+        try:
+            self._one_cursor.execute(sql, values)
+        except Exception as error:
+            failure = Failure()
+            if is_lost(error):
+                self._lost(failure)
+            return fail(failure)
+        answer = self.pending = Deferred()
+        self._advance()
+        return answer
+
+    def mogrify(self, sql: str, values: Sequence[Any]) -> bytes:
+        return self._one_cursor.mogrify(sql, values)  # type: ignore[no-any-return]
+
+    def _advance(self) -> None:
+        """Let libpq read and write what it can; hand on the answer when it is there."""
+        try:
+            state = self._connection.poll()
+        except Exception as error:
+            failure = Failure()
+            waiting, self.pending = self.pending, None
+            if is_lost(error):
+                self._lost(failure)
+            if waiting is not None:
+                waiting.errback(failure)
+            return
+        if (state == POLL_WRITE) != self._writing:
+            self._writing = state == POLL_WRITE
+            (self.reactor.addWriter if self._writing else self.reactor.removeWriter)(self)
+        if state == POLL_OK and self.pending is not None:
+            waiting, self.pending = self.pending, None
+            waiting.callback(self._one_cursor)
+
+    def _lost(self, failure: Failure) -> None:
+        """The server is gone: let go of the descriptor, tell the owner, begin to connect again."""
+        self._let_go()
+        self.on_lost(self)
+        self.detector.checkForDeadConnection(failure)
+
+    def _let_go(self) -> None:
+        self.alive = False
+        if self._fd is not None:
+            self.reactor.removeReader(self)
+            self.reactor.removeWriter(self)
+            os.close(self._fd)
+            self._fd = None
+            self._writing = False
+
+    def fileno(self) -> int:
+        return super().fileno() if self._fd is None else self._fd
+
+    def doRead(self) -> None:
+        if self._fd is None:
+            super().doRead()
+        else:
+            self._advance()
+
+    def doWrite(self) -> None:
+        if self._fd is None:
+            super().doWrite()
+        else:
+            self._advance()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor or `close` says that the descriptor is of no use any more."""
+        if self._fd is not None:
+            self._lost(Failure(psycopg2.OperationalError("the connection was closed")))
+        waiting, self._pollingD = self._pollingD, None
+        if waiting is not None:
+            waiting.errback(Failure(psycopg2.OperationalError("the server did not answer")))
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.errback(Failure(psycopg2.OperationalError("the connection was closed")))
+
+    def close(self) -> None:
+        self._let_go()
+        if self._connection is not None:
+            super().close()
+
+    def renew(self) -> None:
+        """Close and connect again: it is too old, or in a state that nobody knows."""
+        self.close()
+        self.on_lost(self)
+        self.detector.checkForDeadConnection(Failure(psycopg2.OperationalError("it is being replaced")))
+
+    def close_for_good(self) -> None:
+        self.detector.stop()
+        self.close()
+
+
+class Pool:
+    """Connections for reading: opened when all are busy, lent one task at a time, the dead left out."""
+
+    def __init__(self, reactor: Any, dsn: str, most: int, kept: int, lifetime: float) -> None:
+        """At most `most` connections; `kept` stay when idle; `lifetime` in seconds, 0 for ever."""
+        self._reactor = reactor
+        self._dsn = dsn
+        self._most = most
+        self._kept = kept
+        self._lifetime = lifetime
+        self._all: set[ReactorConnection] = set()
+        self._busy: set[ReactorConnection] = set()
+        self._idle: list[ReactorConnection] = []
+        self._waiting: deque[Deferred[ReactorConnection]] = deque()
+        self._closed = False
+
+    @property
+    def size(self) -> int:
+        """How many connections there are, those that are being opened included."""
+        return len(self._all)
+
+    async def borrow(self) -> ReactorConnection:
+        """A living connection, to be given back; raises `Unavailable` where there is none for too long."""
+        if self._closed:
+            raise Unavailable("it is being closed")
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.alive:
+                self._busy.add(connection)
+                return connection
+        if len(self._all) < self._most:
+            self._open()
+        asking: Deferred[ReactorConnection] = Deferred()
+        self._waiting.append(asking)
+        timer = self._reactor.callLater(PATIENCE, self._refuse, asking)
+        try:
+            return await asking
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    def _refuse(self, asking: Deferred[ReactorConnection]) -> None:
+        self._waiting.remove(asking)
+        asking.errback(Unavailable("no connection to PostgreSQL is free"))
+
+    def _open(self) -> None:
+        connection = ReactorConnection(self._reactor, self._dsn, READING)
+        connection.on_ready = self._offer
+        self._all.add(connection)
+        connection.open()
+
+    def give_back(self, connection: ReactorConnection) -> None:
+        """Let others have a connection; one that died comes back by itself when it is connected again."""
+        self._busy.discard(connection)
+        now = self._reactor.seconds()
+        if not connection.alive:
+            return
+        if self._closed or (self._lifetime > 0 and now - connection.opened_at > self._lifetime):
+            self._drop(connection)
+            if self._waiting and len(self._all) < self._most and not self._closed:
+                self._open()
+            return
+        connection.used_at = now
+        self._offer(connection)
+
+    def _offer(self, connection: ReactorConnection) -> None:
+        if connection in self._busy or connection not in self._all:
+            return
+        if self._waiting:
+            self._busy.add(connection)
+            self._waiting.popleft().callback(connection)
+            return
+        if connection not in self._idle:
+            self._idle.append(connection)
+        longest = self._idle[0]
+        if len(self._idle) > self._kept and self._reactor.seconds() - longest.used_at > IDLE_SECONDS:
+            self._drop(longest)
+
+    def _drop(self, connection: ReactorConnection) -> None:
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        connection.close_for_good()
+
+    def close(self) -> None:
+        self._closed = True
+        while self._waiting:
+            self._waiting.popleft().errback(Unavailable("it is being closed"))
+        for connection in list(self._all):
+            self._drop(connection)

@@ -1,0 +1,126 @@
+"""A PostgreSQL server of the tests' own: started when first asked for, gone when they are over.
+
+It listens on a socket in a directory of its own and writes nothing to disk for good.  Each
+test gets a schema, which is as good as a database and costs a hundredth of one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import psycopg2
+
+SETTINGS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "listen_addresses": "",
+    "max_connections": "60",
+    "shared_buffers": "32MB",
+    "autovacuum": "off",
+    "log_min_messages": "fatal",
+    "logging_collector": "off",
+}
+
+
+def program(name: str) -> str:
+    """The path of one of the server's programs; Debian keeps them out of PATH."""
+    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
+    found = str(versions[-1]) if versions else shutil.which(name)
+    if found is None:
+        raise RuntimeError(f"the tests need PostgreSQL: {name} is not there (Debian: apt-get install postgresql)")
+    return found
+
+
+class Cluster:
+    """One server process; `stop` and `start` may be called again and again."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
+        self._as: dict[str, object] = {}
+        if os.geteuid() == 0:
+            self._as = {"user": "postgres", "group": "postgres", "extra_groups": []}
+            shutil.chown(self.folder, "postgres", "postgres")
+        self._process: subprocess.Popen[bytes] | None = None
+        self._schemas = itertools.count(1)
+        self._run(program("initdb"), "-D", self.folder / "data", "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8")
+        self.start()
+
+    def _run(self, *command: object) -> None:
+        subprocess.run(
+            [str(part) for part in command],
+            cwd=self.folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            **self._as,  # type: ignore[call-overload]
+        )
+
+    def start(self) -> None:
+        command = [program("postgres"), "-D", str(self.folder / "data"), "-k", str(self.folder)]
+        for name, value in SETTINGS.items():
+            command += ["-c", f"{name}={value}"]
+        self._process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **self._as,  # type: ignore[call-overload]
+        )
+        for _ in range(600):
+            try:
+                psycopg2.connect(self.dsn()).close()
+                return
+            except psycopg2.OperationalError:
+                time.sleep(0.05)
+        raise RuntimeError("the server did not start")
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT ends connections and writes all down; SIGQUIT leaves as in a crash."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(60)
+            self._process = None
+
+    def dsn(self, schema: str = "public") -> str:
+        """A connection string for a schema."""
+        return f"postgresql://postgres@/postgres?host={self.folder}&options=-csearch_path%3D{schema}&sslmode=disable"
+
+    def new(self) -> str:
+        """A connection string for an empty schema."""
+        name = f"t{next(self._schemas)}"
+        self.ask(f"CREATE SCHEMA {name}")
+        return self.dsn(name)
+
+    def ask(self, sql: str) -> list[tuple[object, ...]]:
+        """Run SQL as the administrator."""
+        connection = psycopg2.connect(self.dsn())
+        try:
+            connection.autocommit = True
+            cursor = connection.cursor()
+            cursor.execute(sql)
+            return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    def remove(self) -> None:
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+_shared: list[Cluster] = []
+
+
+def cluster() -> Cluster:
+    """The server that all tests of this process share."""
+    if not _shared:
+        _shared.append(Cluster())
+        atexit.register(_shared[0].remove)
+    return _shared[0]

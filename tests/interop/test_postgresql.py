@@ -1,0 +1,315 @@
+"""PostgreSQL over the real reactor: many writers, a server that restarts under load, connections that are killed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Coroutine, Iterator
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from dendrite_tw.database.connections import dsn_of
+from dendrite_tw.database.engines import Unavailable
+from dendrite_tw.database.migrate import migrate
+from dendrite_tw.database.outbox import Outbox
+from dendrite_tw.database.postgresql import PostgreSQLDatabase, Unacknowledged
+from dendrite_tw.database.statements import Transaction, many, none, one
+from dendrite_tw.matrix.errors import MatrixError
+from dendrite_tw.world import SeededRandom
+from tests.database.cluster import Cluster, cluster
+from tests.database.test_engines import STEP, VALUES, count, insert, insert_each, store, stored, value_of
+
+
+@many(str, "SELECT key FROM pairs ORDER BY key")
+def keys(txn: Transaction) -> None: ...
+
+
+@one(int, "SELECT COUNT(*) FROM pg_sleep(0.05)")
+def slow(txn: Transaction) -> None: ...
+
+
+END = "SELECT pg_terminate_backend(pg_backend_pid()); SELECT pg_sleep(5)"
+
+
+@none(END)
+def end_oneself(txn: Transaction) -> None: ...
+
+
+def random_text(length: int) -> str:
+    """Text that cannot be compressed much."""
+    return SeededRandom(0).token(length)
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
+    return Deferred.fromCoroutine(coroutine)
+
+
+def pause(seconds: float) -> Deferred[None]:
+    return deferLater(reactor, seconds, lambda: None)  # type: ignore[arg-type]
+
+
+class Case(TestCase):
+    timeout = 60
+
+    def open(self, server: Cluster, **options: Any) -> PostgreSQLDatabase:
+        self.schema = server.new()
+        database = PostgreSQLDatabase(dsn_of(self.schema), reactor, **options)
+        database.prepare(migrate, "pairs", [STEP])
+        self.addCleanup(database.close)
+        return database
+
+
+class ReactorTests(Case):
+    def setUp(self) -> None:
+        self.database = self.open(cluster())
+
+    async def test_writes_are_read(self) -> None:
+        self.assertEqual(await self.database.write(insert, 1, "a"), 1)
+        self.assertEqual(await self.database.read(value_of, "a"), 1)
+        self.assertEqual(await self.database.read_long(count), 1)
+        await self.database.write(insert_each, [(f"k{number}", number) for number in range(1000)])
+        self.assertEqual(await self.database.read(count), 1001)
+
+    async def test_large_values_go_both_ways(self) -> None:
+        self.database.prepare(migrate, "values", [VALUES])
+        data = bytes(range(256)) * 4096
+        await gatherResults([self.database.write(store, n, "ä" * n, data * n, n) for n in range(1, 6)])
+        rows = await self.database.read(stored)
+        self.assertEqual([len(row.data) for row in rows], [n << 20 for n in range(1, 6)])
+        self.assertEqual(rows[4].data, data * 5)
+        error = await self.assertFailure(self.database.write(insert, 1, random_text(100_000)), MatrixError)
+        self.assertEqual((error.status, error.errcode), (413, "M_TOO_LARGE"))
+
+    async def test_each_of_many_writers_is_told_its_own_outcome(self) -> None:
+        writes = [self.database.write(insert, number, f"key {number % 150}") for number in range(300)]
+        outcomes = await DeferredList(writes, consumeErrors=True)
+        self.assertEqual([done for done, _ in outcomes], [True] * 150 + [False] * 150)
+        self.assertEqual(await self.database.read(count), 150)
+
+    async def test_positions_grow_in_the_order_of_commits(self) -> None:
+        outbox = Outbox("room_api", self.database)
+        self.database.prepare(outbox.create)
+        seen: list[int] = []
+        outbox.on_commit = lambda rows: seen.extend(row.id for row in rows)
+        given = await gatherResults([self.database.write(outbox.append, "S", b"x") for _ in range(200)])
+        self.assertEqual(seen, given)
+        self.assertEqual(seen, list(range(1, 201)))
+        self.assertEqual([row.id for row in await outbox.read_after(0, 1000)], seen)
+
+    async def test_waiting_for_anything_but_sql_is_refused(self) -> None:
+        async def waits(txn: Transaction) -> None:
+            await insert(txn, 1, "a")
+            await pause(0)
+
+        await self.assertFailure(self.database.write(waits), RuntimeError)
+        await self.assertFailure(self.database.read_long(waits), RuntimeError, MatrixError, Exception)
+        self.assertEqual(await self.database.read(count), 0)
+
+    async def test_reading_cannot_write(self) -> None:
+        await self.assertFailure(self.database.read_long(insert, 1, "a"), Exception)
+        self.assertEqual(await self.database.read(count), 0)
+
+    async def test_who_cancels_leaves_quietly(self) -> None:
+        reading = self.database.read_long(slow)
+        writing = self.database.write(insert, 1, "a")
+        reading.cancel()
+        writing.cancel()
+        await self.assertFailure(reading, CancelledError)
+        await self.assertFailure(writing, CancelledError)
+        await pause(0.1)
+        self.assertEqual(await self.database.read(count), 1)
+
+    async def test_closing_finishes_what_waits(self) -> None:
+        writes = [self.database.write(insert, number, f"{number}") for number in range(100)]
+        await self.database.close()
+        self.assertEqual(await gatherResults(writes), [1] * 100)
+        await self.assertFailure(self.database.write(insert, 1, "late"), Unavailable)
+        await self.assertFailure(self.database.read_long(count), Unavailable)
+
+
+class PoolTests(Case):
+    def backends(self) -> int:
+        """How many connections the database under test has."""
+        (row,) = cluster().ask("SELECT COUNT(*) FROM pg_stat_activity WHERE application_name = 'dendrite_tw'")
+        return int(str(row[0]))
+
+    async def test_no_more_connections_than_allowed(self) -> None:
+        before = self.backends()
+        database = self.open(cluster(), most=4)
+        reads = [database.read_long(slow) for _ in range(20)]
+        writing = database.write(insert, 1, "a")
+        await pause(0.1)
+        self.assertEqual(self.backends() - before, 4)
+        self.assertEqual(await gatherResults(reads), [1] * 20)
+        await writing
+
+    async def test_idle_connections_are_closed_in_time(self) -> None:
+        self.patch(__import__("dendrite_tw.database.connections", fromlist=["x"]), "IDLE_SECONDS", 0.05)
+        database = self.open(cluster(), most=6, kept=1)
+        await gatherResults([database.read_long(slow) for _ in range(5)])
+        self.assertEqual(database._pool.size, 5)
+        for _ in range(6):
+            await pause(0.06)
+            await database.read(count)
+        self.assertEqual(database._pool.size, 1)
+
+    async def test_old_connections_are_replaced(self) -> None:
+        database = self.open(cluster(), lifetime=0.05)
+
+        @one(int, "SELECT pg_backend_pid()")
+        def backend(txn: Transaction) -> None: ...
+
+        first, writer = await database.read(backend), await database.write(backend)
+        await pause(0.1)
+        await database.read(backend)
+        await database.write(backend)
+        await pause(0.1)
+        self.assertNotEqual(await database.read(backend), first)
+        self.assertNotEqual(await database.write(backend), writer)
+
+
+class KilledTests(Case):
+    def setUp(self) -> None:
+        self.database = self.open(cluster())
+
+    def kill_all(self) -> None:
+        cluster().ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'dendrite_tw'")
+
+    async def test_idle_connections_that_were_killed_are_not_met_again(self) -> None:
+        await self.database.write(insert, 1, "a")
+        await gatherResults([self.database.read_long(slow) for _ in range(3)])
+        self.kill_all()
+        self.assertEqual(await gatherResults([self.database.read_long(count) for _ in range(10)]), [1] * 10)
+        await pause(0.3)
+        await self.database.write(insert, 2, "b")
+        self.assertEqual(await self.database.read(count), 2)
+
+    async def test_reads_that_are_killed_are_asked_again(self) -> None:
+        reads = [self.database.read_long(slow) for _ in range(5)]
+        await pause(0.03)
+        self.kill_all()
+        self.assertEqual(await gatherResults(reads), [1] * 5)
+
+    async def test_a_write_that_is_killed_leaves_nothing_and_says_so(self) -> None:
+        async def dies(txn: Transaction) -> None:
+            await insert(txn, 1, "a")
+            await end_oneself(txn)
+
+        failed = await self.assertFailure(self.database.write(dies), Unavailable)
+        self.assertNotIsInstance(failed, Unacknowledged)
+        self.assertEqual(failed.status, 503)
+        self.assertEqual(failed.extra, {"retry_after_ms": 5000})
+        await self.database.write(insert, 2, "b")
+        self.assertEqual(await self.database.read(keys), ["b"])
+
+    async def test_a_commit_whose_answer_is_lost_is_looked_up(self) -> None:
+        for kept in (True, False):
+            writer = self.database._writer._connection
+            await self.database.write(insert, 0, f"before {kept}")
+            await pause(0)  # so that what follows does not share a commit
+            query = writer.query
+
+            def breaking(sql: Any, values: Any, writer: Any = writer, kept: bool = kept, query: Any = query) -> Any:
+                if not str(sql).endswith("COMMIT"):
+                    return query(sql, values)
+                del writer.query
+                if kept:
+                    return query(f"{sql}; {END}", values)
+                return query(END, None)
+
+            writer.query = breaking
+            hooks: list[str] = []
+
+            async def hooked(txn: Transaction, key: str, hooks: list[str] = hooks) -> str:
+                await insert(txn, 1, key)
+                txn.after_commit(lambda: hooks.append("ran"))
+                return "stored"
+
+            writing = self.database.write(hooked, f"doubtful {kept}")
+            later = self.database.write(insert, 2, f"later {kept}")
+            if kept:
+                self.assertEqual(await writing, "stored")
+                self.assertEqual(hooks, ["ran"])
+            else:
+                self.assertNotIsInstance(await self.assertFailure(writing, Unavailable), Unacknowledged)
+                self.assertEqual(hooks, [])
+            self.assertEqual(await later, 1)
+        expected = ["before False", "before True", "doubtful True", "later False", "later True"]
+        self.assertEqual(await self.database.read(keys), expected)
+
+
+class RestartTests(Case):
+    """On a server of its own, for others would notice."""
+
+    def setUp(self) -> None:
+        self.server = Cluster()
+        self.addCleanup(self.server.remove)
+        self.database = self.open(self.server)
+        self.numbers = iter(range(1_000_000))
+        self.stored: set[str] = set()
+        self.unknown: set[str] = set()
+        self.refused = 0
+        self.over = False
+
+    async def load(self, numbers: Iterator[int]) -> None:
+        """Write and read until told to stop; note which writes were promised."""
+        while not self.over:
+            key = str(next(numbers))
+            try:
+                await self.database.write(insert, 1, key)
+                self.stored.add(key)
+                await self.database.read(value_of, key)
+            except Unacknowledged:
+                self.unknown.add(key)
+            except Unavailable:
+                self.refused += 1
+                await pause(0.02)
+
+    async def under_load(self, disturb: Awaitable[Any]) -> None:
+        working = gatherResults([run(self.load(self.numbers)) for _ in range(12)])
+        await pause(0.3)
+        await disturb
+        before = len(self.stored)
+        for _ in range(400):
+            await pause(0.05)
+            if len(self.stored) > before + 50:
+                break
+        self.over = True
+        await working
+        self.assertGreater(len(self.stored), before)
+        found = set(await self.database.read(keys))
+        self.assertEqual(self.stored - found, set())
+        self.assertEqual(found - self.stored - self.unknown, set())
+
+    async def restart(self, how: signal.Signals) -> None:
+        self.server.stop(how)
+        await pause(0.2)
+        self.server.start()
+
+    def test_restart_in_the_middle_of_load(self) -> Deferred[Any]:
+        return run(self.under_load(self.restart(signal.SIGINT)))
+
+    def test_crash_in_the_middle_of_load(self) -> Deferred[Any]:
+        return run(self.under_load(self.restart(signal.SIGQUIT)))
+
+    async def test_a_server_that_stays_away_refuses_and_comes_back(self) -> None:
+        await self.database.write(insert, 1, "a")
+        await self.database.read(count)
+        module = __import__("dendrite_tw.database.connections", fromlist=["x"])
+        self.patch(module, "PATIENCE", 0.2)
+        self.patch(__import__("dendrite_tw.database.postgresql", fromlist=["x"]), "PATIENCE", 0.2)
+        self.server.stop()
+        await self.assertFailure(self.database.write(insert, 1, "b"), Unavailable)
+        await self.assertFailure(self.database.read_long(count), Unavailable)
+        self.assertTrue(self.database.failing)
+        await self.assertFailure(self.database.write(insert, 1, "c"), Unavailable)
+        self.server.start()
+        for _ in range(200):
+            await pause(0.05)
+            if not self.database.failing:
+                break
+        await self.database.write(insert, 1, "d")
+        self.assertEqual(await self.database.read(keys), ["a", "d"])
