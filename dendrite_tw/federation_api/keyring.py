@@ -31,7 +31,7 @@ from .api import SignatureCheck
 from .key_documents import KEY_ID_LIMIT, DocumentError, Published, read_document
 from .shared import SharedCalls
 from .signing_keys import OwnKeys
-from .tables.keys import KeyRow, document_of, keys_of, prune, store_documents, store_keys
+from .tables.keys import PRUNED_AT_ONCE, KeyRow, document_of, keys_of, prune, store_documents, store_keys
 
 log = Logger()
 
@@ -39,7 +39,7 @@ SERVERS_IN_MEMORY = 10_000
 SERVERS_ASKED = 100_000
 """Of how many servers it is remembered when they may be asked again."""
 
-FETCHES = 32
+FETCHES = 100
 """How many servers are asked at the same time."""
 
 FETCHES_WAITING = 2_000
@@ -386,8 +386,13 @@ class KeyRing:
         self._leave_in_peace(server_name, await self._ask_server(server_name))
 
     async def prune(self) -> int:
-        """Forget keys that nobody confirmed for long; says how many rows went."""
-        return await self._database.write(prune, self._clock.now_ms())
+        """Forget keys that nobody confirmed for long, and the surplus; says how many rows went."""
+        gone = 0
+        while True:
+            rows = await self._database.write(prune, self._clock.now_ms())
+            gone += rows
+            if rows < PRUNED_AT_ONCE:
+                return gone
 
 
 class _NotaryRound:

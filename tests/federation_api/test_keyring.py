@@ -13,8 +13,9 @@ from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.database.migrate import migrate, steps_of
 from dendrite_tw.federation_api.api import SignatureCheck, Unreachable
 from dendrite_tw.federation_api.key_documents import DocumentError, read_document
-from dendrite_tw.federation_api.keyring import NOTARY_FETCHES, KeyRing, KeyUnavailable, Perspective
+from dendrite_tw.federation_api.keyring import FETCHES, NOTARY_FETCHES, KeyRing, KeyUnavailable, Perspective
 from dendrite_tw.federation_api.signing_keys import OwnKeys
+from dendrite_tw.federation_api.tables import keys as tables
 from dendrite_tw.federation_api.tables.keys import KEPT_MS
 from dendrite_tw.matrix import signing
 from dendrite_tw.matrix.keys import DAY_MS, OldVerifyKey, SigningKey, server_keys_document
@@ -204,7 +205,7 @@ class KeyRingTests(KeyRingCase):
         self.fetcher.waiting = Deferred()
         checks = [SignatureCheck(f"s{n}.test", "ed25519:1", b"", "") for n in range(3000)]
         answer = Deferred.fromCoroutine(self.ring.verify_all(checks))
-        self.assertEqual(len(self.fetcher.asked), 32)
+        self.assertEqual(len(self.fetcher.asked), FETCHES)
         self.fetcher.waiting.callback(None)
         for _ in range(100):
             self.clock.advance(0)
@@ -217,6 +218,15 @@ class KeyRingTests(KeyRingCase):
         self.assertEqual(self.successResultOf(Deferred.fromCoroutine(self.ring.prune())), 0)
         self.clock.advance(KEPT_MS // 1000 + 1)
         self.assertEqual(self.successResultOf(Deferred.fromCoroutine(self.ring.prune())), 2)
+
+    def test_the_surplus_is_pruned_the_least_lately_confirmed_first(self) -> None:
+        self.patch(tables, "ROWS_LIMIT", 700)
+        for second in range(3):
+            rows = [(f"s{n}.test", f"ed25519:{second}", b"k" * 32, NOW, 0, NOW, NOW + second) for n in range(600)]
+            self.database.prepare(tables.store_keys, rows)
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(self.ring.prune())), 1200)
+        left = self.database.prepare(tables.keys_of, [f"s{n}.test" for n in range(600)])
+        self.assertEqual({row.key_id for row in left}, {"ed25519:2"})
 
 
 class BatchTests(KeyRingCase):
