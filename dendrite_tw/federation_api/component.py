@@ -30,7 +30,7 @@ from .xmatrix import ServerAuthenticator
 
 log = Logger()
 
-KEY_SECONDS = 15.0
+KEY_SECONDS = 10.0
 KEY_LIMIT = 256 << 10
 NOTARY_LIMIT = 4 << 20
 """Bytes of a document of keys, and of a notary's answer with many of them."""

@@ -31,7 +31,7 @@ from .api import SignatureCheck
 from .key_documents import KEY_ID_LIMIT, DocumentError, Published, read_document
 from .shared import SharedCalls
 from .signing_keys import OwnKeys
-from .tables.keys import KeyRow, document_of, keys_of, prune, store_documents, store_keys
+from .tables.keys import PRUNED_AT_ONCE, KeyRow, document_of, keys_of, prune, store_documents, store_keys
 
 log = Logger()
 
@@ -39,10 +39,13 @@ SERVERS_IN_MEMORY = 10_000
 SERVERS_ASKED = 100_000
 """Of how many servers it is remembered when they may be asked again."""
 
-FETCHES = 32
+FETCHES = 100
 """How many servers are asked at the same time."""
 
 FETCHES_WAITING = 2_000
+NOTARY_FETCHES = 16
+"""How many servers are asked at the same time for strangers who take this server for a notary."""
+
 NOTARY_SERVERS = 100
 """How many servers' keys one question to a notary is for."""
 
@@ -121,6 +124,7 @@ class KeyRing:
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
         self._fetching: SharedCalls[str, None] = SharedCalls()
         self._turns = DeferredSemaphore(FETCHES)
+        self._renewing = 0
 
     # --- signatures ---
 
@@ -368,9 +372,13 @@ class KeyRing:
             keys = {**document["verify_keys"], **(document.get("old_verify_keys") or {})}
             if fresh and all(key_id in keys for key_id in wanted):
                 return document
-        if not self._may_ask(server_name) or len(self._fetching) >= FETCHES_WAITING:
+        if not self._may_ask(server_name) or self._renewing >= NOTARY_FETCHES:
             return document
-        await self._fetching.run(server_name, lambda: self._renew(server_name))
+        self._renewing += 1
+        try:
+            await self._fetching.run(server_name, lambda: self._renew(server_name))
+        finally:
+            self._renewing -= 1
         row = await self._database.read(document_of, server_name)
         return orjson.loads(row.document) if row is not None else None
 
@@ -378,8 +386,13 @@ class KeyRing:
         self._leave_in_peace(server_name, await self._ask_server(server_name))
 
     async def prune(self) -> int:
-        """Forget keys that nobody confirmed for long; says how many rows went."""
-        return await self._database.write(prune, self._clock.now_ms())
+        """Forget keys that nobody confirmed for long, and the surplus; says how many rows went."""
+        gone = 0
+        while True:
+            rows = await self._database.write(prune, self._clock.now_ms())
+            gone += rows
+            if rows < PRUNED_AT_ONCE:
+                return gone
 
 
 class _NotaryRound:

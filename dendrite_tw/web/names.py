@@ -6,13 +6,14 @@ for addresses, which knows ``/etc/hosts`` too, and a name server for services.  
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IHostnameResolver, IResolutionReceiver
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.interfaces import IHostnameResolver, IReactorTime, IResolutionReceiver
 from twisted.names import dns
 from twisted.names.client import Resolver
 from zope.interface import implementer
@@ -23,6 +24,14 @@ T = TypeVar("T")
 
 ADDRESS_LIMIT = 16
 """How many addresses of a name are looked at."""
+
+_HOST = re.compile(r"[0-9A-Za-z_.-]{1,253}\Z")
+
+LOOKUPS = 6
+"""How many lookups may be under way: each holds one of the reactor's ten threads, however slow the name server is."""
+
+LOOKUP_SECONDS = 60
+"""After so long a lookup is taken for failed, and its thread for free."""
 
 SERVICE_LIMIT = 16
 SERVICE_TIMEOUTS = (2, 4)
@@ -54,11 +63,16 @@ class Names(Protocol):
 
 @implementer(IResolutionReceiver)
 class _Collector:
-    """Gathers addresses and fires when there will be no more."""
+    """Gathers addresses until there will be no more, or it takes too long.
 
-    def __init__(self) -> None:
+    `on_complete` is called then, also where nobody waits for ``complete`` any longer.
+    """
+
+    def __init__(self, on_complete: Callable[[], object], time: IReactorTime) -> None:
         self.found: list[str] = []
         self.complete: Deferred[list[str]] = Deferred()
+        self._on_complete = on_complete
+        self._timer = time.callLater(LOOKUP_SECONDS, self._end)
 
     def resolutionBegan(self, resolutionInProgress: Any) -> None:
         return None
@@ -68,6 +82,12 @@ class _Collector:
             self.found.append(address.host)
 
     def resolutionComplete(self) -> None:
+        if self._timer.active():
+            self._timer.cancel()
+            self._end()
+
+    def _end(self) -> None:
+        self._on_complete()
         if not self.complete.called:
             self.complete.callback(self.found)
 
@@ -79,9 +99,13 @@ class SystemNames:
         self._reactor = reactor
         self._resolv_conf = resolv_conf
         self._services: Resolver | None = None
+        self._turns = DeferredSemaphore(LOOKUPS)
 
     async def addresses(self, host: str) -> list[str]:
-        collector = _Collector()
+        if not _is_host(host):
+            raise UnknownName(f"{host[:100]!r} can have no address")
+        await self._turns.acquire()
+        collector = _Collector(self._turns.release, self._reactor)
         resolver: IHostnameResolver = self._reactor.nameResolver
         resolver.resolveHostName(collector, host, transportSemantics="TCP")
         found = await collector.complete
@@ -105,6 +129,14 @@ class SystemNames:
             Service(record.priority, record.weight, str(record.target.name, "ascii", "replace"), record.port)
             for record in records[:SERVICE_LIMIT]
         ]
+
+
+def _is_host(host: str) -> bool:
+    """Whether the system can be asked for `host`.  It fails for some names in ways that nobody is told of."""
+    try:
+        return _HOST.match(host) is not None and bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 class CachedNames:

@@ -28,7 +28,10 @@ class ClientTls:
         self._context = options.getContext()
 
     def creator(self, name: str) -> IOpenSSLClientConnectionCreator:
-        """For one connection whose other end must be `name`: a DNS name, or an address without brackets."""
+        """For one connection whose other end must be `name`: a DNS name, or an address without brackets.
+
+        `ValueError` for a name that no certificate can be for.
+        """
         return _Creator(self._context, name, self._validate)
 
 
@@ -36,18 +39,17 @@ class ClientTls:
 class _Creator:
     def __init__(self, context: SSL.Context, name: str, validate: bool) -> None:
         self._context = context
-        self._name = name
-        self._validate = validate
+        is_address = _is_address(name)
+        self._server_name = None if is_address else name.encode("ascii")
+        self._wanted = (IPAddress_ID(name) if is_address else DNS_ID(name)) if validate else None
 
     def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         connection = SSL.Connection(self._context, None)
         connection.set_app_data(tlsProtocol)
-        is_address = _is_address(self._name)
-        if not is_address:
-            connection.set_tlsext_host_name(self._name.encode("ascii"))
-        if self._validate:
-            wanted = IPAddress_ID(self._name) if is_address else DNS_ID(self._name)
-            connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _checker(wanted))
+        if self._server_name is not None:
+            connection.set_tlsext_host_name(self._server_name)
+        if self._wanted is not None:
+            connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _checker(self._wanted))
         else:
             connection.set_verify(SSL.VERIFY_NONE, lambda *_: True)
         return connection

@@ -94,11 +94,11 @@ class Network:
         self.callLater = clock.callLater
         self.seconds = clock.seconds
         self.names = Names()
-        self.listeners: dict[tuple[str, int], Factory] = {}
+        self.listeners: dict[tuple[str, int], Any] = {}
         self.connections: list[tuple[str, int]] = []
         self._pumps: list[IOPump] = []
 
-    def listen(self, address: str, port: int, factory: Factory, certificate_for: str | None = None) -> None:
+    def listen(self, address: str, port: int, factory: Any, certificate_for: str | None = None) -> None:
         """Let `factory` answer there, over TLS if it has a certificate."""
         if certificate_for is not None:
             factory = TLSMemoryBIOFactory(server_options(certificate_for), False, factory, clock=self.clock)
@@ -118,7 +118,7 @@ class Network:
             connector.call = self.clock.callLater(0, self._connect, connector, listener)
         return connector
 
-    def _connect(self, connector: _Connector, listener: Factory) -> None:
+    def _connect(self, connector: _Connector, listener: Any) -> None:
         server = listener.buildProtocol(IPv4Address("TCP", "192.0.2.99", 4242))
         client = connector.factory.buildProtocol(None)
         self._pumps.append(

@@ -13,8 +13,9 @@ from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.database.migrate import migrate, steps_of
 from dendrite_tw.federation_api.api import SignatureCheck, Unreachable
 from dendrite_tw.federation_api.key_documents import DocumentError, read_document
-from dendrite_tw.federation_api.keyring import KeyRing, KeyUnavailable, Perspective
+from dendrite_tw.federation_api.keyring import FETCHES, NOTARY_FETCHES, KeyRing, KeyUnavailable, Perspective
 from dendrite_tw.federation_api.signing_keys import OwnKeys
+from dendrite_tw.federation_api.tables import keys as tables
 from dendrite_tw.federation_api.tables.keys import KEPT_MS
 from dendrite_tw.matrix import signing
 from dendrite_tw.matrix.keys import DAY_MS, OldVerifyKey, SigningKey, server_keys_document
@@ -204,7 +205,7 @@ class KeyRingTests(KeyRingCase):
         self.fetcher.waiting = Deferred()
         checks = [SignatureCheck(f"s{n}.test", "ed25519:1", b"", "") for n in range(3000)]
         answer = Deferred.fromCoroutine(self.ring.verify_all(checks))
-        self.assertEqual(len(self.fetcher.asked), 32)
+        self.assertEqual(len(self.fetcher.asked), FETCHES)
         self.fetcher.waiting.callback(None)
         for _ in range(100):
             self.clock.advance(0)
@@ -217,6 +218,15 @@ class KeyRingTests(KeyRingCase):
         self.assertEqual(self.successResultOf(Deferred.fromCoroutine(self.ring.prune())), 0)
         self.clock.advance(KEPT_MS // 1000 + 1)
         self.assertEqual(self.successResultOf(Deferred.fromCoroutine(self.ring.prune())), 2)
+
+    def test_the_surplus_is_pruned_the_least_lately_confirmed_first(self) -> None:
+        self.patch(tables, "ROWS_LIMIT", 700)
+        for second in range(3):
+            rows = [(f"s{n}.test", f"ed25519:{second}", b"k" * 32, NOW, 0, NOW, NOW + second) for n in range(600)]
+            self.database.prepare(tables.store_keys, rows)
+        self.assertEqual(self.successResultOf(Deferred.fromCoroutine(self.ring.prune())), 1200)
+        left = self.database.prepare(tables.keys_of, [f"s{n}.test" for n in range(600)])
+        self.assertEqual({row.key_id for row in left}, {"ed25519:2"})
 
 
 class BatchTests(KeyRingCase):
@@ -298,7 +308,7 @@ class NotaryTests(KeyRingCase):
 
     def test_what_the_notary_or_the_server_did_not_sign_is_not_believed(self) -> None:
         forged = {**document(), "verify_keys": {"ed25519:two": {"key": OTHER.verify_key_base64}}}
-        for documents in (
+        cases: tuple[Any, ...] = (
             [document()],
             [by_notary(document(), key_of(8, NOTARY.key_id))],
             [by_notary(document(), key_of(9, "ed25519:other"))],
@@ -309,10 +319,11 @@ class NotaryTests(KeyRingCase):
             [None, 1, "x", [], {}],
             "nonsense",
             {"a.test": by_notary(document())},
-        ):
+        )
+        for documents in cases:
             self.setUp()
             self.ring = self.make(["notary.test"])
-            self.fetcher.notary = documents  # type: ignore[assignment]
+            self.fetcher.notary = documents
             self.bad(kind=KeyUnavailable)
             self.bad(key=OTHER, kind=KeyUnavailable)
 
@@ -336,6 +347,14 @@ class NotaryTests(KeyRingCase):
         signing.verify_json(found["a.test"], "us.test", "ed25519:one", key_of(7).verify_key)
         signing.verify_json(found["a.test"], "a.test", "ed25519:one", KEY.verify_key)
         signing.verify_json(found["us.test"], "us.test", "ed25519:one", key_of(7).verify_key)
+
+    def test_strangers_cannot_make_a_notary_ask_any_number_of_servers(self) -> None:
+        self.fetcher.waiting = Deferred()
+        wants: dict[str, dict[str, int]] = {f"s{n}.test": {} for n in range(50)}
+        answer = Deferred.fromCoroutine(self.ring.documents(wants))
+        self.assertEqual(len(self.fetcher.asked), NOTARY_FETCHES)
+        self.fetcher.waiting.callback(None)
+        self.assertEqual(self.successResultOf(answer), [])
 
     def documents_of(self, wanted: dict[str, int]) -> list[dict[str, Any]]:
         return self.successResultOf(Deferred.fromCoroutine(self.ring.documents({"a.test": wanted})))
@@ -386,7 +405,7 @@ class DocumentTests(SynchronousTestCase):
             return signing.sign_json({**unsigned, **changes}, "a.test", KEY.key_id, KEY.secret)
 
         self.assertEqual(self.read(signed()), ["ed25519:one"])
-        for bad in (
+        cases: tuple[Any, ...] = (
             None,
             [],
             {},
@@ -403,18 +422,20 @@ class DocumentTests(SynchronousTestCase):
             {**signed(), "signatures": []},
             {**signed(), "signatures": {"a.test": {"ed25519:one": 1}}},
             {**signed(), "extra": 1.5},
-        ):
+        )
+        for bad in cases:
             self.assertRaises(DocumentError, self.read, bad)
 
     def test_malformed_old_keys_are_passed_over(self) -> None:
-        for old in (
+        cases: tuple[Any, ...] = (
             [],
             {"ed25519:two": None},
             {"ed25519:two": {"key": OTHER.verify_key_base64}},
             {"ed25519:two": {"key": OTHER.verify_key_base64, "expired_ts": "x"}},
             {"ed25519:two": {"key": OTHER.verify_key_base64, "expired_ts": -1}},
             {"ed25519:one": {"key": OTHER.verify_key_base64, "expired_ts": 1}},
-        ):
+        )
+        for old in cases:
             unsigned = {**document(), "old_verify_keys": old}
             del unsigned["signatures"]
             self.assertEqual(self.read(signing.sign_json(unsigned, "a.test", KEY.key_id, KEY.secret)), ["ed25519:one"])

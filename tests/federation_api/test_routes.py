@@ -71,7 +71,7 @@ class RoutesTests(SynchronousTestCase):
         self.assertEqual(self.get("/query/nowhere.test").json, {"server_keys": []})
 
     def test_the_keys_of_several(self) -> None:
-        body = {"server_keys": {"beta.test": {}, "alpha.test": {"ed25519:one": {}}, "nowhere.test": {}}}
+        body: dict[str, Any] = {"server_keys": {"beta.test": {}, "alpha.test": {"ed25519:one": {}}, "nowhere.test": {}}}
         answer = self.web.post("/_matrix/key/v2/query", body)
         self.network.advance(0.3)
         self.network.advance(0.3)
@@ -87,7 +87,7 @@ class RoutesTests(SynchronousTestCase):
             f"/query/beta.test?minimum_valid_until_ts={2**60}",
         ):
             self.assertEqual(self.web.get("/_matrix/key/v2" + path).status, 400, path)
-        for body in (
+        bodies: tuple[Any, ...] = (
             {},
             {"server_keys": []},
             {"server_keys": {"beta.test": []}},
@@ -97,7 +97,8 @@ class RoutesTests(SynchronousTestCase):
             {"server_keys": {f"s{n}.test": {} for n in range(51)}},
             {"server_keys": {"beta.test": {f"ed25519:{n}": {} for n in range(21)}}},
             b"nonsense",
-        ):
+        )
+        for body in bodies:
             answer = self.web.post("/_matrix/key/v2/query", body)
             self.assertEqual(answer.status, 400, body)
         self.assertEqual(self.network.connections, [])

@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.trial.unittest import TestCase
 
@@ -43,14 +43,19 @@ class LoopbackTests(TestCase):
         site = make_site(root, reactor)
         listen: Any = reactor
         self.port: IListeningPort = listen.listenSSL(0, site, server_options("localhost"), interface="127.0.0.1")
-        self.number: int = self.port.getHost().port  # type: ignore[attr-defined]
+        self.number: int = self.port.getHost().port
         self.clients: list[HttpClient] = []
 
-    @inlineCallbacks
-    def tearDown(self) -> Any:
+    @coroutine
+    async def tearDown(self) -> None:  # type: ignore[override]
         for client in self.clients:
-            yield client.close()
-        yield self.port.stopListening()
+            await client.close()
+        await self.stop_listening()
+
+    async def stop_listening(self) -> None:
+        stopped = self.port.stopListening()
+        if stopped is not None:
+            await stopped
 
     def client(self, networks: Networks | None = None, tls: ClientTls | None = None) -> HttpClient:
         made = HttpClient(
@@ -95,7 +100,7 @@ class LoopbackTests(TestCase):
     @coroutine
     async def test_errors_are_of_the_vocabulary(self) -> None:
         client = self.client()
-        await self.port.stopListening()
+        await self.stop_listening()
         try:
             await client.request("GET", f"https://localhost:{self.number}/")
         except MatrixError as error:

@@ -283,6 +283,11 @@ class TlsTests(SynchronousTestCase):
             self.assertIn("certificate", error.value.reason)
             self.assertEqual(self.script.heard, [])
 
+    def test_a_name_that_no_certificate_can_be_for(self) -> None:
+        for name in ("a b.test", "ü.test", "a\0.test"):
+            self.failureResultOf(self.ask("a.test", Peer(name, 8448, "a.test", ("192.0.2.1",))), Unreachable)
+        self.assertEqual(self.script.heard, [])
+
     def test_a_wildcard_covers_one_label(self) -> None:
         peer = Peer("x.a.test", 8448, "x.a.test", ("192.0.2.1",))
         self.assertEqual(self.successResultOf(self.ask("*.a.test", peer)).status, 200)

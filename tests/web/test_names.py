@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.names import dns
 from twisted.names.error import DNSNameError
 from twisted.trial.unittest import SynchronousTestCase
 
-from dendrite_tw.web.names import ADDRESS_LIMIT, CachedNames, Service, SystemNames, UnknownName
+from dendrite_tw.web.names import ADDRESS_LIMIT, LOOKUP_SECONDS, LOOKUPS, CachedNames, Service, SystemNames, UnknownName
 from dendrite_tw.world import ReactorClock
 from tests.federation_api.network import Names
 
@@ -52,10 +52,19 @@ class CachedNamesTests(SynchronousTestCase):
 
 
 class FakeNameResolver:
-    def __init__(self, addresses: list[Any]) -> None:
+    """Answers with `addresses`; while it has none, later."""
+
+    def __init__(self, addresses: list[Any] | None) -> None:
         self.addresses = addresses
+        self.receivers: list[Any] = []
 
     def resolveHostName(self, receiver: Any, name: str, portNumber: int = 0, **options: Any) -> None:
+        self.receivers.append(receiver)
+        if self.addresses is not None:
+            self.answer(receiver)
+
+    def answer(self, receiver: Any) -> None:
+        assert self.addresses is not None
         receiver.resolutionBegan(None)
         for address in self.addresses:
             receiver.addressResolved(address)
@@ -83,6 +92,41 @@ class SystemNamesTests(SynchronousTestCase):
         names = SystemNames(FakeReactor(*[IPv4Address("TCP", f"192.0.2.{n}", 0) for n in range(200)]))
         found = self.successResultOf(Deferred.fromCoroutine(names.addresses("a.test")))
         self.assertEqual(len(found), ADDRESS_LIMIT)
+
+    def test_slow_lookups_leave_threads_to_others_even_if_nobody_waits_for_them(self) -> None:
+        reactor = FakeReactor()
+        resolver = reactor.nameResolver = FakeNameResolver(None)
+        names = SystemNames(reactor)
+        asking = [Deferred.fromCoroutine(names.addresses(f"{n}.test")) for n in range(LOOKUPS + 2)]
+        self.assertEqual(len(resolver.receivers), LOOKUPS)
+        asking[0].cancel()
+        self.failureResultOf(asking[0], CancelledError)
+        self.assertEqual(len(resolver.receivers), LOOKUPS)
+        resolver.addresses = [IPv4Address("TCP", "192.0.2.1", 0)]
+        for receiver in list(resolver.receivers):
+            resolver.answer(receiver)
+        self.assertEqual([self.successResultOf(one) for one in asking[1:]], [["192.0.2.1"]] * (LOOKUPS + 1))
+
+    def test_names_that_the_system_chokes_on_are_not_asked_for(self) -> None:
+        reactor = FakeReactor(IPv4Address("TCP", "192.0.2.1", 0))
+        names = SystemNames(reactor)
+        for host in ("", ".", "a..b", "x" * 64 + ".test", "a." * 130, "a b", "a\0b", "ü.test", "[::1]"):
+            self.failureResultOf(Deferred.fromCoroutine(names.addresses(host)), UnknownName)
+        self.assertEqual(reactor.nameResolver.receivers, [])
+
+    def test_a_lookup_that_never_ends_is_given_up(self) -> None:
+        reactor = FakeReactor()
+        reactor.nameResolver = FakeNameResolver(None)
+        names = SystemNames(reactor)
+        asking = [Deferred.fromCoroutine(names.addresses("a.test")) for _ in range(LOOKUPS + 1)]
+        reactor.advance(LOOKUP_SECONDS)
+        self.assertEqual(len(reactor.nameResolver.receivers), LOOKUPS + 1)
+        for one in asking[:LOOKUPS]:
+            self.failureResultOf(one, UnknownName)
+        reactor.nameResolver.addresses = [IPv4Address("TCP", "192.0.2.1", 0)]
+        for receiver in reactor.nameResolver.receivers:
+            reactor.nameResolver.answer(receiver)
+        self.assertEqual(self.successResultOf(asking[-1]), ["192.0.2.1"])
 
     def services(self, answer: Any) -> list[Service]:
         names = SystemNames(FakeReactor())
