@@ -115,13 +115,17 @@ WRITING = (
     + """;
 DO $$
 BEGIN
-    IF NOT pg_try_advisory_lock(hashtext('dendrite_tw'), hashtext(current_schema())) THEN
-        RAISE EXCEPTION 'another server uses this database';
-    END IF;
+    PERFORM set_config('lock_timeout', '3s', true);
+    PERFORM pg_advisory_lock(hashtext('dendrite_tw'), hashtext(current_schema()));
+EXCEPTION WHEN lock_not_available THEN
+    RAISE EXCEPTION 'another server uses this database';
 END
 $$"""
 )
-"""Positions are given by one writer, so there may be no second one: it waits until the first has gone."""
+"""Positions are given by one writer, so there may be no second one: it waits until the first has gone.
+
+A connection that was just closed may hold the lock for some more milliseconds.
+"""
 
 
 class BlockingConnection:

@@ -23,7 +23,7 @@ from dendrite_tw.matrix.errors import MatrixError
 from tests.database.cluster import cluster
 from tests.database.test_engines import STEP, OutboxContract, TransactionContract, count, insert, insert_each
 
-COMPONENTS = ["media_api", "room_api", "sync_api", "user_api"]
+COMPONENTS = ["federation_api", "media_api", "room_api", "sync_api", "user_api"]
 
 
 class Engine:
