@@ -40,6 +40,7 @@ from .database.connections import dsn_of
 from .database.engines import Database, SQLiteDatabase, Unavailable
 from .database.outbox import Outbox
 from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
+from .jetstream.disk_thread import DiskThread
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
@@ -200,9 +201,10 @@ class Parts:
         queue_folder = config.global_.jetstream.storage_path
         if not config.global_.jetstream.in_memory:
             self.databases.lock("global.jetstream.storage_path", Path(queue_folder) / "lock")
+        self._disk = DiskThread(world.threads.call_from_thread) if world.threads else None
         self.queue = EmbeddedQueue(
             world.time,
-            runner(world),
+            self._disk.run if self._disk else runner(world),
             queue_folder,
             config.global_.jetstream.in_memory,
             config.global_.jetstream.topic_prefix,
@@ -331,6 +333,8 @@ class Parts:
         for component in reversed(self.components):
             await _ended(component.stop())
         await self.queue.stop()
+        if self._disk is not None:
+            self._disk.stop()
         await self.databases.close()
 
 

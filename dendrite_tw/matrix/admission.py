@@ -147,12 +147,23 @@ Steps = Generator[Question, Any, Admission]
 # --- signatures -----------------------------------------------------------------------------------
 
 
-def key_requests(received: Sequence[ReceivedEvent]) -> FetchKeys | None:
-    """Which keys the required signatures of some events need; `None` if they need none."""
+def _signers(event: Event, excused: str | None, also: str | None) -> list[str]:
+    signers = signing.required_signers(event) - {excused}
+    return sorted(signers if also is None else signers | {also})
+
+
+def key_requests(
+    received: Sequence[ReceivedEvent], *, excused: str | None = None, also: str | None = None
+) -> FetchKeys | None:
+    """Which keys the required signatures of some events need; `None` if they need none.
+
+    ``excused`` is a server that need not have signed yet: this one, if it is asked to sign.  ``also`` is one
+    that must have signed besides: the invited one.
+    """
     wanted: dict[str, dict[str, None]] = {}
     latest: dict[str, int] = {}
     for one in received:
-        for server in signing.required_signers(one.event):
+        for server in _signers(one.event, excused, also):
             key_ids = _key_ids(one, server)[:MAX_SIGNATURES]
             if key_ids:
                 wanted.setdefault(server, {}).update(dict.fromkeys(key_ids))
@@ -166,14 +177,16 @@ def _key_ids(received: ReceivedEvent, server: str) -> list[str]:
     return [key_id for key_id in received.signatures.get(server, ()) if key_id.startswith("ed25519:")]
 
 
-def check_signatures(received: ReceivedEvent, keys: Keys, *, now_ms: int) -> None:
+def check_signatures(
+    received: ReceivedEvent, keys: Keys, *, now_ms: int, excused: str | None = None, also: str | None = None
+) -> None:
     """Raise `signing.SignatureError` unless each required server has validly signed the event.
 
     Signatures by unknown keys, and by keys that were not valid when the event was made, are passed over;
-    of the others none may be wrong, and one must be there.
+    of the others none may be wrong, and one must be there.  ``excused`` and ``also`` as of `key_requests`.
     """
     event = received.event
-    for server in sorted(signing.required_signers(event)):
+    for server in _signers(event, excused, also):
         key_ids = _key_ids(received, server)
         if len(key_ids) > MAX_SIGNATURES:
             raise signing.SignatureError(f"too many signatures by {server}")
@@ -197,14 +210,16 @@ def _valid_for(key: VerifyKey, event: Event, now_ms: int) -> bool:
     )
 
 
-def verify(received: Sequence[ReceivedEvent], *, now_ms: int) -> Generator[FetchKeys, Keys, dict[str, str]]:
+def verify(
+    received: Sequence[ReceivedEvent], *, now_ms: int, excused: str | None = None, also: str | None = None
+) -> Generator[FetchKeys, Keys, dict[str, str]]:
     """Check the signatures of many events with one question; returns why, by id, for those that fail."""
-    question = key_requests(received)
+    question = key_requests(received, excused=excused, also=also)
     keys: Keys = {} if question is None else (yield question)
     failed: dict[str, str] = {}
     for one in received:
         try:
-            check_signatures(one, keys, now_ms=now_ms)
+            check_signatures(one, keys, now_ms=now_ms, excused=excused, also=also)
         except signing.SignatureError as error:
             failed[one.event.event_id] = str(error)
     return failed

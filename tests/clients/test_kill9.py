@@ -1,4 +1,4 @@
-"""A few seeds of :mod:`tests.clients.kill9`, which runs any number of them from the command line."""
+"""Twenty seeds of :mod:`tests.clients.kill9`, which runs any number of them from the command line."""
 
 from __future__ import annotations
 
@@ -25,23 +25,27 @@ def refused(check: Callable[[], None]) -> bool:
     return False
 
 
+SEEDS = range(1, 21)
+
+
 class Kill9Tests(Stage):
-    """Two kills each, at moments that the seed decides."""
+    """Two kills each, at moments that the seed decides; a test for each of `SEEDS`."""
 
-    def test_seed_1(self) -> None:
-        """Seed 1."""
-        self.play(self._held(1))
-
-    def test_seed_2(self) -> None:
-        """Seed 2."""
-        self.play(self._held(2))
-
-    def test_seed_3(self) -> None:
-        """Seed 3."""
-        self.play(self._held(3))
-
-    async def _held(self, seed: int) -> None:
+    async def held(self, seed: int) -> None:
+        """Play a seed; what it saw is printed."""
         print(await story(self.server, seed))
+
+
+def _test_of(seed: int) -> Callable[[Kill9Tests], None]:
+    def test(self: Kill9Tests) -> None:
+        self.play(self.held(seed))
+
+    test.__doc__ = f"Seed {seed}."
+    return test
+
+
+for _seed in SEEDS:
+    setattr(Kill9Tests, f"test_seed_{_seed}", _test_of(_seed))
 
 
 class CheckTests(SynchronousTestCase):

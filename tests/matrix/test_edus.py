@@ -93,6 +93,10 @@ class EDUTests(SynchronousTestCase):
             ("m.direct_to_device", {"sender": BOB, "type": "x", "message_id": "", "messages": {}}),
             ("m.direct_to_device", {"sender": BOB, "type": "x", "message_id": "1", "messages": {"x": {}}}),
             ("m.direct_to_device", {"sender": BOB, "type": "x", "message_id": "1", "messages": {ALICE: {"D": 7}}}),
+            (
+                "m.direct_to_device",
+                {"sender": BOB, "type": "x", "message_id": "1", "messages": {ALICE: {"D" * 300: {}}}},
+            ),
         ]
         for edu_type, content in cases:
             self.refused(edu_type, content)

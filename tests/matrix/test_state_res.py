@@ -6,6 +6,7 @@ Each case is built so that it can be followed in the text of the room versions.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from pyroaring import BitMap
 from twisted.trial.unittest import SynchronousTestCase
@@ -99,6 +100,41 @@ class GraphTests(SynchronousTestCase):
     def test_what_is_there_is_not_added_twice(self) -> None:
         graph = MemoryGraph(self.events)
         self.assertEqual(graph.add(self.tip), graph.number(self.tip.event_id))
+
+
+class CountingGraph(MemoryGraph):
+    """Remembers which events and chains were looked at."""
+
+    def __init__(self, events: Iterable[Event]) -> None:
+        super().__init__(events)
+        self.looked_at: set[int] = set()
+        self.chains_read: set[int] = set()
+
+    def event(self, number: int, /) -> Event:
+        self.looked_at.add(number)
+        return super().event(number)
+
+    def auth_chain(self, number: int, /) -> BitMap:
+        self.chains_read.add(number)
+        return super().auth_chain(number)
+
+
+class CostTests(SynchronousTestCase):
+    def test_a_small_dispute_in_a_large_room_touches_little(self) -> None:
+        for version in (ROOM_V1, ROOM_V11, ROOM_V12):
+            forks = Forks(version)
+            tip = forks.start(*(f"@user{number}:x.example" for number in range(300)))
+            sides = [forks.put(tip, "m.room.topic", ALICE, {"topic": topic}) for topic in ("one", "two")]
+            raised = forks.levels(sides[1], ALICE, {} if version.privileged_creators else {ALICE: 100, BOB: 1})
+            graph = CountingGraph(forks.events.values())
+            number = {event.event_id: graph.number(event.event_id) for event in forks.events.values()}
+            states = [forks.after(sides[0]), forks.after(raised)]
+            numbered = [{key: number[event.event_id] for key, event in state.items()} for state in states]
+            common, rest = state_res.split(numbered)
+            changes = state_res.resolve_conflicts(version, common, rest, graph)
+            self.assertEqual(set(changes), {TOPIC, LEVELS})
+            self.assertLess(len(graph.looked_at), 12, version)
+            self.assertLess(len(graph.chains_read), 12, version)
 
 
 class Version1Tests(Case):

@@ -11,6 +11,7 @@ knows where they differ, calls `resolve_conflicts` and touches nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from dendrite_tw.matrix.room_versions import RoomVersion
 from dendrite_tw.matrix.state_res import v1, v2
@@ -27,7 +28,11 @@ __all__ = [
 ]
 
 
-def split(states: Sequence[Mapping[StateKey, int]]) -> tuple[dict[StateKey, int], list[dict[StateKey, int]]]:
+Name = TypeVar("Name", int, str)
+"""What stands for an event: its number or its id."""
+
+
+def split(states: Sequence[Mapping[StateKey, Name]]) -> tuple[dict[StateKey, Name], list[dict[StateKey, Name]]]:
     """What all states have in common, and of each what is left."""
     if not states:
         return {}, []
@@ -66,8 +71,10 @@ def resolve(version: RoomVersion, states: Sequence[Mapping[StateKey, str]], grap
     All events of the states, and their auth events, must be in ``graph`` (`KeyError`).  The order of
     ``states``, and of what is in them, does not matter.
     """
+    common, rest = split(states)
     number = graph.number
-    numbered = [{key: number(event_id) for key, event_id in state.items()} for state in states]
-    unconflicted, conflicted = split(numbered)
-    changes = resolve_conflicts(version, unconflicted, conflicted, graph)
-    return {key: graph.event(found).event_id for key, found in (*unconflicted.items(), *changes.items())}
+    unconflicted = {key: number(event_id) for key, event_id in common.items()}
+    conflicted = [{key: number(event_id) for key, event_id in state.items()} for state in rest]
+    for key, found in resolve_conflicts(version, unconflicted, conflicted, graph).items():
+        common[key] = graph.event(found).event_id
+    return common
