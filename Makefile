@@ -1,6 +1,7 @@
 # make run     a homeserver in ./data on 127.0.0.1:8008 and :8448; the first start makes keys and configuration
 #              make run DATA=/srv/matrix SERVER=example.com HTTP=:8008 HTTPS=:8448 OPTIONS=…
 # make test    the whole test suite, in parallel; make test TESTS=tests.matrix JOBS=4; installs what it needs
+# make test-postgresql   the tests of the components again, over PostgreSQL
 # make lint    ruff; make types: mypy
 # make ci      what a change must pass: .ci/run
 # make venv    the environment in .venv that all of these use; made anew when the pinned versions change
@@ -15,11 +16,12 @@ HTTPS ?= 127.0.0.1:8448
 OPTIONS ?=
 TESTS ?= tests
 JOBS ?= 2
+ON_POSTGRESQL ?= tests.federation_api tests.room_api tests.user_api tests.sync_api tests.media_api tests.client_api tests.stories tests.test_bad_input
 
 pip := $(VENV)/bin/pip --disable-pip-version-check
 project := setup.cfg pyproject.toml dendrite_tw/__init__.py
 
-.PHONY: run test lint types ci venv samples clean
+.PHONY: run test test-postgresql lint types ci venv samples clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.runtime
@@ -52,6 +54,10 @@ run: $(VENV)/.runtime
 test: $(VENV)/.test
 	@.ci/install-test-tools
 	$(VENV)/bin/trial -j$(JOBS) $(TESTS)
+
+test-postgresql: $(VENV)/.test
+	@.ci/install-test-tools
+	TEST_POSTGRESQL=1 $(VENV)/bin/trial -j$(JOBS) $(ON_POSTGRESQL)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,8 +19,10 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 from psycopg2.extensions import POLL_OK, POLL_WRITE, AsIs, make_dsn, new_type, parse_dsn
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import TimeoutError
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txpostgres.reconnection import DeadConnectionDetector
@@ -34,6 +37,9 @@ CONNECT_SECONDS = 10.0
 
 FIRST_DELAY, DELAY_FACTOR, LONGEST_DELAY = 0.1, 1.7, 5.0
 """Seconds between attempts to reconnect."""
+
+MOST_ADDRESSES = 4
+"""How many addresses of a host are tried."""
 
 PATIENCE = 5.0
 """Seconds that work waits for a connection before it is refused."""
@@ -115,13 +121,17 @@ WRITING = (
     + """;
 DO $$
 BEGIN
-    IF NOT pg_try_advisory_lock(hashtext('dendrite_tw'), hashtext(current_schema())) THEN
-        RAISE EXCEPTION 'another server uses this database';
-    END IF;
+    PERFORM set_config('lock_timeout', '3s', true);
+    PERFORM pg_advisory_lock(hashtext('dendrite_tw'), hashtext(current_schema()));
+EXCEPTION WHEN lock_not_available THEN
+    RAISE EXCEPTION 'another server uses this database';
 END
 $$"""
 )
-"""Positions are given by one writer, so there may be no second one: it waits until the first has gone."""
+"""Positions are given by one writer, so there may be no second one: it waits until the first has gone.
+
+A connection that was just closed may hold the lock for some more milliseconds.
+"""
 
 
 class BlockingConnection:
@@ -210,6 +220,8 @@ class ReactorConnection(Connection):  # type: ignore[misc]
     def __init__(self, reactor: Any, dsn: str, settings: str) -> None:
         super().__init__(reactor, detector=Detector(reactor))
         self.detector.addRecoveryHandler(self._ready)
+        self.detector.setReconnectable(self)
+        self._ended = False
         self._dsn = dsn
         self._settings = settings
         self._fd: int | None = None
@@ -236,18 +248,36 @@ class ReactorConnection(Connection):  # type: ignore[misc]
         self.on_ready(self)
 
     def connect(self, *args: Any, **kwargs: Any) -> Deferred[Any]:
-        opening: Deferred[Any] = super().connect(*args, **kwargs)
-        timer = self.reactor.callLater(CONNECT_SECONDS, self._give_up)
+        return self._resolved().addCallback(self._connect).addErrback(self._not_opened)
+
+    def _connect(self, dsn: str) -> Deferred[Any]:
+        if self._ended:
+            return fail(psycopg2.OperationalError("the connection is not wanted any more"))
+        timer = self.reactor.callLater(CONNECT_SECONDS, self.close)
 
         def over(result: Any) -> Any:
             if timer.active():
                 timer.cancel()
             return result
 
-        return opening.addCallback(self._opened).addBoth(over).addErrback(self._not_opened)
+        opening: Deferred[Any] = super().connect(dsn)
+        return opening.addCallback(self._opened).addBoth(over)
 
-    def _give_up(self) -> None:
-        self.close()
+    def _resolved(self) -> Deferred[str]:
+        """The connection string with the addresses of its host: libpq would look them up while all else waits."""
+        host = parse_dsn(self._dsn).get("host", "")
+        if not host or host.startswith(("/", "@")) or "," in host or "hostaddr" in parse_dsn(self._dsn):
+            return succeed(self._dsn)
+        if isIPAddress(host) or isIPv6Address(host):
+            return succeed(self._dsn)
+        looking = deferToThreadPool(
+            self.reactor, self.reactor.getThreadPool(), socket.getaddrinfo, host, None, 0, socket.SOCK_STREAM
+        )
+        return looking.addCallback(self._with_addresses, host)
+
+    def _with_addresses(self, found: list[Any], host: str) -> str:
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))[:MOST_ADDRESSES]
+        return str(make_dsn(self._dsn, host=",".join([host] * len(addresses)), hostaddr=",".join(addresses)))
 
     def _not_opened(self, failure: Failure) -> Failure:
         if self._connection is not None:
@@ -364,6 +394,7 @@ class ReactorConnection(Connection):  # type: ignore[misc]
         self.detector.checkForDeadConnection(Failure(psycopg2.OperationalError("it is being replaced")))
 
     def close_for_good(self) -> None:
+        self._ended = True
         self.detector.stop()
         self.close()
 

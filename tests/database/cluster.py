@@ -43,7 +43,9 @@ def program(name: str) -> str:
 class Cluster:
     """One server process; `stop` and `start` may be called again and again."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
+        """Listens on `port` of localhost too, unless it is 0."""
+        self.port = port
         self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
         self._as: dict[str, object] = {}
         if os.geteuid() == 0:
@@ -65,7 +67,8 @@ class Cluster:
 
     def start(self) -> None:
         command = [program("postgres"), "-D", str(self.folder / "data"), "-k", str(self.folder)]
-        for name, value in SETTINGS.items():
+        more = {"listen_addresses": "localhost", "port": str(self.port)} if self.port else {}
+        for name, value in {**SETTINGS, **more}.items():
             command += ["-c", f"{name}={value}"]
         self._process = subprocess.Popen(
             command,
@@ -91,7 +94,8 @@ class Cluster:
 
     def dsn(self, schema: str = "public") -> str:
         """A connection string for a schema."""
-        return f"postgresql://postgres@/postgres?host={self.folder}&options=-csearch_path%3D{schema}&sslmode=disable"
+        host = f"localhost:{self.port}/postgres?" if self.port else f"/postgres?host={self.folder}&"
+        return f"postgresql://postgres@{host}options=-csearch_path%3D{schema}&sslmode=disable"
 
     def new(self) -> str:
         """A connection string for an empty schema."""

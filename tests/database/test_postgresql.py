@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 from psycopg2 import errors
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from dendrite_tw.assemble import monolith
+from dendrite_tw.config import ConfigError, loads
 from dendrite_tw.database.connections import dsn_of, is_lost
 from dendrite_tw.database.dialects import POSTGRESQL
 from dendrite_tw.database.engines import Unavailable, _Job, run_inline
@@ -20,10 +24,13 @@ from dendrite_tw.database.migrate import migrate, steps_of
 from dendrite_tw.database.postgresql import ATTEMPTS, InlinePostgreSQL, Unacknowledged, commit_group
 from dendrite_tw.database.statements import Statement, Transaction
 from dendrite_tw.matrix.errors import MatrixError
+from dendrite_tw.matrix.keys import signing_key, write_pem
+from dendrite_tw.world import test_world
 from tests.database.cluster import cluster
 from tests.database.test_engines import STEP, OutboxContract, TransactionContract, count, insert, insert_each
+from tests.server import CONFIG
 
-COMPONENTS = ["media_api", "room_api", "sync_api", "user_api"]
+COMPONENTS = ["federation_api", "media_api", "room_api", "sync_api", "user_api"]
 
 
 class Engine:
@@ -199,6 +206,32 @@ class AddressTests(SynchronousTestCase):
         with self.assertRaises(ValueError) as caught:
             dsn_of("postgres://u@h/d?colour=red")
         self.assertIn("colour", str(caught.exception))
+
+
+class StartTests(SynchronousTestCase):
+    """What the operator hears of a database that cannot be used."""
+
+    def refusal(self, connection_string: str) -> str:
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        (folder / "matrix_key.pem").write_text(write_pem(signing_key("ed25519:1", b"k" * 32)))
+        text = re.sub(r'"file:[^"]+"', f'"{connection_string}"', CONFIG.format(folder=folder.resolve(), secret="s"))
+        with self.assertRaises(ConfigError) as caught:
+            monolith(loads(text, "dendrite.yaml", allow_open_registration=True), test_world(Clock()))
+        return str(caught.exception)
+
+    def test_the_key_and_the_reason_are_named_and_no_password(self) -> None:
+        socket = cluster().folder
+        for given, reason in {
+            "postgres://u:hunter2@h/d?colour=red": "colour",
+            "hunter2": "neither a URI nor key=value",
+            "host=/nowhere user=u password=hunter2": "No such file or directory",
+            f"host={socket} user=nobody password=hunter2": 'role "nobody" does not exist',
+        }.items():
+            told = self.refusal(given)
+            self.assertIn("user_api.account_database.connection_string", told)
+            self.assertIn(reason, told)
+            self.assertNotIn("hunter2", told)
 
 
 def statements_of(component: str) -> list[tuple[str, Statement]]:

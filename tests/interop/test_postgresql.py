@@ -11,7 +11,8 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList, gathe
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
-from dendrite_tw.database.connections import dsn_of
+from bench.processes import free_port
+from dendrite_tw.database.connections import ReactorConnection, dsn_of
 from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.database.migrate import migrate
 from dendrite_tw.database.outbox import Outbox
@@ -171,6 +172,32 @@ class PoolTests(Case):
         self.assertNotEqual(await database.write(backend), writer)
 
 
+class AddressTests(Case):
+    """Names are looked up without holding up the reactor."""
+
+    async def resolved(self, connection_string: str) -> str:
+        return await ReactorConnection(reactor, dsn_of(connection_string), "")._resolved()
+
+    async def test_a_name_becomes_its_addresses(self) -> None:
+        found = await self.resolved("postgresql://u@localhost/d")
+        self.assertRegex(found, r"host=localhost(,localhost)* ")
+        self.assertIn("127.0.0.1", found)
+
+    async def test_addresses_and_sockets_stay(self) -> None:
+        for given in ("postgresql://u@127.0.0.1/d", "postgresql://u@[::1]/d", "host=/run/x dbname=d"):
+            self.assertEqual(await self.resolved(given), dsn_of(given))
+
+    async def test_an_unknown_name_is_tried_again(self) -> None:
+        connection = ReactorConnection(reactor, dsn_of("postgresql://u@nowhere.invalid/d"), "")
+        connection.open()
+        for _ in range(100):
+            await pause(0.02)
+            if connection.detector.connectionIsDead:
+                break
+        self.assertTrue(connection.detector.connectionIsDead)
+        connection.close_for_good()
+
+
 class KilledTests(Case):
     def setUp(self) -> None:
         self.database = self.open(cluster())
@@ -242,10 +269,10 @@ class KilledTests(Case):
 
 
 class RestartTests(Case):
-    """On a server of its own, for others would notice."""
+    """On a server of its own, for others would notice; it is found by its name."""
 
     def setUp(self) -> None:
-        self.server = Cluster()
+        self.server = Cluster(free_port())
         self.addCleanup(self.server.remove)
         self.database = self.open(self.server)
         self.numbers = iter(range(1_000_000))
