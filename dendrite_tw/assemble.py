@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -36,10 +36,8 @@ from .config import Component as DatabaseOwner
 from .config import Config
 from .config import Database as DatabaseSection
 from .config.key_files import signing_key
-from .database.connections import dsn_of
 from .database.engines import Database, SQLiteDatabase, Unavailable
 from .database.outbox import Outbox
-from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
 from .jetstream.disk_thread import DiskThread
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
@@ -63,6 +61,9 @@ from .web.resource import Exchange
 from .web.routes import client_paths
 from .web.site import make_root
 from .world import World
+
+if TYPE_CHECKING:
+    from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
 
 log = Logger()
 
@@ -114,6 +115,10 @@ class Databases:
             ) from None
 
     def _postgresql(self, key: str, wanted: DatabaseSection) -> PostgreSQLDatabase | InlinePostgreSQL:
+        # The driver is of no use, and five megabytes of memory, to a server on SQLite.
+        from .database.connections import dsn_of
+        from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
+
         try:
             dsn = dsn_of(wanted.connection_string)
         except ValueError as error:
