@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from binascii import unhexlify
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -102,7 +103,7 @@ def is_lost(error: object) -> bool:
 
 # --- types as SQLite gives and takes them ---
 
-_BYTES = new_type((17,), "BYTES", lambda text, cursor: None if text is None else bytes.fromhex(text[2:]))
+_BYTES = new_type((17,), "BYTES", lambda text, cursor: None if text is None else unhexlify(text[2:]))
 _WHOLE = new_type((1700,), "WHOLE", lambda text, cursor: None if text is None else int(text))
 _FLAG = new_type((16,), "FLAG", lambda text, cursor: None if text is None else int(text == "t"))
 
@@ -114,7 +115,12 @@ def _learn_types(connection: Any) -> None:
         psycopg2.extensions.register_type(kind, connection)
 
 
-_SETTINGS = "SET standard_conforming_strings = on; SET bytea_output = 'hex'; SET synchronous_commit = on"
+_SETTINGS = (
+    "SET standard_conforming_strings = on; SET bytea_output = 'hex'; "
+    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+)
+"""What was answered has to be on disk, whatever the server's default; a stricter one stays."""
+
 READING = _SETTINGS + "; SET default_transaction_read_only = on"
 WRITING = (
     _SETTINGS
