@@ -145,7 +145,7 @@ class SQLiteDatabase:
 
     dialect: Dialect = SQLITE
 
-    def __init__(self, path: str, threads: ThreadRunner | None, cache_bytes: int = 512 << 10) -> None:
+    def __init__(self, path: str, threads: ThreadRunner | None, cache_bytes: int = 256 << 10) -> None:
         """Open the file at `path` (made where there is none); `threads` `None` runs all inline."""
         self._path = path
         self._threads = threads
@@ -183,7 +183,7 @@ class SQLiteDatabase:
 
     def _connect(self, query_only: bool = False) -> sqlite3.Connection:
         connection = sqlite3.connect(
-            self._path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=10
+            self._path, isolation_level=None, check_same_thread=False, cached_statements=160, timeout=10
         )
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
