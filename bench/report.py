@@ -78,7 +78,10 @@ def table(servers: Mapping[str, ServerFigures], operations: Mapping[str, str]) -
             row.append(ratio(servers["ours"].scenarios.get(scenario), servers["synapse"].scenarios.get(scenario)))
         lines.append(row)
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return body + "\n\n" + "\n".join(summary(server) for server in servers.values())
+    ends = [summary(server) for server in servers.values()]
+    if both:
+        ends.append(memory_ratio(servers["ours"], servers["synapse"]))
+    return body + "\n\n" + "\n".join(ends)
 
 
 def cells(figures: Figures | None) -> list[str]:
@@ -107,3 +110,10 @@ def summary(server: ServerFigures) -> str:
         f"{server.resident_mb_at_end:.0f} MB after half a minute's rest at the end; "
         f"idle {server.idle_cpu_percent:.2f} % of a core (taken off)"
     )
+
+
+def memory_ratio(ours: ServerFigures, synapse: ServerFigures) -> str:
+    """What part of Synapse's memory ours is."""
+    start = ours.resident_mb_at_start / max(synapse.resident_mb_at_start, 1.0)
+    end = ours.resident_mb_at_end / max(synapse.resident_mb_at_end, 1.0)
+    return f"memory, ours to Synapse's: {start:.2f} at start, {end:.2f} at the end"
