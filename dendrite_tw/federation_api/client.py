@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
+import msgspec
 import orjson
 from twisted.internet.defer import DeferredSemaphore, TimeoutError
 from twisted.internet.interfaces import IReactorTime
@@ -17,7 +18,7 @@ from ..matrix.errors import MatrixError
 from ..matrix.identifiers import is_server_name
 from ..web.client import DEFAULT_TIMEOUT, JSON_LIMIT, HttpAnswer, HttpClient, Peer, Stale
 from ..web.routes import decode_object
-from .api import FederationRequest, RemoteRefused, Unreachable
+from .api import FederationRequest, RawAnswer, RemoteRefused, Unreachable
 from .destinations import Destinations
 from .signing_keys import OwnKeys
 from .xmatrix import sign_request
@@ -75,6 +76,16 @@ class FederationClient:
         body = None if request.body is None else _encoded(request.body)
         return await self._ask(request, _target(request.path, request.query), body, signed=True)
 
+    async def ask(self, request: FederationRequest) -> RawAnswer:
+        """`FederationAPI.ask`."""
+        body = None if request.body is None else _encoded(request.body)
+        answer = await self._answer(request, _target(request.path, request.query), body, True, _anything)
+        if 200 <= answer.status < 300:
+            await self._succeeded(request)
+        else:
+            await self._refused(request, answer)
+        return RawAnswer(answer.status, answer.body)
+
     async def get_json(
         self,
         destination: str,
@@ -125,6 +136,17 @@ class FederationClient:
         return await self._ask(request, _target(path, query), encoded, signed)
 
     async def _ask(self, request: FederationRequest, target: str, body: bytes | None, signed: bool) -> dict[str, Any]:
+        """The JSON object of a good answer; `RemoteRefused` for another."""
+        answer = await self._answer(request, target, body, signed, _json_if_good)
+        if answer.content is None:
+            raise await self._refused(request, answer)
+        await self._succeeded(request)
+        return answer.content
+
+    async def _answer(
+        self, request: FederationRequest, target: str, body: bytes | None, signed: bool, read: _Reader
+    ) -> _Answer:
+        """The answer of the destination as `read` takes it; `Unreachable` where it raises that."""
         destination = request.destination
         if not is_server_name(destination):
             raise Unreachable("the server's name is malformed")
@@ -140,8 +162,7 @@ class FederationClient:
             header = sign_request(own.key, own.server_name, destination, request.method, target, body)
             headers.append(("Authorization", header))
         try:
-            answer = await self._in_turn(request, target, headers, body)
-            content = answer.json_object() if 200 <= answer.status < 300 else None
+            return read(await self._in_turn(request, target, headers, body))
         except Busy:
             self._observe(request.method, "unreachable")
             raise
@@ -150,24 +171,23 @@ class FederationClient:
             self._locator.forget(destination)
             await self._destinations.failed(destination)
             raise
-        if content is not None:
-            self._observe(request.method, "ok")
-            await self._destinations.reached(destination)
-            return content
-        self._observe(request.method, "refused")
-        raise await self._refused(destination, answer)
 
-    async def _refused(self, destination: str, answer: HttpAnswer) -> RemoteRefused:
+    async def _succeeded(self, request: FederationRequest) -> None:
+        self._observe(request.method, "ok")
+        await self._destinations.reached(request.destination)
+
+    async def _refused(self, request: FederationRequest, answer: _Answer) -> RemoteRefused:
         """The error that was answered.  Only that of a homeserver that works shows that it can be reached."""
+        self._observe(request.method, "refused")
         try:
             said = decode_object(answer.body)
         except MatrixError:
             said = {}
         errcode, text = said.get("errcode"), said.get("error")
         if answer.status >= 500 or not isinstance(errcode, str):
-            await self._destinations.failed(destination)
+            await self._destinations.failed(request.destination)
         else:
-            await self._destinations.reached(destination)
+            await self._destinations.reached(request.destination)
         return RemoteRefused(
             answer.status,
             errcode[:255] if isinstance(errcode, str) else "M_UNKNOWN",
@@ -221,6 +241,26 @@ class FederationClient:
                     if attempt or not isinstance(error, Stale):
                         break
         raise problem
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What was answered; ``content`` is the JSON object in a good answer, where that was asked for."""
+
+    status: int
+    body: bytes
+    content: dict[str, Any] | None = None
+
+
+_Reader = Callable[[HttpAnswer], _Answer]
+
+
+def _anything(answer: HttpAnswer) -> _Answer:
+    return _Answer(answer.status, answer.body)
+
+
+def _json_if_good(answer: HttpAnswer) -> _Answer:
+    good = 200 <= answer.status < 300
+    return _Answer(answer.status, answer.body, answer.json_object() if good else None)
 
 
 class _Slots:

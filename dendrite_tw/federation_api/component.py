@@ -19,9 +19,10 @@ from ..web.client import HttpClient
 from ..web.names import Names
 from ..web.routes import Route
 from ..world import World
-from .api import FederationRequest, SignatureCheck
+from .api import FederationRequest, KeysWanted, RawAnswer, ServerKey, SignatureCheck
 from .client import FederationClient, Locator, Observer
 from .destinations import Destinations
+from .failures import FailedRequests
 from .keyring import KeyRing, Perspective
 from .resolver import ServerResolver
 from .routes import KeyRoutes
@@ -64,7 +65,11 @@ class FederationComponent:
             own, database, KeyQuestions(self.client), world.time, world.clock, perspectives, prefer_direct_fetch
         )
         self.servers = ServerAuthenticator(
-            frozenset([own.server_name]), self.keys, world.clock.now_ms, self.destinations.reached
+            frozenset([own.server_name]),
+            self.keys,
+            world.clock.now_ms,
+            self.destinations.reached,
+            FailedRequests(world.clock),
         )
         self._http = http
         self._pruning = LoopingCall(lambda: Deferred.fromCoroutine(self.prune()).addErrback(_unpruned))
@@ -89,6 +94,14 @@ class FederationComponent:
     async def request(self, request: FederationRequest) -> dict[str, Any]:
         """`FederationAPI.request`."""
         return await self.client.request(request)
+
+    async def ask(self, request: FederationRequest) -> RawAnswer:
+        """`FederationAPI.ask`."""
+        return await self.client.ask(request)
+
+    async def fetch_keys(self, wanted: list[KeysWanted]) -> list[ServerKey]:
+        """`FederationAPI.fetch_keys`."""
+        return await self.keys.fetch(wanted)
 
     async def check_signatures(self, checks: list[SignatureCheck]) -> list[str | None]:
         """`FederationAPI.check_signatures`."""
