@@ -38,6 +38,7 @@ from .config import Database as DatabaseSection
 from .config.key_files import signing_key
 from .database.engines import Database, SQLiteDatabase, Unavailable
 from .database.outbox import Outbox
+from .federation_api.api import NoFederation
 from .jetstream.disk_thread import DiskThread
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
@@ -226,6 +227,7 @@ class Parts:
         self.rooms = RoomComponent(
             database=self.databases.of("room_server"),
             users=users,
+            federation=NoFederation(),
             world=world,
             budget=budget,
             server_name=server_name,
