@@ -143,6 +143,7 @@ class Parts:
         self.rooms = RoomComponent(
             database=self.databases.of("room_server"),
             users=users,
+            federation=self.others,
             world=world,
             budget=budget,
             server_name=server_name,
