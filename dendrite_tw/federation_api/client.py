@@ -6,7 +6,7 @@ Server-Server API, "Request Authentication" and "Resolving server names".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -17,7 +17,8 @@ from twisted.web.http_headers import Headers
 
 from ..matrix.errors import MatrixError
 from ..matrix.identifiers import is_server_name
-from ..web.client import DEFAULT_TIMEOUT, JSON_LIMIT, HttpAnswer, HttpClient, Peer, Sink, Stale
+from ..web.client import DEFAULT_TIMEOUT, JSON_LIMIT, HttpAnswer, Stale
+from ..web.internet import Locator, PeerRequests, Sink
 from ..web.routes import decode_object
 from .api import FederationRequest, RawAnswer, RemoteRefused, Unreachable
 from .destinations import Destinations
@@ -43,22 +44,12 @@ class Busy(Unreachable):
     """This server has too much to ask the other one already; that says nothing about the other."""
 
 
-class Locator(Protocol):
-    """Where a server is found."""
-
-    async def resolve(self, server_name: str) -> Sequence[Peer]:
-        """The places to try, in order; `Unreachable` where there is none."""
-
-    def forget(self, server_name: str) -> None:
-        """None of the places answered: look anew the next time."""
-
-
 class FederationClient:
     """Makes requests to other servers."""
 
     def __init__(
         self,
-        http: HttpClient,
+        http: PeerRequests,
         locator: Locator,
         destinations: Destinations,
         own: OwnKeys,

@@ -15,12 +15,12 @@ from twisted.python.failure import Failure
 
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
-from ..web.client import HttpClient
+from ..web.internet import HttpRequests, Locator
 from ..web.names import Names
 from ..web.routes import Route
 from ..world import World
 from .api import Download, DownloadRequest, FederationRequest, KeysWanted, RawAnswer, ServerKey, SignatureCheck
-from .client import FederationClient, Locator, Observer
+from .client import FederationClient, Observer
 from .destinations import Destinations
 from .downloads import Downloads
 from .failures import FailedRequests
@@ -46,7 +46,7 @@ class FederationComponent:
     def __init__(
         self,
         database: Database,
-        http: HttpClient,
+        http: HttpRequests,
         names: Names,
         own: OwnKeys,
         world: World,

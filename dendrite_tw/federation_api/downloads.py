@@ -14,7 +14,8 @@ from urllib.parse import urljoin
 from ..matrix.errors import MatrixError
 from ..matrix.multipart import MultipartError, MultipartReader, PartHead, boundary_of
 from ..web.bodies import no_space
-from ..web.client import REDIRECTS, HttpAnswer, HttpClient, Write
+from ..web.client import REDIRECTS, HttpAnswer
+from ..web.internet import HttpRequests, Write
 from .api import Download, DownloadRequest, FederationRequest, Unreachable
 from .client import FederationClient, error_of
 
@@ -29,7 +30,7 @@ BESIDE_LIMIT = 64 << 10
 class Downloads:
     """Answers `FederationAPI.download`."""
 
-    def __init__(self, client: FederationClient, http: HttpClient) -> None:
+    def __init__(self, client: FederationClient, http: HttpRequests) -> None:
         self._client = client
         self._http = http
 

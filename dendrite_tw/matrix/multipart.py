@@ -6,6 +6,7 @@ Server-Server API, "Content Repository"; the format is that of RFC 2046, section
 from __future__ import annotations
 
 import re
+
 HEAD_LIMIT = 16 << 10
 """Bytes of the headers of one part."""
 

@@ -6,6 +6,7 @@ from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
 from ..database.outbox import Outbox
+from ..federation_api.api import FederationAPI
 from ..matrix.keys import SigningKey
 from ..user_api.api import UserAPI
 from ..world import World
@@ -37,6 +38,7 @@ class RoomComponent:
         *,
         database: Database,
         users: UserAPI,
+        federation: FederationAPI,
         world: World,
         budget: CacheBudget,
         server_name: str,
@@ -44,6 +46,7 @@ class RoomComponent:
         default_room_version: str,
     ) -> None:
         self.database = database
+        self.federation = federation
         self.outbox = Outbox("room_api", database)
         names = Names()
         snapshots = Snapshots(budget)

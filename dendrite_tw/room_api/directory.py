@@ -170,7 +170,7 @@ class Directory:
 
     async def describe(self, room: Room) -> PublicRoom:
         """What a room shows of itself."""
-        snapshot_nid = room.head.chain.snapshot_nid
+        snapshot_nid = room.head.snapshot_nid
         if room.summary is None or room.summary[0] != snapshot_nid:
             room.summary = (snapshot_nid, await self._described(room))
         return room.summary[1]

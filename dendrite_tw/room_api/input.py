@@ -276,7 +276,8 @@ class RoomWriter:
         self._authorise(event, authority)
         redacted_nid, redacted = await self._redaction_target(event, authority, fresh)
         slot_nid = replaced_nid = link = replaced = None
-        chain, state, joined, local = head.chain, head.state, head.joined, head.local
+        chain, state, tape, current_nid = head.chain, head.state, head.tape, head.snapshot_nid
+        joined, local = head.joined, head.local
         if event.state_key is not None:
             slot_nid = await self._slot_nid((event.type, event.state_key))
             replaced_nid = state.get(slot_nid)
@@ -284,15 +285,16 @@ class RoomWriter:
                 replaced = (await self._events([replaced_nid], fresh))[replaced_nid]
             state = state.set(slot_nid, event_nid)
             chain, link = advance(chain, {slot_nid: event_nid}, state, snapshot_nid)
+            tape, current_nid = state, snapshot_nid
             change = (event.membership == "join") - (replaced is not None and replaced.membership == "join")
             joined += change
             local += change if self._is_local(event.state_key) else 0
-        after = Head(state, chain, (event.event_id,), event.depth, joined, local)
+        after = Head(state, current_nid, tape, chain, (event.event_id,), event.depth, joined, local)
         return Step(
             draft=draft,
             event=event,
             event_nid=event_nid,
-            before_nid=head.chain.snapshot_nid,
+            before_nid=head.snapshot_nid,
             slot_nid=slot_nid,
             link=link,
             replaced_nid=replaced_nid,
@@ -420,7 +422,7 @@ class RoomWriter:
         steps = [step for _, steps in works for step in steps]
         room_nid = room.room_nid
         if not room_nid:
-            room_nid = await room_table.insert_room(txn, room.room_id, room.version.identifier, b"[]")
+            room_nid = await room_table.insert_room(txn, room.room_id, room.version.identifier, b"[]", room.standing)
         # Before anybody hears of the events: who then asks for the room finds it with them.
         txn.after_commit(lambda: self._moved(room, room_nid, steps))
         if steps:
@@ -458,18 +460,27 @@ class RoomWriter:
                 if (link := step.link) is not None
             ],
         )
-        await self._store_consequences(txn, room_nid, steps, names)
+        await self._store_consequences(txn, room_nid, steps, names, {row[0]: row[7] for row in rows})
         last = steps[-1].after
-        await room_table.update_room(txn, room_nid, last.depth, orjson.dumps(last.extremities), last.chain.snapshot_nid)
+        await room_table.update_room(
+            txn, room_nid, last.depth, orjson.dumps(last.extremities), last.snapshot_nid, last.chain.snapshot_nid
+        )
 
     async def _store_consequences(
-        self, txn: Transaction, room_nid: int, steps: list[Step], names: dict[str, int]
+        self, txn: Transaction, room_nid: int, steps: list[Step], names: dict[str, int], positions: dict[object, object]
     ) -> None:
         """Memberships, relations and redactions, the user directory, and what remains to be done."""
         await room_table.upsert_memberships(
             txn,
             [
-                (names[user_id], room_nid, step.event.membership, step.event_nid, int(self._is_local(user_id)))
+                (
+                    names[user_id],
+                    room_nid,
+                    step.event.membership,
+                    step.event_nid,
+                    positions[step.event_nid],
+                    int(self._is_local(user_id)),
+                )
                 for step in steps
                 if step.event.membership is not None and (user_id := step.event.state_key) is not None
             ],
@@ -549,8 +560,11 @@ def _event_row(step: Step, room_nid: int, names: dict[str, int], position: int) 
         position,
         event.origin_server_ts,
         step.before_nid,
+        step.after.snapshot_nid,
         event_table.ACCEPTED,
+        0,
         step.replaced_nid,
+        None,
         step.draft.device_id,
         step.draft.transaction_id,
         event.pdu,

@@ -23,8 +23,8 @@ from ..matrix.errors import MatrixError
 from ..matrix.events import Event
 from ..matrix.room_versions import ROOM_VERSIONS, RoomVersion
 from .api import PublicRoom
-from .snapshots import EMPTY, NEW_CHAIN, Chain, Snapshots, StateMap
-from .tables.rooms import RoomRow, member_counts, room_by_id
+from .snapshots import EMPTY, NEW_CHAIN, Chain, Snapshots, StateMap, overlaid
+from .tables.rooms import RESIDENT, RoomRow, member_counts, room_by_id
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,16 @@ class Draft:
 
 @dataclass(frozen=True)
 class Head:
-    """The newest end of a room."""
+    """The newest end of a room.
+
+    ``state`` is the current state, stored as ``snapshot_nid``.  Whatever states are stored, these and those before
+    events on other branches, follow each other on one tape of snapshots: ``tape`` is its newest state, ``chain`` what
+    the next one stands on.
+    """
 
     state: StateMap = EMPTY
+    snapshot_nid: int = 0
+    tape: StateMap = EMPTY
     chain: Chain = NEW_CHAIN
     extremities: tuple[str, ...] = ()
     depth: int = 0
@@ -74,6 +81,8 @@ class Work:
 class Room:
     """A room and its single writer's queue; ``room_nid`` is 0 until its first event is on disk.
 
+    ``standing`` is one of `tables.rooms`: whether this server is in the room.
+
     ``summary`` remembers what the room shows of itself, with the number of the state that it was made from.
     ``stale`` says that a write failed in a way that leaves open what is on disk, so that the head has to be
     read again; ``closed`` that the room is being deleted and takes nothing more.
@@ -83,6 +92,7 @@ class Room:
     version: RoomVersion
     room_nid: int = 0
     head: Head = field(default_factory=Head)
+    standing: int = RESIDENT
     waiting: deque[Work] = field(default_factory=deque)
     writing: bool = False
     summary: tuple[int, PublicRoom] | None = None
@@ -130,6 +140,7 @@ class Rooms:
                 if loaded is None:
                     return None
                 room = Room(room_id, ROOM_VERSIONS[loaded.row.version], loaded.row.room_nid, loaded.head)
+                room.standing = loaded.row.standing
                 self.add(room)
         return room
 
@@ -146,16 +157,21 @@ class Rooms:
             room.room_nid, room.head = 0, Head()
         else:
             room.room_nid, room.head = loaded.row.room_nid, loaded.head
+            room.standing = loaded.row.standing
         room.stale = False
 
     async def _load(self, txn: Transaction, room_id: str) -> _Loaded | None:
         row = await room_by_id(txn, room_id)
         if row is None:
             return None
-        chain, state = await self._snapshots.chain(txn, row.snapshot_nid)
+        chain, tape = await self._snapshots.chain(txn, row.tape_nid)
+        state = tape
+        if row.snapshot_nid != row.tape_nid:
+            state = overlaid(tape, await self._snapshots.state(txn, row.snapshot_nid))
         counts = await member_counts(txn, row.room_nid)
         extremities = tuple(orjson.loads(row.extremities))
-        return _Loaded(row, Head(state, chain, extremities, row.depth, counts.joined, counts.local))
+        head = Head(state, row.snapshot_nid, tape, chain, extremities, row.depth, counts.joined, counts.local)
+        return _Loaded(row, head)
 
     def add(self, room: Room) -> None:
         """Take in a room whose first event is on its way to the disk."""

@@ -75,6 +75,29 @@ def advance(chain: Chain, changes: Mapping[int, int], state: StateMap, snapshot_
     return Chain(snapshot_nid, step, tuple(levels)), link
 
 
+def difference(old: StateMap, new: StateMap) -> dict[int, int]:
+    """What leads from one state to another, as `advance` takes it: 0 for a slot that is empty in the new one."""
+    if old is new:
+        return {}
+    look_up = old.get
+    changes = {slot: event for slot, event in new.items() if look_up(slot) != event}
+    if len(old) + sum(slot not in old for slot in changes) != len(new):
+        changes.update((slot, 0) for slot in old if slot not in new)
+    return changes
+
+
+def overlaid(old: StateMap, new: Mapping[int, int]) -> StateMap:
+    """The state `new` as a map that shares what it can with `old`."""
+    changing = old.mutate()
+    for slot in old:
+        if slot not in new:
+            del changing[slot]
+    for slot, event in new.items():
+        if old.get(slot) != event:
+            changing[slot] = event
+    return changing.finish()
+
+
 def _lowest_digit(step: int) -> int:
     """The place of the lowest digit that is not zero."""
     place = 0

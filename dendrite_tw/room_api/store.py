@@ -73,6 +73,7 @@ def room_event(
     txn_device: str | None = None,
     txn_id: str | None = None,
     redacted_by: bytes | None = None,
+    gap: bool = False,
 ) -> RoomEvent:
     """What callers are shown of an event; ``replaced`` is the state that it took the place of."""
     relation = relation_of(event.content)
@@ -96,6 +97,7 @@ def room_event(
         transaction_id=txn_id,
         transaction_device=txn_device,
         redacted_by=redacted_by,
+        gap=gap,
     )
 
 
@@ -144,4 +146,5 @@ def _shown(row: EventRow, others: Mapping[int, Event]) -> RoomEvent:
         txn_device=row.txn_device,
         txn_id=row.txn_id,
         redacted_by=client_json(redaction) if redaction else None,
+        gap=bool(row.gap),
     )

@@ -46,6 +46,7 @@ from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ..matrix.errors import MatrixError
+from .internet import Sink, Write
 from .names import Names, UnknownName
 from .networks import Networks
 from .routes import decode_object
@@ -54,8 +55,6 @@ from .tls import ClientTls
 log = Logger()
 
 T = TypeVar("T")
-
-Write = Callable[[bytes], None]
 
 DEFAULT_TIMEOUT = 30.0
 """Seconds for a whole request, from the name to the last byte."""
@@ -122,10 +121,6 @@ class HttpAnswer(msgspec.Struct, frozen=True):
             return decode_object(self.body or b"null")
         except MatrixError:
             raise Unreachable("the answer is not a JSON object") from None
-
-
-Sink = Callable[[HttpAnswer], Write | None]
-"""Is shown the head of an answer and says where its body is written; `None` keeps the body, as far as `JSON_LIMIT`."""
 
 
 class HttpClient:
@@ -420,7 +415,9 @@ class _Pool(HTTPConnectionPool):
 class _Body(Protocol):
     """Takes a body as it comes; ``complete`` fires with it, or fails where it is too long or breaks off."""
 
-    def __init__(self, limit: int | None, write: Write | None, announced: Any, refused: Exception | None = None) -> None:
+    def __init__(
+        self, limit: int | None, write: Write | None, announced: Any, refused: Exception | None = None
+    ) -> None:
         """``limit`` `None` leaves it to `write` how much is taken; with `refused` nothing is."""
         self.complete: Deferred[bytes] = Deferred(lambda _: self._hang_up())
         self._limit = limit

@@ -140,8 +140,7 @@ class DownloadTests(SynchronousTestCase):
             self.assertEqual(self.us.component.destinations.failures("far.test"), 0)
 
     def test_an_answer_that_is_none(self) -> None:
-        whole = mixed()
-        head, _, body = whole.partition(b"\r\n\r\n")
+        body = mixed().partition(b"\r\n\r\n")[2]
         for answer in (
             response(FILE, headers="Content-Type: image/png\r\n"),
             response(b"--xyz\r\n\r\n{}\r\n--xyz--\r\n", headers=KIND),

@@ -37,7 +37,9 @@ def snapshot(txn: Transaction, snapshot_nid: int) -> None: ...
 @none(
     "DELETE FROM state_snapshots WHERE room_nid = :room_nid "
     "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.snapshot_nid = state_snapshots.snapshot_nid) "
-    "AND NOT EXISTS (SELECT 1 FROM rooms r WHERE r.snapshot_nid = state_snapshots.snapshot_nid) "
+    "AND snapshot_nid NOT IN (SELECT e.current_nid FROM events e WHERE e.room_nid = :room_nid) "
+    "AND NOT EXISTS (SELECT 1 FROM rooms r WHERE r.room_nid = :room_nid "
+    "AND state_snapshots.snapshot_nid IN (r.snapshot_nid, r.tape_nid)) "
     "AND NOT EXISTS (SELECT 1 FROM state_snapshots s WHERE s.base_nid = state_snapshots.snapshot_nid)"
 )
 def delete_unreferenced(txn: Transaction, room_nid: int) -> None:
