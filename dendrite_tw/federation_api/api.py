@@ -16,6 +16,8 @@ from ..web.client import Unreachable
 
 __all__ = [
     "BackingOff",
+    "Download",
+    "DownloadRequest",
     "FederationAPI",
     "FederationRequest",
     "KeysWanted",
@@ -121,6 +123,38 @@ class RawAnswer(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class DownloadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that another server is asked for, and where to write it.
+
+    ``path`` and ``query`` are as of `FederationRequest`.  ``into`` names the file that is written, on a disk that
+    whoever asks shares with this component; whoever asks removes it where the answer is no.  ``multipart``: the
+    request is signed, and answered as ``/_matrix/federation/v1/media/download`` is; otherwise it is neither.
+    """
+
+    destination: str
+    path: str
+    query: list[tuple[str, str]] = []
+    into: str
+    limit: int
+    timeout_ms: int = 120_000
+    multipart: bool = True
+
+
+class Download(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a download: with a ``status`` of 200 a file, else the reason.
+
+    ``sha256`` is in hexadecimal; ``content_type`` and ``disposition`` are what the other server said.
+    """
+
+    status: int
+    size: int = 0
+    sha256: str = ""
+    content_type: str | None = None
+    disposition: str | None = None
+    errcode: str | None = None
+    error: str | None = None
+
+
 class FederationAPI(Protocol):
     """The transport of federation: questions to other servers, and their keys."""
 
@@ -134,6 +168,12 @@ class FederationAPI(Protocol):
         """The answer of another server with any status, for those who look at refusals too.
 
         Raises `Unreachable` or `BackingOff`.
+        """
+
+    async def download(self, request: DownloadRequest) -> Download:
+        """Have a file written, from the server or from where it says that the file lies.
+
+        Raises `Unreachable`, `BackingOff`, and ``M_TOO_LARGE`` (502) beyond the limit.
         """
 
     async def check_signatures(self, checks: list[SignatureCheck]) -> list[str | None]:
@@ -156,6 +196,9 @@ class NoFederation:
         raise _no_federation()
 
     async def ask(self, request: FederationRequest) -> RawAnswer:
+        raise _no_federation()
+
+    async def download(self, request: DownloadRequest) -> Download:
         raise _no_federation()
 
     async def check_signatures(self, checks: list[SignatureCheck]) -> list[str | None]:

@@ -40,7 +40,15 @@ class Http:
         self.asked: list[tuple[Peer, str, str, dict[str, str], bytes | None, float]] = []
 
     async def request_at(
-        self, peer: Peer, method: str, target: str, headers: Any, body: bytes | None, seconds: float, limit: int
+        self,
+        peer: Peer,
+        method: str,
+        target: str,
+        headers: Any,
+        body: bytes | None,
+        seconds: float,
+        limit: int,
+        sink: Any,
     ) -> HttpAnswer:
         self.asked.append((peer, method, target, dict(headers), body, seconds))
         answer = self.answers.pop(0)
