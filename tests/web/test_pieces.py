@@ -96,7 +96,7 @@ class PiecesTests(SynchronousTestCase):
         self.wire.producer.resumeProducing()
         self.turns()
         self.assertEqual(answer.json, [0, 1, 2, 3, 4, 5])
-        self.clock.advance(60)
+        self.clock.advance(30)
         self.assertFalse(self.wire.disconnecting)
 
     def test_who_takes_nothing_loses_the_connection(self) -> None:
