@@ -43,6 +43,7 @@ from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
 from .media_api.api import Method, ThumbnailSize
 from .media_api.component import MediaComponent
+from .media_api.remote import RemoteFiles
 from .metrics import Metrics
 from .monitor import MonitorRoutes
 from .room_api.api import RoomAPI
@@ -175,6 +176,8 @@ class Parts:
             config.media_api.max_thumbnail_generators,
             world,
             server_name,
+            RemoteFiles(self.others).fetch if federates(config, world) else None,
+            remote_lifetime_ms=int(config.media_api.remote_media_lifetime * 1000),
         )
         to_rooms.connect(self.rooms)
         to_users.connect(self.users)
