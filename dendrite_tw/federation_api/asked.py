@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
-import msgspec
-
 from ..room_api.api import RoomAPI
-from ..user_api.api import KeyAPI
 
 
 class TakenMembership(Protocol):
@@ -21,8 +17,6 @@ class TakenMembership(Protocol):
 
 
 class Rooms(RoomAPI, Protocol):
-    async def room_version(self, room_id: str) -> str | None: ...
-
     async def receive(self, origin: str, room_id: str, pdus: list[bytes]) -> dict[str, str]: ...
 
     async def check_server(self, room_id: str, server: str) -> None: ...
@@ -60,25 +54,3 @@ class Rooms(RoomAPI, Protocol):
     ) -> tuple[str, int]: ...
 
     async def hierarchy_for_server(self, origin: str, room_id: str, suggested_only: bool) -> dict[str, Any]: ...
-
-
-class DeviceListUpdate(msgspec.Struct, frozen=True):
-    user_id: str
-    device_id: str
-    stream_id: int
-    prev_id: Sequence[int] = ()
-    deleted: bool = False
-    device_display_name: str | None = None
-    keys: dict[str, Any] | None = None
-
-
-class Keys(KeyAPI, Protocol):
-    async def device_list_update(self, origin: str, update: DeviceListUpdate) -> None: ...
-
-    async def signing_key_update(
-        self,
-        origin: str,
-        user_id: str,
-        master_key: dict[str, Any] | None,
-        self_signing_key: dict[str, Any] | None,
-    ) -> None: ...

@@ -12,8 +12,8 @@ import orjson
 
 from ..matrix.errors import not_found
 from ..matrix.identifiers import is_historical_user_id, server_name_of
+from ..user_api.api import KeyAPI
 from ..web.routes import Access, Route
-from .asked import Keys as KeyAPI
 
 V1 = "/_matrix/federation/v1"
 

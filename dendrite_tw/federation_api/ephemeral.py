@@ -19,10 +19,8 @@ from ..matrix.edus import EDUError, read_edu, rooms_of, without_rooms
 from ..matrix.errors import MatrixError
 from ..matrix.transactions import EDU
 from ..sync_api.api import OUTPUT_PRESENCE_EVENT, OUTPUT_TYPING_EVENT, Presence, Typing
-from ..user_api.api import Receipt, UserAPI
+from ..user_api.api import DeviceListUpdate, KeyAPI, Receipt, UserAPI
 from ..world import Clock
-from .asked import DeviceListUpdate
-from .asked import Keys as KeyAPI
 from .asked import Rooms as RoomAPI
 
 log = Logger()
@@ -85,7 +83,7 @@ class Ephemeral:
         elif isinstance(allowed, edus.DirectToDevice):
             await self._keys.send_to_device(allowed.sender, "", allowed.type, allowed.message_id, allowed.messages)
         elif isinstance(allowed, edus.DeviceListUpdate):
-            update = DeviceListUpdate(**msgspec.structs.asdict(allowed))
+            update = DeviceListUpdate(**{**msgspec.structs.asdict(allowed), "prev_id": list(allowed.prev_id)})
             await self._keys.device_list_update(origin, update)
         elif isinstance(allowed, edus.SigningKeyUpdate):
             await self._keys.signing_key_update(origin, allowed.user_id, allowed.master_key, allowed.self_signing_key)

@@ -15,10 +15,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..database.engines import Database
-from ..user_api.api import UserAPI
+from ..user_api.api import KeyAPI, UserAPI
 from ..web.routes import Route
 from ..world import World
-from .asked import Keys as KeyAPI
 from .asked import Rooms as RoomAPI
 from .devices import DeviceRoutes
 from .ephemeral import Ephemeral

@@ -147,7 +147,7 @@ class DirectRequest:
             response = narrow(self.requestHeaders, response)
         if response.file is not None:
             try:
-                part = FilePart(response.file, response.file_offset, response.file_length)
+                part = FilePart(response.file, response.file_offset, response.file_length, response.tail)
             except OSError:
                 response = error_response(not_found("The file is gone."))
         body = chunk(response.body) if response.pieces is not None and response.body else response.body
@@ -330,7 +330,7 @@ class Heads:
         elif status == 304:
             length = b""
         else:
-            length = b"Content-Length: %d\r\n" % (len(response.body) + response.file_length)
+            length = b"Content-Length: %d\r\n" % response.length
         return b"".join(
             (
                 b"HTTP/1.1 200 OK"
