@@ -78,6 +78,10 @@ class Judge:
         elif event.membership != "join":
             members.discard(event.state_key)
 
+    def room_changed(self, room_id: str) -> None:
+        """The members of a room are others now: who they are is asked for when it is next needed."""
+        self._ruled.pop((self._epoch, room_id))
+
     # --- evaluation ---
 
     async def judge(self, told: OutputRoomEvent) -> Verdict:
