@@ -43,6 +43,7 @@ from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
 from .media_api.api import Method, ThumbnailSize
 from .media_api.component import MediaComponent
+from .media_api.remote import RemoteFiles
 from .metrics import Metrics
 from .monitor import MonitorRoutes
 from .room_api.api import RoomAPI
@@ -63,6 +64,7 @@ from .sync_api.component import SyncComponent
 from .user_api.api import Caller, KeyAPI, UserAPI
 from .user_api.component import UserComponent
 from .user_api.keys_component import KeyComponent
+from .user_api.resync import Resyncs
 from .web.auth import TokenAuthenticator
 from .web.resource import Exchange
 from .web.routes import client_paths
@@ -138,7 +140,14 @@ class Parts:
 
         user_database = self.databases.of("user_api")
         self.users = UserComponent(
-            user_settings(config), user_database, Outbox("user_api", user_database), client, world, rooms, budget
+            user_settings(config),
+            user_database,
+            Outbox("user_api", user_database),
+            client,
+            world,
+            rooms,
+            budget,
+            self.others,
         )
         self.rooms = RoomComponent(
             database=self.databases.of("room_server"),
@@ -150,11 +159,21 @@ class Parts:
             key=signing_key(config),
             default_room_version=config.room_server.default_room_version,
         )
-        self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, budget)
+        self.keys = KeyComponent(
+            user_database,
+            self.users.outbox,
+            world,
+            server_name,
+            budget,
+            rooms,
+            self.others,
+            config.user_api.worker_count,
+        )
         self.users.on_device_deleted.append(self.keys.device_deleted)
         self.users.on_device_changed.append(self.keys.device_changed)
         self.users.is_device_id_taken.append(self.keys.is_key_of)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
+        self.users.on_memberships.append(self.keys.memberships_changed)
         self.sync = SyncComponent(
             rooms,
             users,
@@ -175,6 +194,8 @@ class Parts:
             config.media_api.max_thumbnail_generators,
             world,
             server_name,
+            RemoteFiles(self.others).fetch if federates(config, world) else None,
+            remote_lifetime_ms=int(config.media_api.remote_media_lifetime * 1000),
         )
         to_rooms.connect(self.rooms)
         to_users.connect(self.users)
@@ -218,6 +239,7 @@ class Parts:
         metrics.gauge("dendrite_syncapi_active_sync_requests", "Syncs that are being answered.", self._active_syncs)
         metrics.gauge("dendrite_syncapi_waiting_sync_requests", "Syncs that wait for news.", lambda: notifier.waiting)
         metrics.gauge("dendrite_syncapi_active_users", "Users who sync.", lambda: notifier.streams)
+        show_resyncs(metrics, self.keys.resyncs)
         self.routes = client_paths(row for section in sections for row in section.routes())
         self.routes += account_routes(settings, users, rooms, client, world, auth)
         self.root = make_root(
@@ -240,6 +262,7 @@ class Parts:
         self._users_reached(await self.users.unread_store.stored_position())
         for relay in self.relays:
             await relay.start()
+        await self.keys.start()
         self.last_seen.start()
         self._prune_keys.start(PRUNE_SECONDS, now=False)
         self._probe.start(PROBE_SECONDS, now=False)
@@ -258,6 +281,7 @@ class Parts:
             if loop.running:
                 loop.stop()
         await self.last_seen.stop()
+        await self.keys.stop()
         for relay in self.relays:
             relay.stop()
         for component in reversed(self.components):
@@ -279,6 +303,21 @@ def monolith(config: Config, world: World) -> Server:
     `ConfigError` where the operator can mend it.
     """
     return Server(Parts(config, world))
+
+
+def show_resyncs(metrics: Metrics, resyncs: Resyncs) -> None:
+    """How device lists of other servers' users are fetched, under Dendrite's names."""
+    metrics.counter("dendrite_keyserver_device_list_update", "Device lists asked for.", [], resyncs.attempts)
+    metrics.gauge(
+        "dendrite_keyserver_worker_backpressure",
+        "Servers to be asked for device lists that wait for their turn.",
+        lambda: resyncs.waiting_servers,
+    )
+    metrics.gauge(
+        "dendrite_keyserver_worker_servers_retrying",
+        "Servers to be asked for device lists that did not answer.",
+        lambda: resyncs.retrying_servers,
+    )
 
 
 def federation_component(config: Config, world: World, database: Database, metrics: Metrics) -> FederationComponent:

@@ -234,7 +234,23 @@ class Root(Resource):
         return self.api
 
 
-def serve(routes: Iterable[Route], clock: Clock, callers: Mapping[str, Caller] | None = None) -> Web:
-    """A `Web` that serves `routes` for `callers` (by default `CALLERS`), without limits."""
-    api = ApiResource(list(routes), KnownCallers(CALLERS if callers is None else callers), NoLimits())
+class KnownServers:
+    """Takes another server's word for its name, which is in a header."""
+
+    async def origin_of(self, exchange: Exchange) -> str:
+        name = exchange.header(b"x-server")
+        if name is None:
+            raise MatrixError(401, "M_UNAUTHORIZED", "The request is not signed.")
+        return name
+
+
+def serve(
+    routes: Iterable[Route],
+    clock: Clock,
+    callers: Mapping[str, Caller] | None = None,
+    servers: KnownServers | None = None,
+) -> Web:
+    """A `Web` that serves `routes` for `callers` (by default `CALLERS`) and for `servers`, without limits."""
+    known = KnownCallers(CALLERS if callers is None else callers)
+    api = ApiResource(list(routes), known, NoLimits(), servers=servers)
     return Web(Root(api), clock)

@@ -12,7 +12,7 @@ notifications".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -68,6 +68,8 @@ class Message(Protocol):
     def headers(self) -> Mapping[str, str]: ...
 
 
+MembershipHook = Callable[[OutputRoomEvent], Awaitable[None]]
+
 _DECODER = msgspec.msgpack.Decoder(OutputRoomEvent)
 
 
@@ -104,6 +106,8 @@ class UnreadCounts:
         self._expected_seq: int | None = None
         self._waiting: list[tuple[int, Deferred[None]]] = []
         self._subscriptions: list[Any] = []
+        self.on_memberships: list[MembershipHook] = []
+        """Called in order with every event by which memberships changed, before it counts as taken."""
         rules.on_change.append(self._rules_changed)
 
     # --- life ---
@@ -166,6 +170,9 @@ class UnreadCounts:
                 self._judge.room_changed(told.room_id)
                 self._reached = max(self._reached, told.position)
             elif told.event.position > self._reached:
+                if told.event.type == "m.room.member" or told.also_replaced or told.also_removed:
+                    for hook in self.on_memberships:
+                        await hook(told)
                 await self._take_safely(told)
                 self._reached = told.event.position
             self._applied_seq = message.stream_seq
@@ -184,11 +191,7 @@ class UnreadCounts:
 
     async def _take(self, told: OutputRoomEvent) -> None:
         event = told.event
-        if told.rewrites_state or told.also_removed:
-            self._judge.room_changed(event.room_id)
-        for changed in (event, *told.also_replaced):
-            if changed.type == "m.room.member" and (told.state_changed or changed is not event):
-                self._judge.member_changed(changed)
+        self._judge.state_changed(told)
         if told.local_members or event.membership == "invite":
             verdict = await self._judge.judge(told)
             thread_id = await self._thread(event, verdict)

@@ -146,7 +146,7 @@ class DirectRequest:
             response = narrow(self.requestHeaders, response)
         if response.file is not None:
             try:
-                part = FilePart(response.file, response.file_offset, response.file_length)
+                part = FilePart(response.file, response.file_offset, response.file_length, response.tail)
             except OSError:
                 response = error_response(not_found("The file is gone."))
         self.write(self._channel.site.head(response, cors) + response.body)
@@ -316,7 +316,7 @@ class Heads:
             self._start = b"\r\nServer: dendrite_tw\r\nDate: %s\r\nContent-Type: " % datetimeToString(second)
         status = response.status
         lines = b"".join(b"%s: %s\r\n" % header for header in response.headers) if response.headers else b""
-        length = b"" if status == 304 else b"Content-Length: %d\r\n" % (len(response.body) + response.file_length)
+        length = b"" if status == 304 else b"Content-Length: %d\r\n" % response.length
         return b"".join(
             (
                 b"HTTP/1.1 200 OK"

@@ -393,14 +393,14 @@ def write(request: Request, response: Response, cors: bool) -> None:
         response = narrow(request.requestHeaders, response)
     if response.file is not None and request.method != b"HEAD":
         try:
-            part = FilePart(response.file, response.file_offset, response.file_length)
+            part = FilePart(response.file, response.file_offset, response.file_length, response.tail)
         except OSError:
             response = error_response(not_found("The file is gone."))
     headers = request.responseHeaders
     request.setResponseCode(response.status)
     headers.addRawHeader(b"Content-Type", response.content_type)
     if response.status != 304:
-        headers.addRawHeader(b"Content-Length", b"%d" % (len(response.body) + response.file_length))
+        headers.addRawHeader(b"Content-Length", b"%d" % response.length)
     if cors:
         for name, value in CORS_HEADERS:
             headers.addRawHeader(name, value)

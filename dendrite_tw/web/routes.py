@@ -53,9 +53,13 @@ class Access(enum.Enum):
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """A rate limit's name: routes with the same one share a caller's slots."""
+    """A rate limit's name: routes with the same one share a caller's slots.
+
+    ``factor``: so many times the configured slots are there, for those who ask on behalf of many.
+    """
 
     name: str
+    factor: int = 1
 
 
 class BodyFile(Protocol):
@@ -94,7 +98,7 @@ class Response(msgspec.Struct):
     """An answer that is more than a JSON object with status 200.
 
     ``file`` names a file whose bytes from ``file_offset``, ``file_length`` of
-    them, follow ``body``; they are sent piece by piece.  The web answers
+    them, follow ``body``, and are followed by ``tail``; they are sent piece by piece.  The web answers
     requests for a range of it, and conditional ones where it has an ``ETag``.
     """
 
@@ -105,6 +109,12 @@ class Response(msgspec.Struct):
     file: str | None = None
     file_offset: int = 0
     file_length: int = 0
+    tail: bytes = b""
+
+    @property
+    def length(self) -> int:
+        """How many bytes are sent after the head."""
+        return len(self.body) + self.file_length + len(self.tail)
 
 
 def client_paths(routes: Iterable[Route]) -> list[Route]:

@@ -375,16 +375,59 @@ class Receipts(RoomCase):
             self.assertEqual(status, error.status)
         self.assertEqual([], self.since(0))
 
+    def remote(self, event_id: str, user_id: str = "@eve:far", **more: Any) -> Receipt:
+        return Receipt(room_id=ROOM, user_id=user_id, event_id=event_id, **{"receipt_type": "m.read", "ts": 5, **more})
+
     def test_those_of_other_servers(self) -> None:
         event = self.says(ALICE)
-        remote = Receipt(room_id=ROOM, user_id="@eve:far", receipt_type="m.read", event_id=event.event_id, ts=5)
-        unknown = msgspec.structs.replace(remote, user_id="@fay:far", event_id="$later")
-        nonsense = msgspec.structs.replace(remote, receipt_type="m.nonsense")
-        self.wait(self.api.put_receipts([remote, unknown, nonsense, remote]))
+        self.users.rooms.put(ROOM, "@eve:far")
+        self.users.rooms.put(ROOM, "@fay:far")
+        remote = self.remote(event.event_id)
+        unknown = self.remote("$later", "@fay:far")
+        nonsense = self.remote(event.event_id, receipt_type="m.nonsense")
+        private = self.remote(event.event_id, receipt_type="m.read.private")
+        self.wait(self.api.put_receipts([remote, unknown, nonsense, private, remote, unknown]))
         self.assertEqual(
             [("@eve:far", "m.read", event.event_id, None), ("@fay:far", "m.read", "$later", None)], self.since(0)
         )
         self.assertNotIn(OUTPUT_NOTIFICATION_DATA, self.users.streams())
+        self.assertEqual(2, len(self.users.told))
+
+    def test_who_is_not_in_the_room_reads_nothing(self) -> None:
+        event = self.says(ALICE)
+        self.users.rooms.put(ROOM, "@gus:far", "leave")
+        nowhere = msgspec.structs.replace(self.remote("$x"), room_id="!nowhere:far")
+        strangers = [self.remote(event.event_id, user_id) for user_id in ("@eve:far", "@gus:far")]
+        self.wait(self.api.put_receipts([*strangers, nowhere]))
+        self.assertEqual([], self.users.told)
+
+    def test_threads_of_other_servers_are_those_of_the_room(self) -> None:
+        root = self.says(ALICE)
+        self.users.rooms.put(ROOM, "@eve:far")
+        elsewhere = self.says(ALICE, room_id="!else:test")
+        threads = [None, "main", root.event_id, "$unknown", elsewhere.event_id]
+        self.wait(self.api.put_receipts([self.remote(root.event_id, thread_id=thread) for thread in threads]))
+        self.assertEqual([None, "main", root.event_id], [thread for *_, thread in self.since(0)])
+
+    def test_an_unknown_event_is_a_newer_one_until_it_arrives(self) -> None:
+        first, second = self.says(ALICE), self.says(ALICE)
+        self.users.rooms.put(ROOM, "@eve:far")
+        for event_id in (second.event_id, "$later"):
+            self.wait(self.api.put_receipts([self.remote(event_id)]))
+        self.assertEqual([("@eve:far", "m.read", "$later", None)], self.since(0))
+        third = self.says(ALICE)
+        for event_id in (third.event_id, first.event_id, second.event_id):
+            self.wait(self.api.put_receipts([self.remote(event_id)]))
+        self.assertEqual([("@eve:far", "m.read", third.event_id, None)], self.since(0))
+
+    def test_history_fetched_later_is_older(self) -> None:
+        event = self.says(ALICE)
+        self.users.rooms.put(ROOM, "@eve:far")
+        old = room_event(ROOM, -3, ALICE)
+        self.users.rooms.stored[old.event_id] = old
+        for event_id in (old.event_id, event.event_id, old.event_id):
+            self.wait(self.api.put_receipts([self.remote(event_id)]))
+        self.assertEqual([("@eve:far", "m.read", event.event_id, None)], self.since(0))
 
 
 class Arrival(RoomCase):
