@@ -363,6 +363,9 @@ class RoomAPI(Protocol):
     ) -> tuple[list[PublicRoom], str | None, str | None, int]:
         """A page of the directory: rows, the next and the previous page's token, and how many there are in all."""
 
+    async def room_version(self, room_id: str) -> str | None:
+        """The version of a room, which never changes; `None` where this server does not know the room."""
+
     async def room_summary(self, room_id: str) -> PublicRoom | None: ...
 
     async def room_summary_for(self, room_id: str, user_id: str | None) -> tuple[PublicRoom, str | None]:

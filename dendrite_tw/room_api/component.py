@@ -235,6 +235,7 @@ class RoomComponent:
         self.published = directory.published
         self.set_published = to_the_end(directory.set_published)
         self.public_rooms = directory.public_rooms
+        self.room_version = directory.room_version
         self.room_summary = directory.room_summary
         self.memberships = queries.memberships
         self.membership = queries.membership
