@@ -80,14 +80,19 @@ class Notary:
         return [*older.values(), *([newest] if len(missing) < len(wanted) or not older else [])]
 
     def _is_enough(self, found: list[DocumentRow], wanted: Wanted, minimum: int) -> bool:
-        """Whether nothing better is to be expected of the server itself."""
-        if len(found) != 1:
-            return False
-        (row,) = found
-        now = self._clock.now_ms()
-        until = max([now, minimum, *wanted.values()])
-        fresh = now < row.fetched_ts + (row.valid_until_ts - row.fetched_ts) // 2 and row.valid_until_ts >= until
-        return fresh and wanted.keys() <= keys_in(row)
+        """Whether each wanted key, or without any the server, is in a document that will do."""
+        if not wanted:
+            return any(self._will_do(row, minimum) for row in found)
+        return all(
+            any(key_id in keys_in(row) and self._will_do(row, ts or minimum) for row in found)
+            for key_id, ts in wanted.items()
+        )
+
+    def _will_do(self, row: DocumentRow, minimum: int) -> bool:
+        """Whether a document counts for as long as is asked; who asks for no time wants a fresh one."""
+        if minimum:
+            return row.valid_until_ts >= minimum
+        return self._clock.now_ms() < row.fetched_ts + (row.valid_until_ts - row.fetched_ts) // 2
 
     def _may_renew(self, server_name: str) -> bool:
         return self._renewing < FETCHES and not self._renewals.wait_ms(server_name)

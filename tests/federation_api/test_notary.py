@@ -62,6 +62,14 @@ class NotaryTests(KeyRingCase):
             (found,) = self.documents_of(wanted)
             self.assertEqual((found["verify_keys"].keys(), len(self.fetcher.asked)), ({KEY.key_id}, before + 1))
 
+    def test_a_document_that_counts_for_long_enough_need_not_be_fresh(self) -> None:
+        self.fetcher.documents["a.test"] = document(until=NOW - DAY_MS)
+        self.documents_of({})
+        self.documents_of({KEY.key_id: NOW - DAY_MS})
+        self.assertEqual(len(self.fetcher.asked), 1)
+        self.documents_of({KEY.key_id: NOW - DAY_MS + 1})
+        self.assertEqual(len(self.fetcher.asked), 2)
+
     def test_strangers_cannot_make_a_notary_ask_a_server_again_and_again(self) -> None:
         for _ in range(RENEWALS + 20):
             self.documents_of({"ed25519:new": 0})
