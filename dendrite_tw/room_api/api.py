@@ -492,6 +492,13 @@ class RoomAPI(Protocol):
 
     # --- servers ---
 
+    async def receive(self, origin: str, room_id: str, pdus: list[bytes]) -> dict[str, str]:
+        """Take events that the server `origin` sent, in order, after fetching what they refer to.
+
+        Returns, by event ID, why some were not accepted.  Repeating it is harmless.  ``M_NOT_FOUND`` for a room that
+        is not known here.
+        """
+
     async def check_server(self, room_id: str, server: str) -> None:
         """Raise ``M_FORBIDDEN`` for a server that the room's access control list keeps out.
 
