@@ -89,10 +89,16 @@ class _Envelope:
         self.messages: dict[str, dict[str, orjson.Fragment]] = {}
 
     def takes(self, key: tuple[str, str, str, str], message: _ToldMessage, size: int) -> bool:
-        """Whether a message may be added: one of the same request, for a device that has none of it yet."""
-        if key != self.key or message.device_id in self.messages.get(message.user_id, ()):
+        """Whether a message may be added: one of the same request, for a device that has none of it yet.
+
+        Those for one user stay together, for one to all devices gives way to one to a certain device.
+        """
+        devices = self.messages.get(message.user_id)
+        if key != self.key or self.count >= MAX_TO_DEVICE_MESSAGES:
             return False
-        return self.size + size <= EDU_BYTES and self.count < MAX_TO_DEVICE_MESSAGES
+        if devices is not None:
+            return message.device_id not in devices
+        return self.size + size <= EDU_BYTES
 
     def add(self, message: _ToldMessage, content: bytes) -> None:
         self.size += len(content) + len(message.user_id) + len(message.device_id)
