@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -37,6 +37,7 @@ from .database.outbox import Outbox
 from .databases import Databases, ended
 from .federation_api.api import FederationAPI, NoFederation
 from .federation_api.component import FederationComponent
+from .federation_api.inbound import Inbound
 from .jetstream.disk_thread import DiskThread
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
@@ -202,9 +203,21 @@ class Parts:
         to_keys.connect(self.keys)
         self.components: list[Component] = [self.users, self.rooms, self.sync, self.media]
         self.federation: FederationComponent | None = None
+        self.inbound: Inbound | None = None
         if federates(config, world):
             self.federation = federation_component(config, world, self.databases.of("federation_api"), metrics)
-            self.components.append(self.federation)
+            self.inbound = Inbound(
+                self.databases.of("federation_api"),
+                cast(Any, rooms),
+                users,
+                keys,
+                client,
+                world,
+                server_name,
+                config.global_.presence.enable_inbound,
+            )
+            self.components += [self.federation, self.inbound]
+            show_inbound(metrics, self.inbound)
         to_federation.connect(self.federation or NoFederation())
         self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
@@ -232,8 +245,7 @@ class Parts:
             self.media,
             MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]),
         ]
-        if self.federation is not None:
-            sections.append(self.federation)
+        sections += [part for part in (self.federation, self.inbound) if part is not None]
         self.last_seen = LastSeen(users, world)
         notifier = self.sync.notifier
         metrics.gauge("dendrite_syncapi_active_sync_requests", "Syncs that are being answered.", self._active_syncs)
@@ -317,6 +329,15 @@ def show_resyncs(metrics: Metrics, resyncs: Resyncs) -> None:
         "dendrite_keyserver_worker_servers_retrying",
         "Servers to be asked for device lists that did not answer.",
         lambda: resyncs.retrying_servers,
+    )
+
+
+def show_inbound(metrics: Metrics, inbound: Inbound) -> None:
+    """What other servers send, under Dendrite's names."""
+    metrics.counter("dendrite_federationapi_recv_pdus", "Events of other servers.", ["status"], inbound.pdus)
+    metrics.counter("dendrite_federationapi_recv_edus", "EDUs of other servers.", ["type"], inbound.edus)
+    metrics.gauge(
+        "dendrite_federationapi_staged_pdus", "Events of other servers that wait.", lambda: inbound.inbox.waiting
     )
 
 

@@ -92,6 +92,18 @@ class RoomPurged(msgspec.Struct, frozen=True, kw_only=True):
     position: int
 
 
+STATE_COMPLETE = "state_complete"
+"""As `PURGE_ROOM`, for a message that is a `StateComplete`."""
+
+
+class StateComplete(msgspec.Struct, frozen=True, kw_only=True):
+    """The message of the stream ``OutputRoomEvent`` with the type `STATE_COMPLETE`: the members that were missing
+    since the room was joined through another server are here, so who keeps the state loads it anew."""
+
+    room_id: str
+    position: int
+
+
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
     """A user's standing in a room: the membership event that is current."""
 
@@ -351,6 +363,9 @@ class RoomAPI(Protocol):
     ) -> tuple[list[PublicRoom], str | None, str | None, int]:
         """A page of the directory: rows, the next and the previous page's token, and how many there are in all."""
 
+    async def room_version(self, room_id: str) -> str | None:
+        """The version of a room, which never changes; `None` where this server does not know the room."""
+
     async def room_summary(self, room_id: str) -> PublicRoom | None: ...
 
     async def room_summary_for(self, room_id: str, user_id: str | None) -> tuple[PublicRoom, str | None]:
@@ -477,6 +492,20 @@ class RoomAPI(Protocol):
 
     async def timestamp_to_event(self, room_id: str, user_id: str, ts: int, direction: str) -> tuple[str, int]:
         """The nearest event in a direction: its ID and time in milliseconds."""
+
+    # --- servers ---
+
+    async def check_server(self, room_id: str, server: str) -> None:
+        """Raise ``M_FORBIDDEN`` for a server that the room's access control list keeps out.
+
+        ``M_NOT_FOUND`` for a room that is not known here.
+        """
+
+    async def room_servers(self, room_id: str) -> list[str]:
+        """The servers with joined users in a room, this one too; from memory.  ``M_NOT_FOUND`` as above."""
+
+    async def servers_of_user(self, user_id: str) -> list[str]:
+        """The servers that share a joined room with a user."""
 
     async def visible(self, user_id: str, events: Sequence[RoomEvent]) -> list[RoomEvent]:
         """Those of `events` (of any rooms) that history visibility lets the user see, in the same order."""

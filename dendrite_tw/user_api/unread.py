@@ -23,7 +23,16 @@ from twisted.logger import Logger
 
 from ..matrix.errors import MatrixError
 from ..matrix.push_rules import DEFAULT, RuleSet
-from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, OutputRoomEvent, RoomAPI, RoomEvent, RoomPurged
+from ..room_api.api import (
+    OUTPUT_ROOM_EVENT,
+    PURGE_ROOM,
+    STATE_COMPLETE,
+    OutputRoomEvent,
+    RoomAPI,
+    RoomEvent,
+    RoomPurged,
+    StateComplete,
+)
 from ..world import World
 from .accounts import in_background
 from .api import Unread
@@ -64,13 +73,16 @@ MembershipHook = Callable[[OutputRoomEvent], Awaitable[None]]
 _DECODER = msgspec.msgpack.Decoder(OutputRoomEvent)
 
 
-def _read(message: Message) -> OutputRoomEvent | RoomPurged:
+def _read(message: Message) -> OutputRoomEvent | RoomPurged | StateComplete:
     """What a message tells; only one that is no event pays for a look at its headers."""
     try:
         return _DECODER.decode(message.payload)
     except msgspec.ValidationError:
-        if message.headers.get("output_room_event_type") != PURGE_ROOM:
+        kind = message.headers.get("output_room_event_type")
+        if kind not in (PURGE_ROOM, STATE_COMPLETE):
             raise
+    if kind == STATE_COMPLETE:
+        return msgspec.msgpack.decode(message.payload, type=StateComplete)
     return msgspec.msgpack.decode(message.payload, type=RoomPurged)
 
 
@@ -153,6 +165,9 @@ class UnreadCounts:
             told = _read(message)
             if isinstance(told, RoomPurged):
                 await self._store.delete_room(told.room_id)
+                self._reached = max(self._reached, told.position)
+            elif isinstance(told, StateComplete):
+                self._judge.room_changed(told.room_id)
                 self._reached = max(self._reached, told.position)
             elif told.event.position > self._reached:
                 if told.event.type == "m.room.member" or told.also_replaced or told.also_removed:

@@ -88,6 +88,10 @@ class Judge:
         elif membership != "join":
             members.discard(user_id)
 
+    def room_changed(self, room_id: str) -> None:
+        """The members of a room are others now: who they are is asked for when it is next needed."""
+        self._ruled.pop((self._epoch, room_id))
+
     # --- evaluation ---
 
     async def judge(self, told: OutputRoomEvent) -> Verdict:

@@ -88,6 +88,41 @@ def update_room(
 ) -> None: ...
 
 
+class PartialRow(msgspec.Struct, frozen=True):
+    """A room of which members are still missing; ``servers`` is a JSON list."""
+
+    room_id: str
+    join_nid: int
+    resident: str
+    servers: bytes
+
+
+_PARTIAL = (
+    "SELECT r.room_id, p.join_nid, p.resident, p.servers FROM partial_rooms p JOIN rooms r ON r.room_nid = p.room_nid"
+)
+
+
+@many(PartialRow, f"{_PARTIAL} ORDER BY p.room_nid")
+def partial_rooms(txn: Transaction) -> None: ...
+
+
+@maybe(PartialRow, f"{_PARTIAL} WHERE p.room_nid = :room_nid")
+def partial_room(txn: Transaction, room_nid: int) -> None: ...
+
+
+@none(
+    "INSERT INTO partial_rooms (room_nid, join_nid, resident, servers) "
+    "SELECT :room_nid, event_nid, :resident, :servers FROM events WHERE event_id = :join_id "
+    "ON CONFLICT (room_nid) DO UPDATE "
+    "SET join_nid = excluded.join_nid, resident = excluded.resident, servers = excluded.servers"
+)
+def insert_partial(txn: Transaction, room_nid: int, join_id: str, resident: str, servers: bytes) -> None: ...
+
+
+@none("DELETE FROM partial_rooms WHERE room_nid = :room_nid")
+def delete_partial(txn: Transaction, room_nid: int) -> None: ...
+
+
 @none("UPDATE rooms SET standing = :standing WHERE room_nid = :room_nid")
 def set_standing(txn: Transaction, room_nid: int, standing: int) -> None: ...
 
@@ -120,6 +155,19 @@ def extremities_of(txn: Transaction, room_ids: Sequence[str]) -> None: ...
     row="user_nid room_nid membership event_nid position local",
 )
 def upsert_memberships(txn: Transaction, rows: object) -> None: ...
+
+
+@many(int, "SELECT room_nid FROM memberships WHERE user_nid = :user_nid AND membership = 'join'")
+def joined_rooms(txn: Transaction, user_nid: int) -> None: ...
+
+
+@many(int, "SELECT user_nid FROM memberships WHERE room_nid = :room_nid")
+def members_of(txn: Transaction, room_nid: int) -> None:
+    """The users who have a membership of any kind."""
+
+
+@each("DELETE FROM memberships WHERE user_nid = :user_nid AND room_nid = :room_nid", row="user_nid room_nid")
+def delete_memberships(txn: Transaction, rows: object) -> None: ...
 
 
 _MEMBERSHIP = (
