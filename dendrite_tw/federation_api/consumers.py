@@ -204,8 +204,10 @@ class RoomConsumer(Consumer):
             await self._post.forget_room(purged.room_id)
             return purged.position
         event = told.event
-        if told.distribute and event.position > after:
-            servers = {*await self.servers_in(event.room_id), *self.target_of(event)}
+        if event.position > after and (told.distribute or event.type == "m.room.member"):
+            servers = set(await self.servers_in(event.room_id)) if told.distribute else set()
+            if told.distribute or self.is_local(event.sender):
+                servers |= self.target_of(event)
             # A membership of another server's user came from there, by /send_join or its like.
             servers.discard(server_of(event.sender))
             parcel.add_event(OutgoingEvent(event.position, event.room_id, event.event_id, self.others(servers)))
