@@ -414,6 +414,9 @@ class RoomAPI(Protocol):
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
         """The position of the newest live event in each of these rooms."""
 
+    async def newest_events(self, room_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The events at the ends of the history of each of these rooms, those that the next event will refer to."""
+
     async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
         """What one who is invited or knocks is shown of a room: stripped state events as JSON, theirs among them."""
 

@@ -267,6 +267,7 @@ class RoomComponent:
         self.shares_room = queries.shares_room
         self.room_view = queries.room_view
         self.newest_positions = queries.newest_positions
+        self.newest_events = queries.newest_events
         self.stripped_state = queries.stripped_state
         self.pdus = queries.pdus
         self.timeline = queries.timeline

@@ -196,7 +196,7 @@ class RemoteLists:
 
     async def is_shared(self, user_id: str) -> bool:
         """Whether the user shares a room with a user of this server."""
-        return await self._shares(user_id, "")
+        return self._server_name in await self._rooms.servers_of_user(user_id)
 
     async def refresh(self, user_id: str) -> None:
         """See `KeyAPI.refresh_device_list`."""
@@ -316,15 +316,10 @@ class RemoteLists:
 
         That one does not count even if they came back meanwhile: changes may have been missed.
         """
-        return await self._shares(user_id, room_id)
-
-    async def _shares(self, user_id: str, but_for: str) -> bool:
-        local = f":{self._server_name}"
         for member in await self._rooms.memberships(user_id):
-            if member.membership == "join" and member.room_id != but_for:
-                users = await self._rooms.joined_users(member.room_id)
-                if any(user.endswith(local) for user in users):
-                    return True
+            elsewhere = member.membership == "join" and member.room_id != room_id
+            if elsewhere and self._server_name in await self._rooms.room_servers(member.room_id):
+                return True
         return False
 
     async def end(self, user_ids: Sequence[str]) -> None:

@@ -102,7 +102,7 @@ class RemoteProfiles:
         try:
             return _checked(await self._federation.request(request))
         except RemoteRefused as refused:
-            if refused.remote_status == 404 and refused.remote_errcode != "M_UNRECOGNIZED":
+            if refused.remote_status == 404:
                 return None
             raise refused.forwarded() from None
         finally:

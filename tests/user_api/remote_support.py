@@ -74,13 +74,13 @@ class RemoteCase(KeysCase):
         paths, self.federation.asked = self.federation.paths(), []
         return paths
 
+    def key_changes(self) -> list[KeyChange]:
+        rows = [row for row in self.told if row.stream == OUTPUT_KEY_CHANGE_EVENT]
+        return [msgspec.msgpack.decode(row.payload, type=KeyChange) for row in rows]
+
     def told_users(self) -> list[str]:
         """Of whom changes were told since the last time."""
-        changes = [
-            msgspec.msgpack.decode(row.payload, type=KeyChange)
-            for row in self.told
-            if row.stream == OUTPUT_KEY_CHANGE_EVENT
-        ]
+        changes = self.key_changes()
         self.told.clear()
         for change in changes:
             self.assertEqual((change.device_id, change.deleted), ("", False))

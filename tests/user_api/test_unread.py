@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from dendrite_tw.room_api.api import OUTPUT_ROOM_EVENT, RoomEvent
+from dendrite_tw.matrix.errors import MatrixError
+from dendrite_tw.room_api.api import OUTPUT_ROOM_EVENT, OutputRoomEvent, RoomEvent
 from dendrite_tw.user_api.api import (
     OUTPUT_NOTIFICATION_DATA,
     OUTPUT_RECEIPT_EVENT,
@@ -263,6 +264,37 @@ class OwnRules(RoomCase):
         self.says(ALICE, "tea")
         self.assertEqual(before, self.counts("@dave:test")[1])
 
+    def told_besides(self, user_id: str, membership: str, **more: Any) -> None:
+        """A message comes by which the state changes in another place: that of a user's membership."""
+        self.users.rooms.put(ROOM, user_id, membership)
+        self.position += 1
+        self.tell(room_event(ROOM, self.position, "@eve:far"), **more)
+
+    def test_memberships_that_change_with_another_event_are_minded(self) -> None:
+        dave = "@dave:test"
+        self.rule(dave, "content", "tea", actions=["notify", {"set_tweak": "highlight"}], pattern="tea")
+        self.says("@eve:far", "tea")
+        joined = room_event(ROOM, 0, dave, "m.room.member", {"membership": "join"}, dave)
+        self.told_besides(dave, "join", also_replaced=[joined])
+        self.says("@eve:far", "tea")
+        self.assertEqual(1, self.counts(dave)[1])
+        self.told_besides(dave, "leave", also_removed=[("m.room.member", dave), ("m.room.name", "")])
+        self.says("@eve:far", "tea")
+        self.assertEqual(1, self.counts(dave)[1])
+        self.told_besides(dave, "join", rewrites_state=True)
+        self.says("@eve:far", "tea")
+        self.assertEqual(2, self.counts(dave)[1])
+
+    def test_an_event_that_lost_against_another_changes_no_membership(self) -> None:
+        self.rule(BOB, "content", "tea", actions=["notify", {"set_tweak": "highlight"}], pattern="tea")
+        self.says("@eve:far", "tea")
+        self.position += 1
+        kicked = room_event(ROOM, self.position, "@eve:far", "m.room.member", {"membership": "leave"}, BOB)
+        self.tell(kicked, state_changed=False)
+        self.users.rooms.put(ROOM, BOB)
+        self.says("@eve:far", "tea")
+        self.assertEqual(2, self.counts(BOB)[1])
+
     def test_after_a_restart_all_is_as_before(self) -> None:
         self.says(ALICE)
         self.rule(BOB, "room", ROOM, actions=[])
@@ -428,6 +460,46 @@ class Receipts(RoomCase):
         for event_id in (old.event_id, event.event_id, old.event_id):
             self.wait(self.api.put_receipts([self.remote(event_id)]))
         self.assertEqual([("@eve:far", "m.read", event.event_id, None)], self.since(0))
+
+
+class Memberships(RoomCase):
+    """Who keeps something of memberships is told of each change before it counts as taken."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.heard: list[str] = []
+        self.failing = False
+        self.api.on_memberships.append(self.hear)
+
+    async def hear(self, told: OutputRoomEvent) -> None:
+        if self.failing:
+            raise MatrixError(503, "M_UNKNOWN", "later")
+        self.heard.append(told.event.event_id)
+
+    def test_of_changes_and_of_nothing_else(self) -> None:
+        event = self.joins("@eve:far")
+        self.says(ALICE)
+        self.position += 1
+        self.tell(room_event(ROOM, self.position, ALICE), also_removed=[("m.room.member", "@eve:far")])
+        self.store()
+        self.assertEqual([event.event_id, f"$room{self.position}"], self.heard)
+
+    def test_again_where_it_failed(self) -> None:
+        self.failing = True
+        self.position += 1
+        event = room_event(ROOM, self.position, "@eve:far", "m.room.member", {"membership": "join"}, "@eve:far")
+        self.tell(event)
+        told = list(self.told)
+        self.failureResultOf(_start(self.users.queue.consumers[OUTPUT_ROOM_EVENT](told)))
+        self.flushLoggedErrors()
+        self.assertEqual([], self.heard)
+        self.failing = False
+        self.store()
+        self.assertEqual([event.event_id], self.heard)
+        self.restart()
+        self.told = told
+        self.store()
+        self.assertEqual([event.event_id], self.heard)
 
 
 class Arrival(RoomCase):
