@@ -331,5 +331,5 @@ class Server:
 
 
 async def count(txn: Transaction, table: str) -> int:
-    [(number,)] = await txn.fetch(f"SELECT COUNT(*) FROM {table}", ())  # noqa: S608
+    [(number,)] = await txn.fetch(f"SELECT COUNT(*) FROM {table}", ())
     return int(number)
