@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -16,7 +17,7 @@ from twisted.python.failure import Failure
 
 from ..database.engines import Database
 from ..user_api.api import KeyAPI, UserAPI
-from ..web.routes import Route
+from ..web.routes import Access, Limit, Route
 from ..world import World
 from .asked import Rooms as RoomAPI
 from .devices import DeviceRoutes
@@ -32,6 +33,9 @@ from .transactions import TransactionRoutes
 log = Logger()
 
 PRUNE_SECONDS = 3600
+
+QUESTIONS = Limit("federation", factor=20)
+"""How often one server may ask: it does so for all of its users."""
 
 
 class Inbound:
@@ -53,8 +57,8 @@ class Inbound:
         self.inbox = Inbox(database, rooms, world.time, world.clock, self._count_pdus)
         ephemeral = Ephemeral(rooms, users, keys, queue, world.clock, takes_presence, self._count_edu)
         streams = EventStreams(rooms)
+        self._transactions = TransactionRoutes(database, rooms, self.inbox, ephemeral, self._count_pdus)
         self._sections: list[Any] = [
-            TransactionRoutes(database, rooms, self.inbox, ephemeral, self._count_pdus),
             MembershipRoutes(rooms, streams, server_name),
             InviteRoutes(rooms),
             HistoryRoutes(rooms, streams, world.clock, server_name),
@@ -82,7 +86,11 @@ class Inbound:
         self._edus[(edu_type,)] += 1
 
     def routes(self) -> list[Route]:
-        return [row for section in self._sections for row in section.routes()]
+        """The rows of all sections: questions have a limit; transactions have one of their own kind."""
+        rows = [row for section in self._sections for row in section.routes()]
+        return [
+            msgspec.structs.replace(row, limit=QUESTIONS) if row.access is Access.SERVER else row for row in rows
+        ] + self._transactions.routes()
 
     def prepare(self) -> None:
         """Nothing of its own: the federation component brings the database up to date."""

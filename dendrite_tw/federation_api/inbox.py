@@ -9,7 +9,7 @@ long (its server fetches what is missing) gives up its place to others and goes 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -18,7 +18,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from ..database.engines import Database
+from ..database.engines import Database, Unavailable
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, limit_exceeded
 from ..world import Clock
@@ -85,7 +85,7 @@ class Inbox:
         self._time = time
         self._clock = clock
         self._observe = observe
-        self._waiting: Counter[str] = Counter()
+        self._waiting: dict[str, Counter[str]] = {}
         self._of_server: Counter[str] = Counter()
         self._ready: deque[str] = deque()
         self._turns: dict[str, _Turn] = {}
@@ -95,35 +95,48 @@ class Inbox:
     @property
     def waiting(self) -> int:
         """How many events wait."""
-        return self._waiting.total()
+        return self._of_server.total()
 
     # --- in ---
 
     def check(self, origin: str) -> None:
         """Raise ``M_LIMIT_EXCEEDED`` if too much waits already."""
-        if self._of_server[origin] >= WAITING_OF_SERVER or self._waiting.total() >= WAITING_IN_ALL:
+        if self._of_server[origin] >= WAITING_OF_SERVER or self.waiting >= WAITING_IN_ALL:
             raise limit_exceeded(BUSY_MS)
 
     async def take(self, origin: str, txn_id: str, events: Sequence[Staged], answer: bytes) -> None:
         """Store events and the answer to their transaction, together."""
         rows = [(event.room_id, origin, event.pdu) for event in events]
+        counts = Counter(event.room_id for event in events)
 
         async def store(txn: Transaction) -> None:
             await store_answer(txn, origin, txn_id, self._clock.now_ms(), answer)
             if rows:
                 await stage(txn, rows)
-                txn.after_commit(lambda: self._add(origin, Counter(event.room_id for event in events)))
+                txn.after_commit(lambda: self._add(origin, counts))
 
-        await self._database.write(store)
+        try:
+            await self._database.write(store)
+        except Unavailable:
+            # They may be on disk nevertheless: the rooms' turns will show.
+            self._add(origin, counts)
+            raise
 
-    def _add(self, origin: str, counts: Counter[str]) -> None:
-        self._of_server[origin] += counts.total()
+    def _add(self, origin: str, counts: Mapping[str, int]) -> None:
         for room_id, count in counts.items():
-            is_new = not self._waiting[room_id]
-            self._waiting[room_id] += count
-            if is_new and room_id not in self._turns:
+            if room_id not in self._waiting:
+                self._waiting[room_id] = Counter()
                 self._ready.append(room_id)
+            self._waiting[room_id][origin] += count
+            self._of_server[origin] += count
         self._pump_soon()
+
+    def _take_off(self, room_id: str, origin: str, count: int) -> None:
+        """So many events wait no longer."""
+        for counts in (self._waiting[room_id], self._of_server):
+            counts[origin] -= count
+            if counts[origin] <= 0:
+                del counts[origin]
 
     # --- life ---
 
@@ -131,7 +144,7 @@ class Inbox:
         """Go on with what an earlier run left."""
         self._running = True
         for row in await self._database.read_long(waiting):
-            self._add(row.origin, Counter({row.room_id: row.count}))
+            self._add(row.origin, {row.room_id: row.count})
         self._pump_soon()
 
     def stop(self) -> None:
@@ -213,14 +226,12 @@ class Inbox:
             self._observe("accepted", max(0, len(rows) - len(refused)))
 
     def _settle(self, room_id: str, rows: Sequence[StagedRow]) -> None:
-        if not rows:
-            self._waiting[room_id] = 0
+        """These events are done with; where there were none, none wait."""
+        if rows:
+            self._take_off(room_id, rows[0].origin, len(rows))
             return
-        self._waiting[room_id] -= len(rows)
-        origin = rows[0].origin
-        self._of_server[origin] -= len(rows)
-        if self._of_server[origin] <= 0:
-            del self._of_server[origin]
+        for origin, count in list(self._waiting[room_id].items()):
+            self._take_off(room_id, origin, count)
 
 
 class _Turn:

@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from dendrite_tw.federation_api import streams
+from dendrite_tw.federation_api.inbound import QUESTIONS
 from dendrite_tw.federation_api.streams import EVENTS_AT_ONCE, OF_SERVER
 from dendrite_tw.matrix.acl import PROTECTED
 from dendrite_tw.matrix.errors import MatrixError, forbidden, not_found
@@ -428,6 +429,24 @@ class AccessTests(InboundCase):
                 self.turns(0.3)
             self.refused(answer, 401, "M_UNAUTHORIZED")
         self.assertEqual(self.rooms.asked, [])
+
+    def test_a_key_that_its_server_no_longer_uses(self) -> None:
+        before = self.beta.key
+        self.beta.server.own.key = key_of(5, "ed25519:new")
+        self.clock.advance(8 * 86_400)
+        uri = "/_matrix/federation/v1/query/nothing"
+        answer = self.send("GET", uri, None, {"Authorization": self.beta.signed("GET", uri, key=before)})
+        for _ in range(4):
+            self.turns(0.3)
+        self.refused(answer, 401, "M_UNAUTHORIZED")
+        new = self.beta.signed("GET", uri, key=key_of(5, "ed25519:new"))
+        self.refused(self.send("GET", uri, None, {"Authorization": new}), 404, "M_NOT_FOUND")
+
+    def test_questions_have_a_limit_for_each_server(self) -> None:
+        rows = [row for row in self.inbound.routes() if row.access is Access.SERVER]
+        unlimited = [row.path for row in rows if row.limit is None]
+        self.assertEqual(unlimited, ["/_matrix/federation/v1/send/{txn_id}"])
+        self.assertEqual({row.limit for row in rows if row.limit is not None}, {QUESTIONS})
 
     def test_a_refusal_by_the_room_is_passed_on(self) -> None:
         self.rooms.answers["state_ids_for_server"] = forbidden("You are not in this room.")

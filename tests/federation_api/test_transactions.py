@@ -281,6 +281,35 @@ class StagingTests(TransactionCase):
         self.assertEqual(self.put(event_of(1), txn_id="t").status, 200)
         self.assertEqual(self.bodies(), ["message 1"])
 
+    def test_what_was_stored_without_anybody_knowing_is_handed_over_too(self) -> None:
+        write = self.database.write
+
+        async def broken(function: Any, *args: Any) -> Any:
+            await write(function, *args)
+            raise Unavailable("the connection broke")
+
+        self.patch(self.database, "write", broken)
+        self.patch(self.inbound.inbox, "_add", self.lose_once(self.inbound.inbox._add))
+        answer = self.put(event_of(1), txn_id="t")
+        self.assertEqual(answer.status, 503)
+        self.patch(self.database, "write", write)
+        self.turns()
+        self.assertEqual(self.bodies(), ["message 1"])
+        self.assertEqual(self.put(event_of(1), txn_id="t").status, 200)
+        self.turns(inbox.LONGEST_WAIT)
+        self.assertEqual((self.bodies(), self.staged(), self.inbound.inbox.waiting), (["message 1"], 0, 0))
+
+    def lose_once(self, function: Any) -> Any:
+        """`function`, whose first call is lost, as a hook is of a commit that nobody heard of."""
+        calls: list[Any] = []
+
+        def call(*args: Any) -> None:
+            calls.append(args)
+            if len(calls) > 1:
+                function(*args)
+
+        return call
+
     def test_what_is_forbidden_in_general_is_not_retried(self) -> None:
         self.rooms.troubles[ROOM] = [MatrixError(403, "M_FORBIDDEN", "Kept out.")]
         self.put(event_of(1))
