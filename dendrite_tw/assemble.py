@@ -38,6 +38,8 @@ from .databases import Databases, ended
 from .federation_api.api import FederationAPI, NoFederation
 from .federation_api.component import FederationComponent
 from .federation_api.inbound import Inbound
+from .federation_api.outbound import DURABLES as FEDERATION_DURABLES
+from .federation_api.outbound import OutboundComponent
 from .jetstream.disk_thread import DiskThread
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
@@ -78,7 +80,7 @@ PRUNE_SECONDS = 3600
 PROBE_SECONDS = 5
 
 DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
-"""The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
+"""The durable consumers of each stream, whose positions hold back the pruning of outboxes; without federation."""
 
 
 class Component(Protocol):
@@ -204,6 +206,7 @@ class Parts:
         self.components: list[Component] = [self.users, self.rooms, self.sync, self.media]
         self.federation: FederationComponent | None = None
         self.inbound: Inbound | None = None
+        self.outbound: OutboundComponent | None = None
         if federates(config, world):
             self.federation = federation_component(config, world, self.databases.of("federation_api"), metrics)
             self.inbound = Inbound(
@@ -216,10 +219,24 @@ class Parts:
                 server_name,
                 config.global_.presence.enable_inbound,
             )
-            self.components += [self.federation, self.inbound]
+            self.outbound = OutboundComponent(
+                server_name,
+                self.databases.of("federation_api"),
+                self.federation.destinations,
+                self.federation.client.send_transaction,
+                rooms,
+                keys,
+                client,
+                world,
+                config.global_.presence.enable_outbound,
+                self._told_others,
+            )
+            self.components += [self.federation, self.inbound, self.outbound]
             show_inbound(metrics, self.inbound)
+            show_outbound(metrics, self.outbound)
         to_federation.connect(self.federation or NoFederation())
-        self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
+        durables = joined(DURABLES, FEDERATION_DURABLES) if self.outbound is not None else DURABLES
+        self.relays = [relay(outbox, client, world, durables) for outbox in (self.rooms.outbox, self.users.outbox)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
         self._prune_keys.clock = world.time
         self._probe = LoopingCall(lambda: Deferred.fromCoroutine(self.databases.probe()))
@@ -245,7 +262,7 @@ class Parts:
             self.media,
             MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]),
         ]
-        sections += [part for part in (self.federation, self.inbound) if part is not None]
+        sections += [part for part in (self.federation, self.inbound, self.outbound) if part is not None]
         self.last_seen = LastSeen(users, world)
         notifier = self.sync.notifier
         metrics.gauge("dendrite_syncapi_active_sync_requests", "Syncs that are being answered.", self._active_syncs)
@@ -268,6 +285,11 @@ class Parts:
         """The queue first, then who consumes from it, then what is told to it."""
         self.databases.begin()
         await self.queue.start()
+        if self.outbound is None:
+            # Streams keep what a consumer has not read, also one of a time when the server federated.
+            for stream, names in FEDERATION_DURABLES.items():
+                for name in names:
+                    await self.queue.client.delete_consumer(stream, name)
         for component in self.components:
             await component.start()
         self.users.unread_store.on_stored = self._users_reached
@@ -286,6 +308,11 @@ class Parts:
     def _users_reached(self, position: int) -> None:
         """The user component has stored what follows from room events up to this position."""
         self.relays[0].consumed("UserAPIRoomServerConsumer", position)
+
+    def _told_others(self, consumer: str, position: int) -> None:
+        """The federation has stored what other servers are to be told of a stream up to this position."""
+        of_rooms = consumer in FEDERATION_DURABLES["OutputRoomEvent"]
+        self.relays[0 if of_rooms else 1].consumed(consumer, position)
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
@@ -341,6 +368,16 @@ def show_inbound(metrics: Metrics, inbound: Inbound) -> None:
     )
 
 
+def show_outbound(metrics: Metrics, outbound: OutboundComponent) -> None:
+    """The queues of other servers, under Dendrite's names."""
+    name, senders = "dendrite_federationapi_destination_queues", outbound.senders
+    metrics.gauge(f"{name}_total", "Servers for which something waits.", lambda: senders.total)
+    metrics.gauge(f"{name}_running", "Servers to which a transaction is under way.", lambda: senders.running)
+    metrics.gauge(
+        f"{name}_backing_off", "Servers for which something waits that do not answer.", lambda: senders.backing_off
+    )
+
+
 def federation_component(config: Config, world: World, database: Database, metrics: Metrics) -> FederationComponent:
     """What speaks to other servers."""
     internet = world.internet
@@ -366,10 +403,15 @@ def federation_component(config: Config, world: World, database: Database, metri
     )
 
 
-def relay(outbox: Outbox, client: Any, world: World) -> OutboxRelay:
+def joined(some: dict[str, list[str]], more: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Both together, the lists of what is in both one after the other."""
+    return {key: [*some.get(key, []), *more.get(key, [])] for key in {**some, **more}}
+
+
+def relay(outbox: Outbox, client: Any, world: World, durables: dict[str, list[str]]) -> OutboxRelay:
     """The way of a component's outbox to the queue."""
     read: Any = outbox.read_after
-    made = OutboxRelay(outbox.name, read, outbox.delete_upto, client, world.time, DURABLES)
+    made = OutboxRelay(outbox.name, read, outbox.delete_upto, client, world.time, durables)
     offer: Any = made.offer
     outbox.on_commit = offer
     return made

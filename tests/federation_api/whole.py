@@ -17,6 +17,7 @@ from dendrite_tw.federation_api.api import FederationRequest
 from dendrite_tw.federation_api.xmatrix import sign_request
 from dendrite_tw.matrix.keys import SigningKey
 from dendrite_tw.web.internet import Internet
+from dendrite_tw.web.routes import Route
 from dendrite_tw.web.site import make_site
 from tests.harness import Answer
 from tests.server import ServerTestCase
@@ -54,15 +55,25 @@ class WholeServerTestCase(ServerTestCase):
         if self._network is not None:
             self._network.flush()
 
-    def stranger(self, name: str = "stranger.test", seed: int = 77) -> Stranger:
-        """Another server, which publishes its key."""
-        return Stranger(self.network, self.request, name, seed, "test")
+    def stranger(
+        self, name: str = "stranger.test", seed: int = 77, routes: Callable[[], list[Route]] = list
+    ) -> Stranger:
+        """Another server, which publishes its key and serves `routes`."""
+        return Stranger(self.network, self.request, name, seed, "test", routes)
 
 
 class Stranger:
     """Another server: asks ours, and publishes the key that it signs with."""
 
-    def __init__(self, network: Network, send: Callable[..., Answer], name: str, seed: int, destination: str) -> None:
+    def __init__(
+        self,
+        network: Network,
+        send: Callable[..., Answer],
+        name: str,
+        seed: int,
+        destination: str,
+        routes: Callable[[], list[Route]] = list,
+    ) -> None:
         """`send` is given method, target, body and headers; `destination` is whom the requests are signed for."""
         self._network = network
         self._send = send
@@ -70,7 +81,7 @@ class Stranger:
         self.name = name
         self.key = key_of(seed)
         self.address = f"192.0.2.{seed}"
-        self.server = FederationServer(network, name, self.address, self.key)
+        self.server = FederationServer(network, name, self.address, self.key, routes=routes)
 
     def signed(
         self, method: str, uri: str, body: bytes | None = None, destination: str = "", key: SigningKey | None = None
