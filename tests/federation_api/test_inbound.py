@@ -227,10 +227,11 @@ class HistoryTests(InboundCase):
         self.assertEqual(self.beta.post(path, body).json, {"events": self.pdus})
         asked = ("missing_events_for_server", "beta.test", ROOM, [EVENT], [self.ids[0]], 10, 0)
         self.assertEqual(self.rooms.asked.pop(), asked)
+        self.beta.post(path, {})
+        self.assertEqual(self.rooms.asked.pop()[3:], ([], [], 10, 0))
         self.beta.post(path, {**body, "limit": 1000, "min_depth": 7})
         self.assertEqual(self.rooms.asked.pop()[-2:], (50, 7))
         for wrong, errcode in (
-            ({}, "M_MISSING_PARAM"),
             ({**body, "limit": "x"}, "M_BAD_JSON"),
             ({**body, "limit": -1}, "M_BAD_JSON"),
             ({**body, "min_depth": -1}, "M_BAD_JSON"),
