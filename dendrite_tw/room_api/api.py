@@ -109,6 +109,8 @@ class RoomView(msgspec.Struct, frozen=True, kw_only=True):
 
     ``state`` holds every current state event at ``position``; ``timeline`` the newest live
     events up to ``position``, oldest first; ``complete`` says that nothing is before them.
+    ``partial``: of the state, members are still missing.  ``rewritten`` is the newest position at
+    which the state was replaced as a whole, 0 where it never was.
     """
 
     room_id: str
@@ -117,6 +119,19 @@ class RoomView(msgspec.Struct, frozen=True, kw_only=True):
     state: list[RoomEvent]
     timeline: list[RoomEvent]
     complete: bool
+    partial: bool = False
+    rewritten: int = 0
+
+
+class LiveEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """Live events of a room, oldest first; ``more`` where older ones remain of those that were asked for.
+
+    ``cut``: what is before them is missing here, so they are not asked for beyond that.
+    """
+
+    events: list[RoomEvent]
+    more: bool
+    cut: bool = False
 
 
 class ChangedSlot(msgspec.Struct, frozen=True, kw_only=True):
@@ -388,6 +403,9 @@ class RoomAPI(Protocol):
 
     async def membership(self, room_id: str, user_id: str) -> Membership | None: ...
 
+    async def local_memberships(self, room_id: str) -> list[Membership]:
+        """The memberships of this server's users in a room."""
+
     async def joined_users(self, room_id: str) -> list[str]:
         """The joined users of a room, local and remote."""
 
@@ -397,7 +415,7 @@ class RoomAPI(Protocol):
     async def room_view(self, room_id: str, timeline_limit: int) -> RoomView: ...
 
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
-        """The position of the newest live event in each of these rooms."""
+        """The newest position of each of these rooms: of a live event, or of a state that replaced all of it."""
 
     async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
         """What one who is invited or knocks is shown of a room: stripped state events as JSON, theirs among them."""
@@ -405,10 +423,8 @@ class RoomAPI(Protocol):
     async def pdus(self, event_ids: Sequence[str]) -> dict[str, bytes]:
         """Stored events among these IDs as they travel between servers; no visibility applied."""
 
-    async def timeline(
-        self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None
-    ) -> tuple[list[RoomEvent], bool]:
-        """The newest `limit` live events in (after, upto], oldest first; and whether older ones of them remain."""
+    async def timeline(self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None) -> LiveEvents:
+        """The newest `limit` live events in (after, upto], none of them from before a gap."""
 
     async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
         """The state of the room after the last live event up to `position`."""

@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, OutputRoomEvent, RoomAPI, RoomPurged
+from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, Membership, OutputRoomEvent, RoomAPI, RoomPurged
 from ..user_api.api import (
     OUTPUT_CLIENT_DATA,
     OUTPUT_KEY_CHANGE_EVENT,
@@ -99,6 +99,9 @@ class Feed:
         self._time = time
         self._listening: list[Any] = []
         self._held: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._behind: list[Callable[[], None]] | None = None
+        """What was heard of rooms while the memberships of a rewritten one are being read."""
+        self._overflowed = False
         self._watch: IDelayedCall | None = None
         self._on_disk = SyncToken()
 
@@ -207,24 +210,67 @@ class Feed:
     # --- rooms ---
 
     def room_event(self, output: OutputRoomEvent) -> None:
+        if self._behind is not None:
+            self._hold_behind(lambda: self.room_event(output))
+            return
         position = output.event.position
         if position <= self._heard.room:
+            return
+        if output.rewrites_state:
+            self._behind = []
+            reading = Deferred.fromCoroutine(self._rewritten(output))
+            reading.addErrback(lambda failure: log.failure("a room could not be looked at anew", failure=failure))
             return
         self._cache.apply(output)
         self._heard.room = position
         self._notifier.room_event(output)
 
+    def _hold_behind(self, take: Callable[[], None]) -> None:
+        """Take something in once the room before it has been; what is too much is looked up on disk."""
+        assert self._behind is not None
+        if len(self._behind) < HELD_LIMIT:
+            self._behind.append(take)
+        else:
+            self._overflowed = True
+
+    async def _rewritten(self, output: OutputRoomEvent) -> None:
+        """Take in that all of a room's state was replaced: who of this server's users is in it now has to be asked."""
+        room_id, position = output.event.room_id, output.event.position
+        members: list[Membership] | None = None
+        try:
+            members = await self._rooms.local_memberships(room_id)
+        finally:
+            if position > self._heard.room:
+                self._cache.apply(output)
+                self._heard.room = position
+                if members is None:
+                    self._notifier.clear()
+                else:
+                    self._notifier.room_rewritten(room_id, position, members)
+            if self._overflowed:
+                self._overflowed, self._behind = False, []
+                await self.resume()
+            behind, self._behind = self._behind or [], None
+            for take in behind:
+                take()
+            self._heard.advance()
+
     def _not_an_event(self, message: Message) -> bool:
         """Take a message of the stream of events that tells something else: a room was deleted."""
         if message.headers.get("output_room_event_type") != PURGE_ROOM:
             return False
-        purged = msgspec.msgpack.decode(message.payload, type=RoomPurged)
+        self._room_purged(msgspec.msgpack.decode(message.payload, type=RoomPurged))
+        return True
+
+    def _room_purged(self, purged: RoomPurged) -> None:
+        if self._behind is not None:
+            self._hold_behind(lambda: self._room_purged(purged))
+            return
         self._cache.forget(purged.room_id)
         if purged.position > self._heard.room:
             self._heard.room = purged.position
             self._notifier.room_purged(purged.room_id, purged.position)
         self._heard.advance()
-        return True
 
     # --- users ---
 
