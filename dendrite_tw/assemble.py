@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -37,6 +37,10 @@ from .database.outbox import Outbox
 from .databases import Databases, ended
 from .federation_api.api import FederationAPI, NoFederation
 from .federation_api.component import FederationComponent
+from .federation_api.inbound import Inbound
+from .federation_api.outbound import DURABLES as FEDERATION_DURABLES
+from .federation_api.outbound import OutboundComponent
+from .figures import counted_requests, show_inbound, show_outbound, show_resyncs, show_syncs
 from .jetstream.disk_thread import DiskThread
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
@@ -76,7 +80,7 @@ PRUNE_SECONDS = 3600
 PROBE_SECONDS = 5
 
 DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
-"""The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
+"""The durable consumers of each stream, whose positions hold back the pruning of outboxes; without federation."""
 
 
 class Component(Protocol):
@@ -139,7 +143,14 @@ class Parts:
 
         user_database = self.databases.of("user_api")
         self.users = UserComponent(
-            user_settings(config), user_database, Outbox("user_api", user_database), client, world, rooms, budget
+            user_settings(config),
+            user_database,
+            Outbox("user_api", user_database),
+            client,
+            world,
+            rooms,
+            budget,
+            self.others,
         )
         self.rooms = RoomComponent(
             database=self.databases.of("room_server"),
@@ -151,11 +162,21 @@ class Parts:
             key=signing_key(config),
             default_room_version=config.room_server.default_room_version,
         )
-        self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, budget)
+        self.keys = KeyComponent(
+            user_database,
+            self.users.outbox,
+            world,
+            server_name,
+            budget,
+            rooms,
+            self.others,
+            config.user_api.worker_count,
+        )
         self.users.on_device_deleted.append(self.keys.device_deleted)
         self.users.on_device_changed.append(self.keys.device_changed)
         self.users.is_device_id_taken.append(self.keys.is_key_of)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
+        self.users.on_memberships.append(self.keys.memberships_changed)
         self.sync = SyncComponent(
             rooms,
             users,
@@ -184,11 +205,38 @@ class Parts:
         to_keys.connect(self.keys)
         self.components: list[Component] = [self.users, self.rooms, self.sync, self.media]
         self.federation: FederationComponent | None = None
+        self.inbound: Inbound | None = None
+        self.outbound: OutboundComponent | None = None
         if federates(config, world):
             self.federation = federation_component(config, world, self.databases.of("federation_api"), metrics)
-            self.components.append(self.federation)
+            self.inbound = Inbound(
+                self.databases.of("federation_api"),
+                cast(Any, rooms),
+                users,
+                keys,
+                client,
+                world,
+                server_name,
+                config.global_.presence.enable_inbound,
+            )
+            self.outbound = OutboundComponent(
+                server_name,
+                self.databases.of("federation_api"),
+                self.federation.destinations,
+                self.federation.client.send_transaction,
+                rooms,
+                keys,
+                client,
+                world,
+                config.global_.presence.enable_outbound,
+                self._told_others,
+            )
+            self.components += [self.federation, self.inbound, self.outbound]
+            show_inbound(metrics, self.inbound)
+            show_outbound(metrics, self.outbound)
         to_federation.connect(self.federation or NoFederation())
-        self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
+        durables = joined(DURABLES, FEDERATION_DURABLES) if self.outbound is not None else DURABLES
+        self.relays = [relay(outbox, client, world, durables) for outbox in (self.rooms.outbox, self.users.outbox)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
         self._prune_keys.clock = world.time
         self._probe = LoopingCall(lambda: Deferred.fromCoroutine(self.databases.probe()))
@@ -214,13 +262,10 @@ class Parts:
             self.media,
             MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]),
         ]
-        if self.federation is not None:
-            sections.append(self.federation)
+        sections += [part for part in (self.federation, self.inbound, self.outbound) if part is not None]
         self.last_seen = LastSeen(users, world)
-        notifier = self.sync.notifier
-        metrics.gauge("dendrite_syncapi_active_sync_requests", "Syncs that are being answered.", self._active_syncs)
-        metrics.gauge("dendrite_syncapi_waiting_sync_requests", "Syncs that wait for news.", lambda: notifier.waiting)
-        metrics.gauge("dendrite_syncapi_active_users", "Users who sync.", lambda: notifier.streams)
+        show_syncs(metrics, self.sync)
+        show_resyncs(metrics, self.keys.resyncs)
         self.routes = client_paths(row for section in sections for row in section.routes())
         self.routes += account_routes(settings, users, rooms, client, world, auth)
         self.root = make_root(
@@ -237,23 +282,31 @@ class Parts:
         """The queue first, then who consumes from it, then what is told to it."""
         self.databases.begin()
         await self.queue.start()
+        if self.outbound is None:
+            # Streams keep what a consumer has not read, also one of a time when the server federated.
+            for stream, names in FEDERATION_DURABLES.items():
+                for name in names:
+                    await self.queue.client.delete_consumer(stream, name)
         for component in self.components:
             await component.start()
         self.users.unread_store.on_stored = self._users_reached
         self._users_reached(await self.users.unread_store.stored_position())
         for relay in self.relays:
             await relay.start()
+        await self.keys.start()
         self.last_seen.start()
         self._prune_keys.start(PRUNE_SECONDS, now=False)
         self._probe.start(PROBE_SECONDS, now=False)
         self._sweep.start(self._sweep_seconds, now=False)
 
-    def _active_syncs(self) -> int:
-        return self.sync.handler.active
-
     def _users_reached(self, position: int) -> None:
         """The user component has stored what follows from room events up to this position."""
         self.relays[0].consumed("UserAPIRoomServerConsumer", position)
+
+    def _told_others(self, consumer: str, position: int) -> None:
+        """The federation has stored what other servers are to be told of a stream up to this position."""
+        of_rooms = consumer in FEDERATION_DURABLES["OutputRoomEvent"]
+        self.relays[0 if of_rooms else 1].consumed(consumer, position)
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
@@ -261,6 +314,7 @@ class Parts:
             if loop.running:
                 loop.stop()
         await self.last_seen.stop()
+        await self.keys.stop()
         for relay in self.relays:
             relay.stop()
         for component in reversed(self.components):
@@ -289,12 +343,6 @@ def federation_component(config: Config, world: World, database: Database, metri
     internet = world.internet
     assert internet is not None
     names = internet.names(name_cache(config))
-    asked: dict[tuple[str, ...], int] = {}
-    metrics.counter("dendrite_federationapi_requests", "Requests to other servers.", ["method", "outcome"], asked)
-
-    def observe(method: str, outcome: str) -> None:
-        asked[method, outcome] = asked.get((method, outcome), 0) + 1
-
     return FederationComponent(
         database,
         internet.client(names, client_options(config)),
@@ -305,14 +353,19 @@ def federation_component(config: Config, world: World, database: Database, metri
         config.federation_api.prefer_direct_fetch,
         config.federation_api.send_max_retries,
         internet.locator,
-        observe,
+        counted_requests(metrics),
     )
 
 
-def relay(outbox: Outbox, client: Any, world: World) -> OutboxRelay:
+def joined(some: dict[str, list[str]], more: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Both together, the lists of what is in both one after the other."""
+    return {key: [*some.get(key, []), *more.get(key, [])] for key in {**some, **more}}
+
+
+def relay(outbox: Outbox, client: Any, world: World, durables: dict[str, list[str]]) -> OutboxRelay:
     """The way of a component's outbox to the queue."""
     read: Any = outbox.read_after
-    made = OutboxRelay(outbox.name, read, outbox.delete_upto, client, world.time, DURABLES)
+    made = OutboxRelay(outbox.name, read, outbox.delete_upto, client, world.time, durables)
     offer: Any = made.offer
     outbox.on_commit = offer
     return made

@@ -68,7 +68,8 @@ class Answer:
 
     @property
     def body(self) -> bytes:
-        return self._split()[1]
+        body = self._split()[1]
+        return dechunked(body) if self.headers.get("transfer-encoding") == "chunked" else body
 
     @property
     def json(self) -> Any:
@@ -85,6 +86,20 @@ class Answer:
 
     def __repr__(self) -> str:
         return f"Answer({self._transport.value()!r})"
+
+
+def dechunked(body: bytes) -> bytes:
+    """What is in a chunked body that is complete."""
+    found = []
+    while True:
+        size, _, body = body.partition(b"\r\n")
+        length = int(size, 16)
+        if not length:
+            assert body == b"\r\n", "something is behind the last chunk"
+            return b"".join(found)
+        found.append(body[:length])
+        assert body[length : length + 2] == b"\r\n", "a chunk is longer than it says"
+        body = body[length + 2 :]
 
 
 class Web:

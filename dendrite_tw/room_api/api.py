@@ -26,8 +26,8 @@ class RoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     ``unsigned`` and ``room_id``, ready to be spliced.  ``position`` is 0 for an
     event that was never part of the live stream, negative for history fetched
     later.  ``replaces`` and ``prev_content`` (JSON) tell what a state event
-    took the place of.  ``gap``: events before this one are missing here, so a timeline begins with
-    it.  ``transaction_id`` belongs to the device
+    took the place of.  ``gap``: events before this one are missing here or came later, as history, so a
+    timeline begins with it.  ``transaction_id`` belongs to the device
     ``transaction_device`` of the sender alone.  ``redacted_by`` is the client
     form of the redaction, where there is one, with its event ID.
     """
@@ -87,6 +87,18 @@ PURGE_ROOM = "purge_room"
 
 class RoomPurged(msgspec.Struct, frozen=True, kw_only=True):
     """The message of the stream ``OutputRoomEvent`` with the type `PURGE_ROOM`: forget all about the room."""
+
+    room_id: str
+    position: int
+
+
+STATE_COMPLETE = "state_complete"
+"""As `PURGE_ROOM`, for a message that is a `StateComplete`."""
+
+
+class StateComplete(msgspec.Struct, frozen=True, kw_only=True):
+    """The message of the stream ``OutputRoomEvent`` with the type `STATE_COMPLETE`: the members that were missing
+    since the room was joined through another server are here, so who keeps the state loads it anew."""
 
     room_id: str
     position: int
@@ -366,6 +378,9 @@ class RoomAPI(Protocol):
     ) -> tuple[list[PublicRoom], str | None, str | None, int]:
         """A page of the directory: rows, the next and the previous page's token, and how many there are in all."""
 
+    async def room_version(self, room_id: str) -> str | None:
+        """The version of a room, which never changes; `None` where this server does not know the room."""
+
     async def room_summary(self, room_id: str) -> PublicRoom | None: ...
 
     async def room_summary_for(self, room_id: str, user_id: str | None) -> tuple[PublicRoom, str | None]:
@@ -416,6 +431,9 @@ class RoomAPI(Protocol):
 
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
         """The newest position of each of these rooms: of a live event, or of a state that replaced all of it."""
+
+    async def newest_events(self, room_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The events at the ends of the history of each of these rooms, those that the next event will refer to."""
 
     async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
         """What one who is invited or knocks is shown of a room: stripped state events as JSON, theirs among them."""
@@ -490,6 +508,27 @@ class RoomAPI(Protocol):
 
     async def timestamp_to_event(self, room_id: str, user_id: str, ts: int, direction: str) -> tuple[str, int]:
         """The nearest event in a direction: its ID and time in milliseconds."""
+
+    # --- servers ---
+
+    async def receive(self, origin: str, room_id: str, pdus: list[bytes]) -> dict[str, str]:
+        """Take events that the server `origin` sent, in order, after fetching what they refer to.
+
+        Returns, by event ID, why some were not accepted.  Repeating it is harmless.  ``M_NOT_FOUND`` for a room that
+        is not known here.
+        """
+
+    async def check_server(self, room_id: str, server: str) -> None:
+        """Raise ``M_FORBIDDEN`` for a server that the room's access control list keeps out.
+
+        ``M_NOT_FOUND`` for a room that is not known here.
+        """
+
+    async def room_servers(self, room_id: str) -> list[str]:
+        """The servers with joined users in a room, this one too; from memory.  ``M_NOT_FOUND`` as above."""
+
+    async def servers_of_user(self, user_id: str) -> list[str]:
+        """The servers that share a joined room with a user."""
 
     async def visible(self, user_id: str, events: Sequence[RoomEvent]) -> list[RoomEvent]:
         """Those of `events` (of any rooms) that history visibility lets the user see, in the same order."""

@@ -11,22 +11,37 @@ from ..matrix.keys import SigningKey
 from ..user_api.api import UserAPI
 from ..world import World
 from .actions import Actions, to_the_end
+from .adoption import Adoption
+from .arrivals import Arrivals
 from .directory import Directory
+from .drafts import Drafting
 from .duties import GUESTS, PURGE, TOMBSTONE, Duties
+from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
+from .missing import Missing
+from .participation import Participation
+from .peers import Peers
+from .placing import Placing
+from .policies import Policies
 from .purge import Purges
 from .queries import Queries
+from .receiving import Receiving
+from .redactions import Redactions
 from .relations import Relations
 from .reports import Reports
 from .room import Rooms
+from .servers import Servers
 from .snapshots import Snapshots
+from .states import States
 from .store import EventStore, RoomEvents
+from .storing import Storing
 from .succession import Succession
 from .tables.names import Names
 from .upgrade import Upgrades
 from .user_directory import UserDirectory
+from .verifying import Verifying
 from .viewing import Viewer
 
 
@@ -56,18 +71,76 @@ class RoomComponent:
         user_directory = UserDirectory(database, names, users)
         self.duties = duties = Duties(database, world.time)
         self.rooms = Rooms(database, snapshots, budget)
+        self.servers = servers = Servers(database, budget)
+        states = States(database, names, store, servers)
+        self.chains = chains = AuthChains(database, store, budget)
+        self.placing = placing = Placing(
+            database=database,
+            store=store,
+            snapshots=snapshots,
+            resolver=Resolver(database, names, store, chains),
+            server_name=server_name,
+        )
+        redactions = Redactions(database, states, store, snapshots)
+        peers = Peers(federation)
+        policies = Policies(states, peers, world.time)
         self.writer = RoomWriter(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            shown=shown,
+            states=states,
+            servers=servers,
+            drafting=Drafting(
+                states=states,
+                store=store,
+                placing=placing,
+                redactions=redactions,
+                policies=policies,
+                clock=world.clock,
+                random=world.random,
+                server_name=server_name,
+                key=key,
+            ),
+            arrivals=Arrivals(
+                states=states, store=store, placing=placing, redactions=redactions, policies=policies
+            ),
+            policies=policies,
+            storing=Storing(
+                outbox=self.outbox,
+                names=names,
+                duties=duties,
+                user_directory=user_directory,
+                server_name=server_name,
+            ),
+        )
+        self.adoption = Adoption(
             database=database,
             outbox=self.outbox,
             names=names,
             rooms=self.rooms,
-            store=store,
-            clock=world.clock,
-            random=world.random,
-            server_name=server_name,
-            key=key,
-            duties=duties,
+            writer=self.writer,
+            snapshots=snapshots,
+            redactions=redactions,
+            servers=servers,
             user_directory=user_directory,
+            server_name=server_name,
+        )
+        participation = Participation(
+            database=database, names=names, rooms=self.rooms, store=store, servers=servers, budget=budget
+        )
+        verifying = Verifying(federation, world.clock, world.time)
+        self.receiving = receiving = Receiving(
+            rooms=self.rooms,
+            writer=self.writer,
+            servers=servers,
+            participation=participation,
+            verifying=verifying,
+            missing=Missing(
+                database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying
+            ),
+            time=world.time,
+            server_name=server_name,
         )
         actions = Actions(
             database=database,
@@ -186,6 +259,7 @@ class RoomComponent:
         self.published = directory.published
         self.set_published = to_the_end(directory.set_published)
         self.public_rooms = directory.public_rooms
+        self.room_version = directory.room_version
         self.room_summary = directory.room_summary
         self.memberships = queries.memberships
         self.membership = queries.membership
@@ -194,6 +268,7 @@ class RoomComponent:
         self.shares_room = queries.shares_room
         self.room_view = queries.room_view
         self.newest_positions = queries.newest_positions
+        self.newest_events = queries.newest_events
         self.stripped_state = queries.stripped_state
         self.pdus = queries.pdus
         self.timeline = queries.timeline
@@ -213,6 +288,10 @@ class RoomComponent:
         self.aggregations = relations.aggregations
         self.timestamp_to_event = queries.timestamp_to_event
         self.visible = queries.visible
+        self.receive = receiving.receive
+        self.room_servers = participation.room_servers
+        self.servers_of_user = participation.servers_of_user
+        self.check_server = participation.check_server
 
     def prepare(self) -> None:
         """Bring the database up to date and take up its positions; before the reactor runs."""

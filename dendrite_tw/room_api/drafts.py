@@ -2,49 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from ..matrix.auth_rules import AuthError, MalformedError, auth_event_keys, check_auth, redaction_applies
-from ..matrix.errors import MatrixError, bad_json, forbidden, invalid_param
-from ..matrix.events import Event, EventFormatError, EventTooLargeError, build_event, redact_event, reference_hash
-from ..matrix.identifiers import server_name_of
+from ..matrix.auth_rules import AuthError, MalformedError, auth_event_keys, check_auth
+from ..matrix.errors import MatrixError, bad_json, forbidden
+from ..matrix.events import Event, EventFormatError, EventTooLargeError, build_event, reference_hash
 from ..matrix.keys import SigningKey
 from ..matrix.signing import encode_base64
 from ..world import Clock, Random
-from .room import Draft, Head, Room
-from .snapshots import advance
+from .placing import Placing
+from .policies import Policies
+from .redactions import Redactions
+from .room import Draft, Head, State
 from .states import States
 from .steps import CREATE, Batch, Step
 from .store import EventStore, stored_event
 from .tables.names import Slot
+from .tables.rooms import PARTIAL
 
-NEVER_REDACTED = ("m.room.create", "m.room.server_acl")
-"""State that would shut everybody out if its content were gone."""
-
-
-def is_local(user_id: str, server_name: str) -> bool:
-    """Whether a user is one of the server with that name; not every member event has a user ID for a key."""
-    return ":" in user_id and server_name_of(user_id) == server_name
+PREV_EVENTS = 10
+"""Ends of a timeline that one event brings together."""
 
 
 class Drafting:
     """Makes the events of this server."""
 
     def __init__(
-        self, *, states: States, store: EventStore, clock: Clock, random: Random, server_name: str, key: SigningKey
+        self,
+        *,
+        states: States,
+        store: EventStore,
+        placing: Placing,
+        redactions: Redactions,
+        policies: Policies,
+        clock: Clock,
+        random: Random,
+        server_name: str,
+        key: SigningKey,
     ) -> None:
         self._states = states
         self._store = store
+        self._placing = placing
+        self._redactions = redactions
+        self._policies = policies
         self._clock = clock
         self._random = random
         self._server_name = server_name
         self._key = key
 
-    async def prepare(self, batch: Batch, draft: Draft, event_nid: int, snapshot_nid: int) -> Step:
-        """Make a draft into an event on top of what the batch has; `MatrixError` where it is refused."""
-        room, head = batch.room, batch.head
+    async def compose(self, batch: Batch, draft: Draft) -> tuple[Event, State, dict[Slot, Event]]:
+        """The event that a draft makes on top of what the batch has, the state before it, and what authorises it.
+
+        `MatrixError` where it is refused.
+        """
         if "\0" in draft.type or "\0" in (draft.state_key or ""):
             raise bad_json("A type and a state key have no NUL characters.")
+        room, head = batch.room, batch.head
         keys = auth_event_keys(
             version=room.version,
             type=draft.type,
@@ -53,48 +66,57 @@ class Drafting:
             content=draft.content,
         )
         wanted = keys if CREATE in keys or draft.type == "m.room.create" else [CREATE, *keys]
-        authority = await self._states.at(head.state, wanted, batch)
-        event = await self._build(room, head, draft, [authority[key] for key in keys if key in authority], batch)
+        prev_events = head.extremities[-PREV_EVENTS:]
+        before = await self._placing.before(batch, prev_events)
+        if before is None:
+            raise LookupError(f"an end of {room.room_id} is not stored")
+        authority = await self._states.at(before.slots, wanted, batch)
+        named = [authority[key] for key in keys if key in authority]
+        event = await self._build(batch, draft, prev_events, named)
         if not room.room_id:
             room.room_id = event.room_id
         self._authorise(event, authority)
-        redacted_nid, redacted = await self._redaction_target(event, authority, batch)
-        slot_nid = replaced_nid = link = replaced = None
-        chain, state, tape, current_nid = head.chain, head.state, head.tape, head.snapshot_nid
-        joined, local = head.joined, head.local
+        return event, before, authority
+
+    async def prepare(self, batch: Batch, draft: Draft, event_nid: int, snapshot_nids: Iterator[int]) -> Step:
+        """Make a draft into an event on top of what the batch has; `MatrixError` where it is refused."""
+        head = batch.head
+        event, before, authority = await self.compose(batch, draft)
+        policy = await self._policies.of(batch)
+        if policy is not None:
+            event = await self._policies.recommended(event, policy)
+        redacted_nid, redacted = await self._redactions.of_draft(batch, event, authority)
+        slot_nid = None
         if event.state_key is not None:
             slot_nid = await self._states.slot_nid((event.type, event.state_key))
-            replaced_nid = state.get(slot_nid)
-            if replaced_nid is not None:
-                replaced = (await self._states.events([replaced_nid], batch))[replaced_nid]
-            state = state.set(slot_nid, event_nid)
-            chain, link = advance(chain, {slot_nid: event_nid}, state, snapshot_nid)
-            tape, current_nid = state, snapshot_nid
-            change = (event.membership == "join") - (replaced is not None and replaced.membership == "join")
-            joined += change
-            local += change if is_local(event.state_key, self._server_name) else 0
-        after = Head(state, current_nid, tape, chain, (event.event_id,), event.depth, joined, local)
+        place = await self._placing.live(batch, event, event_nid, slot_nid, before, snapshot_nids)
+        replaced_nid = before.slots.get(slot_nid) if slot_nid is not None else None
+        replaced = (await self._states.events([replaced_nid], batch))[replaced_nid] if replaced_nid else None
         return Step(
-            draft=draft,
             event=event,
             event_nid=event_nid,
-            before_nid=head.snapshot_nid,
+            before_nid=place.before_nid,
+            current_nid=place.after.snapshot_nid,
             slot_nid=slot_nid,
-            link=link,
+            after=place.after,
+            links=place.links,
+            changes=place.changes,
+            draft=draft,
             replaced_nid=replaced_nid,
             replaced=replaced,
             redacted_nid=redacted_nid,
             redacted=redacted,
-            after=after,
+            placed=place.placed,
+            distribute=batch.room.standing == PARTIAL or _is_shared(head) or _is_shared(place.after),
         )
 
     async def _build(
-        self, room: Room, head: Head, draft: Draft, authority: Sequence[Event], batch: Batch
+        self, batch: Batch, draft: Draft, prev_events: Sequence[str], authority: Sequence[Event]
     ) -> Event:
-        hashes = None
+        room, hashes = batch.room, None
         if room.version.event_format == "pairs":
-            previous = [event for event in batch.events.values() if event.event_id in head.extremities]
-            stored = [stored_event(row) for row in await self._store.rows(head.extremities)]
+            previous = [batch.events[batch.nids[one]] for one in prev_events if one in batch.nids]
+            stored = [stored_event(row) for row in await self._store.rows(prev_events)]
             hashes = {
                 event.event_id: encode_base64(reference_hash(event.pdu_dict(), room.version))
                 for event in [*authority, *previous, *stored]
@@ -107,9 +129,9 @@ class Drafting:
                 type=draft.type,
                 content=draft.content,
                 state_key=draft.state_key,
-                prev_events=head.extremities,
+                prev_events=prev_events,
                 auth_events=[event.event_id for event in authority],
-                depth=head.depth + 1,
+                depth=batch.head.depth + 1,
                 origin_server_ts=self._clock.now_ms() if draft.timestamp is None else draft.timestamp,
                 redacts=draft.redacts,
                 server_name=self._server_name,
@@ -131,28 +153,7 @@ class Drafting:
         except AuthError as error:
             raise forbidden(f"The room does not allow this: {error}.") from None
 
-    async def _redaction_target(
-        self, event: Event, authority: dict[Slot, Event], batch: Batch
-    ) -> tuple[int | None, Event | None]:
-        """The event that a redaction empties: its number and what is left of it."""
-        if event.type != "m.room.redaction" or event.redacts is None:
-            return None, None
-        found = [(nid, other) for nid, other in batch.events.items() if other.event_id == event.redacts]
-        if found:
-            nid, target = found[0]
-        else:
-            row = await self._store.row(event.redacts)
-            if row is None:
-                return None, None
-            nid, target = row.event_nid, stored_event(row)
-        if target.room_id != event.room_id:
-            raise invalid_param("The event to be redacted is of another room.")
-        if target.type in NEVER_REDACTED and target.state_key == "":
-            raise forbidden(f"An event of type {target.type} is never redacted: the room could not be used any more.")
-        levels = self._states.power_levels(authority)
-        if levels is None or not redaction_applies(event, target, levels):
-            raise forbidden("You may not redact this event.")
-        if target.sender != event.sender and levels.user_level(event.sender) < levels.redact:
-            # The rules between servers let a server speak for all its users; the server does not.
-            raise forbidden("You may not redact the events of others.")
-        return nid, redact_event(target)
+
+def _is_shared(head: Head) -> bool:
+    """Whether other servers are in the room."""
+    return head.joined != head.local

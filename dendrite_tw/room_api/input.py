@@ -4,35 +4,45 @@ The writer takes all that waits for a room, makes each draft into an event on
 top of the one before, checks it against the state there, and stores the whole
 batch in one transaction; what arrives during that transaction is the next
 batch.  A draft that is refused is answered with the reason and leaves no
-trace.
+trace.  Events that exist already, of other servers or from long ago, pass
+through it in the same way (`room.Arrival`).
 """
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from collections.abc import Sequence
+from dataclasses import replace
+
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..database.engines import Database
-from ..database.outbox import Outbox
 from ..matrix.errors import MatrixError, not_found
-from ..matrix.keys import SigningKey
-from ..world import Clock, Random
+from ..matrix.events import Event, receive_event
+from .arrivals import Arrivals, Unasked
 from .drafts import Drafting
-from .duties import Duties
 from .numbers import Numbers
-from .room import Also, Before, Draft, Room, Rooms, Work
+from .policies import Policies
+from .room import Also, Arrival, Before, Draft, Outcome, Room, Rooms, Way, Work
+from .servers import Servers
 from .states import States
-from .steps import CREATE, POWER_LEVELS, Accepted, Batch, Step
-from .store import EventStore
+from .steps import CREATE, POWER_LEVELS, Accepted, Batch, Step, remember
+from .store import EventStore, RoomEvents
 from .storing import Storing
-from .tables.names import Names
-from .user_directory import UserDirectory
 
 log = Logger()
 
 BATCH = 64
 """How many pieces of work share one transaction of a room."""
+
+POLICY_ROUNDS = 3
+"""How often events are judged again because a policy server had to be asked."""
+
+ASKED_AT_ONCE = 8
+
+STATES_EACH = 2
+"""States that one event may add to those that are stored: the one before it, and what is current with it."""
 
 AUTHORITIES = frozenset(["m.room.create", "m.room.power_levels", "m.room.join_rules", "m.room.member"])
 """State that is asked for again with every event; the rest is read when it is wanted."""
@@ -45,29 +55,29 @@ class RoomWriter:
         self,
         *,
         database: Database,
-        outbox: Outbox,
-        names: Names,
         rooms: Rooms,
         store: EventStore,
-        clock: Clock,
-        random: Random,
-        server_name: str,
-        key: SigningKey,
-        duties: Duties,
-        user_directory: UserDirectory,
+        shown: RoomEvents,
+        states: States,
+        servers: Servers,
+        drafting: Drafting,
+        arrivals: Arrivals,
+        policies: Policies,
+        storing: Storing,
     ) -> None:
         self._database = database
         self._rooms = rooms
         self._store = store
-        self._states = states = States(database, names, store)
-        self._drafting = Drafting(
-            states=states, store=store, clock=clock, random=random, server_name=server_name, key=key
-        )
-        self._storing = Storing(
-            outbox=outbox, names=names, duties=duties, user_directory=user_directory, server_name=server_name
-        )
+        self._shown = shown
+        self._states = states
+        self._servers = servers
+        self._drafting = drafting
+        self._arrivals = arrivals
+        self._policies = policies
+        self._storing = storing
         self._event_numbers = Numbers(database, "event")
         self._snapshot_numbers = Numbers(database, "snapshot")
+        self._history_numbers = Numbers(database, "history")
 
     async def submit(
         self, room: Room, drafts: list[Draft], *, also: Also | None = None, before: Before | None = None
@@ -77,9 +87,63 @@ class RoomWriter:
         `also` runs in the same transaction, after the events; `before` once they are accepted, before it.
         Without drafts, `also` takes its turn among what else waits for the room.
         """
+        if len(drafts) == 1 and before is None:
+            batch = Batch(room, room.head)
+            policy = await self._policies.of(batch)
+            if policy is not None:
+                # The room does not wait for the policy server.
+                event, _, _ = await self._drafting.compose(batch, drafts[0])
+                received = receive_event((await self._policies.recommended(event, policy)).pdu, room.version)
+                arrival = Arrival(received, strict=True, distribute=True, policy=policy, draft=drafts[0])
+                return [outcome.event_id for outcome in await self.take(room, [arrival], also=also)]
+        outcomes = await self._enqueue(room, Work(drafts, Deferred(), also, before))
+        return [outcome.event_id for outcome in outcomes]
+
+    async def compose(self, room: Room, draft: Draft) -> Event:
+        """The event that a draft would become now; nothing is stored.  `MatrixError` where it is refused."""
+        event, _, _ = await self._drafting.compose(Batch(room, room.head), draft)
+        return event
+
+    async def take(self, room: Room, arrivals: Sequence[Arrival], *, also: Also | None = None) -> list[Outcome]:
+        """Let events that exist already come into a room, in their order; says what became of each, once that is on
+        disk.  History is given oldest first.
+
+        `also` as of `submit`.  `MatrixError` (403) if one that is ``strict`` is not accepted: then none is stored.
+        """
+        outcomes: dict[str, Outcome] = {}
+        for _ in range(POLICY_ROUNDS):
+            try:
+                found = await self._enqueue(room, Work(arrivals, Deferred(), also))
+            except Unasked:
+                arrivals = await self._ask_policy(room, arrivals)
+                continue
+            # What was settled before is known now.
+            outcomes.update((one.event_id, one) for one in found if not _is_settled(outcomes.get(one.event_id)))
+            if all(one.verdict != "unasked" for one in outcomes.values()):
+                return [outcomes[arrival.received.event.event_id] for arrival in arrivals]
+            arrivals = await self._ask_policy(room, arrivals)
+        raise MatrixError(503, "M_UNKNOWN", "The room has changed its policy server; try again.", retry_after_ms=1000)
+
+    async def _ask_policy(self, room: Room, arrivals: Sequence[Arrival]) -> list[Arrival]:
+        """Let the policy server of a room recommend events, some at a time."""
+        policy = await self._policies.of(Batch(room, room.head))
+        asked = list(arrivals)
+        if policy is None:
+            return asked
+        for start in range(0, len(asked), ASKED_AT_ONCE):
+            part = asked[start : start + ASKED_AT_ONCE]
+            answers = await gatherResults(
+                [Deferred.fromCoroutine(self._policies.asked(one.received, policy)) for one in part],
+                consumeErrors=True,
+            )
+            asked[start : start + ASKED_AT_ONCE] = [
+                replace(one, received=received, policy=policy) for one, received in zip(part, answers, strict=True)
+            ]
+        return asked
+
+    async def _enqueue(self, room: Room, work: Work) -> list[Outcome]:
         if room.closed:
             raise not_found("This server does not know the room.")
-        work = Work(drafts, Deferred(), also, before)
         room.waiting.append(work)
         if not room.writing:
             room.writing = True
@@ -113,12 +177,12 @@ class RoomWriter:
                 for work in works:
                     _refuse(work, error)
                 return
-        accepted = await self._accept(room, works)
+        batch, accepted = await self._accept(room, works)
         if not accepted:
             return
 
-        def moved(room_nid: int, steps: list[Step]) -> None:
-            self._moved(room, room_nid, steps)
+        def moved(room_nid: int) -> None:
+            self._moved(batch, room_nid, [step for work in accepted for step in work.steps])
 
         is_new = not room.room_nid
         if is_new:
@@ -132,61 +196,93 @@ class RoomWriter:
                 self._rooms.forget(room)
             await self._take_apart(room, accepted, error)
             return
-        for work, steps in accepted:
-            if not work.answer.called:
-                work.answer.callback([step.event.event_id for step in steps])
+        for done in accepted:
+            if not done.work.answer.called:
+                done.work.answer.callback(done.outcomes)
 
     async def _take_apart(self, room: Room, accepted: list[Accepted], error: Exception) -> None:
         """After a transaction that failed: tell all of them, or find out which one it was that cannot be stored."""
         again = [] if len(accepted) == 1 or isinstance(error, MatrixError) or room.closed else accepted
-        for work, _ in accepted:
-            if not again or work.before is not None:
-                _refuse(work, error)
-        for work, _ in again:
-            if work.before is None:
-                await self._write_batch(room, [work])
+        for failed in accepted:
+            if not again or failed.work.before is not None:
+                _refuse(failed.work, error)
+        for failed in again:
+            if failed.work.before is None:
+                await self._write_batch(room, [failed.work])
 
-    async def _accept(self, room: Room, works: list[Work]) -> list[Accepted]:
+    async def _accept(self, room: Room, works: list[Work]) -> tuple[Batch, list[Accepted]]:
         """Build and check what `works` want, each on top of the one before; answers those that are refused."""
         batch = Batch(room, room.head)
         accepted: list[Accepted] = []
         for work in works:
-            before = batch.copy() if len(work.drafts) > 1 or work.before is not None else batch
+            before = batch.copy() if len(work.items) > 1 or work.before is not None else batch
             try:
-                steps = await self._accept_work(batch, work)
+                accepted.append(await self._accept_work(batch, work))
             except Exception as error:
                 batch = before
                 _refuse(work, error)
-                continue
-            accepted.append((work, steps))
-        return accepted
+        return batch, accepted
 
-    async def _accept_work(self, batch: Batch, work: Work) -> list[Step]:
+    async def _accept_work(self, batch: Batch, work: Work) -> Accepted:
         """Make and check all of a work, on top of what the batch has."""
-        event_nids = await self._event_numbers.take(len(work.drafts))
-        snapshot_nids = await self._snapshot_numbers.take(len(work.drafts))
+        count = len(work.items)
+        event_nids = await self._event_numbers.take(count)
+        snapshot_nids = await self._snapshot_numbers.take(STATES_EACH * count)
         steps: list[Step] = []
-        for draft in work.drafts:
-            step = await self._drafting.prepare(batch, draft, next(event_nids), next(snapshot_nids))
-            batch.add(step)
-            steps.append(step)
+        outcomes: list[Outcome] = []
+        for item in await self._numbered(work.items):
+            event_nid = next(event_nids)
+            if isinstance(item, Draft):
+                step: Step | None = await self._drafting.prepare(batch, item, event_nid, snapshot_nids)
+                outcome = Outcome(step.event.event_id) if step is not None else None
+            else:
+                outcome, step = await self._arrivals.prepare(batch, item, event_nid, snapshot_nids)
+            if step is not None:
+                batch.add(step)
+                steps.append(step)
+            if outcome is not None:
+                if outcome.verdict == "unasked" and work.also is not None:
+                    raise Unasked
+                outcomes.append(outcome)
         if work.before is not None:
             await work.before([step.event for step in steps])
-        return steps
+        return Accepted(work, steps, outcomes)
 
-    def _moved(self, room: Room, room_nid: int, steps: list[Step]) -> None:
+    async def _numbered(self, items: Sequence[Draft | Arrival]) -> Sequence[Draft | Arrival]:
+        """Items, with positions for those that are history: the older, the further below 0."""
+        count = sum(isinstance(item, Arrival) and item.way is Way.HISTORY for item in items)
+        if not count:
+            return items
+        positions = iter(sorted(-number for number in await self._history_numbers.take(count)))
+        return [
+            replace(item, position=next(positions)) if isinstance(item, Arrival) and item.way is Way.HISTORY else item
+            for item in items
+        ]
+
+    def _moved(self, batch: Batch, room_nid: int, steps: list[Step]) -> None:
         """The room goes on from `steps`, which are on disk."""
+        room = batch.room
         room.room_nid = room_nid
         if steps:
             room.head = steps[-1].after
+        if batch.placed:
+            remember(room.placed, batch.placed)
         for step in steps:
             if step.event.type in AUTHORITIES and step.slot_nid is not None:
                 self._store.remember(step.event_nid, step.event)
+            if step.known or step.missing or step.awaited:
+                self._shown.forget(step.event_nid)
+            if step.changes:
+                self._servers.changed(room_nid, step.changes)
             if step.redacted_nid is not None and step.redacted is not None:
                 self._store.forget(step.redacted_nid)
                 room.summary = None
                 if (step.redacted.type, step.redacted.state_key) in (CREATE, POWER_LEVELS):
                     self._states.levels_changed()
+
+
+def _is_settled(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.is_settled
 
 
 def _refuse(work: Work, error: Exception) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from ..database.engines import Database
 from ..matrix.events import Event
 from ..matrix.power_levels import PowerLevels
+from .servers import Servers
 from .snapshots import StateMap
 from .steps import CREATE, POWER_LEVELS, Batch
 from .store import EventStore
@@ -20,10 +21,11 @@ LEVELS_REMEMBERED = 300
 class States:
     """Reads for the writer."""
 
-    def __init__(self, database: Database, names: Names, store: EventStore) -> None:
+    def __init__(self, database: Database, names: Names, store: EventStore, servers: Servers) -> None:
         self._database = database
         self._names = names
         self._store = store
+        self._servers = servers
         self._levels: OrderedDict[tuple[str, str], PowerLevels] = OrderedDict()
 
     async def at(self, state: StateMap, keys: Sequence[Slot], batch: Batch) -> dict[Slot, Event]:
@@ -39,11 +41,7 @@ class States:
 
     async def events(self, nids: Iterable[int], batch: Batch) -> dict[int, Event]:
         """The events with these numbers."""
-        wanted = list(nids)
-        found = {nid: batch.events[nid] for nid in wanted if nid in batch.events}
-        if len(found) < len(wanted):
-            found.update(await self._store.by_nid(nid for nid in wanted if nid not in found))
-        return found
+        return await self._store.events(nids, batch.events)
 
     async def slot_nid(self, slot: Slot) -> int:
         """The number of a slot, a new one where needed."""
@@ -51,6 +49,10 @@ class States:
         if not known:
             known = (await self._database.write(self._names.intern_slots, [slot]))[slot]
         return known
+
+    async def has_member_of(self, batch: Batch, server_name: str) -> bool:
+        """Whether a server has a joined user in the room, as far as that is on disk."""
+        return await self._servers.has(batch.room.room_nid, server_name)
 
     def power_levels(self, authority: dict[Slot, Event]) -> PowerLevels | None:
         """The power levels of a state, made once for each power levels event."""

@@ -17,7 +17,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, Membership, OutputRoomEvent, RoomAPI, RoomPurged
+from ..room_api.api import (
+    OUTPUT_ROOM_EVENT,
+    PURGE_ROOM,
+    STATE_COMPLETE,
+    Membership,
+    OutputRoomEvent,
+    RoomAPI,
+    RoomPurged,
+    StateComplete,
+)
 from ..user_api.api import (
     OUTPUT_CLIENT_DATA,
     OUTPUT_KEY_CHANGE_EVENT,
@@ -210,16 +219,14 @@ class Feed:
     # --- rooms ---
 
     def room_event(self, output: OutputRoomEvent) -> None:
+        position = output.event.position
+        if output.rewrites_state:
+            self._state_replaced(output.event.room_id, position)
+            return
         if self._behind is not None:
             self._hold_behind(lambda: self.room_event(output))
             return
-        position = output.event.position
         if position <= self._heard.room:
-            return
-        if output.rewrites_state:
-            self._behind = []
-            reading = Deferred.fromCoroutine(self._rewritten(output))
-            reading.addErrback(lambda failure: log.failure("a room could not be looked at anew", failure=failure))
             return
         self._cache.apply(output)
         self._heard.room = position
@@ -233,15 +240,23 @@ class Feed:
         else:
             self._overflowed = True
 
-    async def _rewritten(self, output: OutputRoomEvent) -> None:
-        """Take in that all of a room's state was replaced: who of this server's users is in it now has to be asked."""
-        room_id, position = output.event.room_id, output.event.position
+    def _state_replaced(self, room_id: str, position: int) -> None:
+        """Take in that all of a room's state was replaced, or completed: the room is loaded anew."""
+        if self._behind is not None:
+            self._hold_behind(lambda: self._state_replaced(room_id, position))
+        elif position > self._heard.room:
+            self._behind = []
+            reading = Deferred.fromCoroutine(self._read_members(room_id, position))
+            reading.addErrback(lambda failure: log.failure("a room could not be looked at anew", failure=failure))
+
+    async def _read_members(self, room_id: str, position: int) -> None:
+        """Ask who of this server's users is in a room now, and go on from there."""
         members: list[Membership] | None = None
         try:
             members = await self._rooms.local_memberships(room_id)
         finally:
             if position > self._heard.room:
-                self._cache.apply(output)
+                self._cache.rewritten(room_id, position)
                 self._heard.room = position
                 if members is None:
                     self._notifier.clear()
@@ -256,11 +271,14 @@ class Feed:
             self._heard.advance()
 
     def _not_an_event(self, message: Message) -> bool:
-        """Take a message of the stream of events that tells something else: a room was deleted."""
-        if message.headers.get("output_room_event_type") != PURGE_ROOM:
-            return False
-        self._room_purged(msgspec.msgpack.decode(message.payload, type=RoomPurged))
-        return True
+        """Take a message of the stream of events that tells something else: a room was deleted, or completed."""
+        kind = message.headers.get("output_room_event_type")
+        if kind == STATE_COMPLETE:
+            completed = msgspec.msgpack.decode(message.payload, type=StateComplete)
+            self._state_replaced(completed.room_id, completed.position)
+        elif kind == PURGE_ROOM:
+            self._room_purged(msgspec.msgpack.decode(message.payload, type=RoomPurged))
+        return kind in (STATE_COMPLETE, PURGE_ROOM)
 
     def _room_purged(self, purged: RoomPurged) -> None:
         if self._behind is not None:

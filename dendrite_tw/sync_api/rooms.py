@@ -230,6 +230,7 @@ class RoomCache:
         self._heard = heard
         self.cache: Cache[str, Room] = Cache("sync_rooms", budget, lambda room: room.size, fresh_bytes=8 << 20)
         self._loading: dict[str, tuple[list[OutputRoomEvent], list[Deferred[Room | None]]]] = {}
+        self._outdated: dict[str, int] = {}
         self._refreshing: dict[str, list[Deferred[None]]] = {}
         self._cleared = 0
 
@@ -255,15 +256,18 @@ class RoomCache:
         loading = self._loading.get(room_id)
         if loading is not None:
             loading[0].append(output)
-        if output.rewrites_state:
-            self.cache.pop(room_id)
-            return
         room = self.cache.peek(room_id)
         if room is not None:
             size = room.size
             room.apply(output)
             if room.size != size:
                 self.cache.put(room_id, room)
+
+    def rewritten(self, room_id: str, position: int) -> None:
+        """The state of a room was replaced as a whole: it is loaded anew, also where it is being loaded."""
+        if room_id in self._loading:
+            self._outdated[room_id] = position
+        self.cache.pop(room_id)
 
     def forget(self, room_id: str) -> None:
         """Leave out a room that was deleted."""
@@ -291,14 +295,15 @@ class RoomCache:
             view = await self._rooms.room_view(room_id, TIMELINE_LOADED)
             if not await self._heard.reach(view.position, 0, CATCH_UP_SECONDS):
                 raise Unavailable("events are not being passed on")
-            rewritten = any(output.rewrites_state and output.event.position > view.position for output in missed)
-            if cleared == self._cleared and not rewritten:
+            is_current = view.rewritten >= self._outdated.get(room_id, 0)
+            if cleared == self._cleared and is_current:
                 room = Room(view)
                 for output in missed:
                     room.apply(output)
                 self.cache.put(room_id, room)
         finally:
             del self._loading[room_id]
+            self._outdated.pop(room_id, None)
             for each in list(waiters):
                 each.callback(room)
         return room

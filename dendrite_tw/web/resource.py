@@ -24,6 +24,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from ..matrix.errors import MatrixError, invalid_param, not_found, too_large, unrecognized
 from ..user_api.api import Caller
 from .files import FilePart, narrow, send
+from .pieces import send_pieces
 from .routes import Access, BodyFile, Endpoint, Response, Route, RouteTree
 
 log = Logger()
@@ -399,7 +400,7 @@ def write(request: Request, response: Response, cors: bool) -> None:
     headers = request.responseHeaders
     request.setResponseCode(response.status)
     headers.addRawHeader(b"Content-Type", response.content_type)
-    if response.status != 304:
+    if response.status != 304 and response.pieces is None:
         headers.addRawHeader(b"Content-Length", b"%d" % response.length)
     if cors:
         for name, value in CORS_HEADERS:
@@ -410,6 +411,9 @@ def write(request: Request, response: Response, cors: bool) -> None:
         request.write(response.body)
         if part is not None:
             send(part, request)
+            return
+        if response.pieces is not None:
+            send_pieces(response.pieces, request, request.channel.callLater, request.write, request.finish)
             return
     request.finish()
 

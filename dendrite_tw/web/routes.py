@@ -30,6 +30,7 @@ import msgspec
 import orjson
 
 from ..matrix.errors import MatrixError, bad_json, invalid_param, missing_param, not_json, unrecognized
+from .pieces import Pieces
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -100,6 +101,7 @@ class Response(msgspec.Struct):
     ``file`` names a file whose bytes from ``file_offset``, ``file_length`` of
     them, follow ``body``, and are followed by ``tail``; they are sent piece by piece.  The web answers
     requests for a range of it, and conditional ones where it has an ``ETag``.
+    ``pieces`` yields the rest of a body whose length nobody knows yet.
     """
 
     status: int = 200
@@ -110,6 +112,7 @@ class Response(msgspec.Struct):
     file_offset: int = 0
     file_length: int = 0
     tail: bytes = b""
+    pieces: Pieces | None = None
 
     @property
     def length(self) -> int:

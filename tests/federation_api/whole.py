@@ -6,6 +6,7 @@ there is a name, a key and whatever the test makes it say.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,6 +17,7 @@ from dendrite_tw.federation_api.api import FederationRequest
 from dendrite_tw.federation_api.xmatrix import sign_request
 from dendrite_tw.matrix.keys import SigningKey
 from dendrite_tw.web.internet import Internet
+from dendrite_tw.web.routes import Route
 from dendrite_tw.web.site import make_site
 from tests.harness import Answer
 from tests.server import ServerTestCase
@@ -53,33 +55,45 @@ class WholeServerTestCase(ServerTestCase):
         if self._network is not None:
             self._network.flush()
 
-    def stranger(self, name: str = "stranger.test", seed: int = 77) -> Stranger:
-        """Another server, which publishes its key."""
-        return Stranger(self, name, key_of(seed), f"192.0.2.{100 + seed}")
+    def stranger(
+        self, name: str = "stranger.test", seed: int = 77, routes: Callable[[], list[Route]] = list
+    ) -> Stranger:
+        """Another server, which publishes its key and serves `routes`."""
+        return Stranger(self.network, self.request, name, seed, "test", routes)
 
 
 class Stranger:
     """Another server: asks ours, and publishes the key that it signs with."""
 
-    def __init__(self, case: WholeServerTestCase, name: str, key: SigningKey, address: str) -> None:
-        self._case = case
+    def __init__(
+        self,
+        network: Network,
+        send: Callable[..., Answer],
+        name: str,
+        seed: int,
+        destination: str,
+        routes: Callable[[], list[Route]] = list,
+    ) -> None:
+        """`send` is given method, target, body and headers; `destination` is whom the requests are signed for."""
+        self._network = network
+        self._send = send
+        self._destination = destination
         self.name = name
-        self.key = key
-        self.address = address
-        self.server = FederationServer(case.network, name, address, key)
+        self.key = key_of(seed)
+        self.address = f"192.0.2.{seed}"
+        self.server = FederationServer(network, name, self.address, self.key, routes=routes)
 
     def signed(
-        self, method: str, uri: str, body: Any = None, destination: str = "test", key: SigningKey | None = None
+        self, method: str, uri: str, body: bytes | None = None, destination: str = "", key: SigningKey | None = None
     ) -> str:
         """The Authorization header of a request."""
-        content = body if isinstance(body, bytes) or body is None else orjson.dumps(body)
-        return sign_request(key or self.key, self.name, destination, method, uri, content)
+        return sign_request(key or self.key, self.name, destination or self._destination, method, uri, body)
 
     def request(self, method: str, path: str, body: Any = None, query: Any = ()) -> Answer:
-        """The answer to a signed request; `path` is encoded already."""
-        uri = f"{path}?{urlencode(query)}" if query else path
+        """The answer to a signed request; `path` is encoded already, `body` JSON unless it is bytes."""
+        uri = f"{path}?{urlencode(query, doseq=True)}" if query else path
         data = body if isinstance(body, bytes) or body is None else orjson.dumps(body)
-        return self._case.request(method, uri, data, headers={"Authorization": self.signed(method, uri, data)})
+        return self._send(method, uri, data, headers={"Authorization": self.signed(method, uri, data)})
 
     def get(self, path: str, **query: Any) -> Answer:
         return self.request("GET", "/_matrix/federation" + path, None, query)
@@ -92,5 +106,5 @@ class Stranger:
 
     def ask(self, path: str, **options: Any) -> Deferred[dict[str, Any]]:
         """The answer over the network, TLS and all."""
-        asked = FederationRequest(method="GET", destination="test", path=path, **options)
-        return self._case.network.begin(self.server.component.request(asked))
+        asked = FederationRequest(method="GET", destination=self._destination, path=path, **options)
+        return self._network.begin(self.server.component.request(asked))

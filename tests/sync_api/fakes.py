@@ -19,6 +19,7 @@ from dendrite_tw.matrix.errors import forbidden, not_found
 from dendrite_tw.matrix.visibility import may_see_event, sides_of_event, visibility_from
 from dendrite_tw.room_api.api import (
     OUTPUT_ROOM_EVENT,
+    STATE_COMPLETE,
     ChangedSlot,
     Context,
     EventFilter,
@@ -28,6 +29,7 @@ from dendrite_tw.room_api.api import (
     Page,
     RoomEvent,
     RoomView,
+    StateComplete,
     timeline_token,
 )
 from dendrite_tw.user_api.api import (
@@ -249,24 +251,15 @@ class FakeRooms:
         return event
 
     def complete(self, room_id: str, members: Sequence[RoomEvent]) -> None:
-        """The missing members of a partial room arrive; told with the newest event again, at a position of its own."""
+        """The missing members of a partial room arrive, and are in all of its states since then."""
         room = self.rooms[room_id]
         self._position += 1
-        state = room.state
-        for event in members:
-            state = state.set((MEMBER, event.state_key), event)
-        room.after.append((self._position, state))
+        missing = {(MEMBER, event.state_key): event for event in members}
+        room.after = [(position, state.update(missing)) for position, state in room.after]
         room.partial, room.rewritten = False, self._position
-        self._tell(
-            OutputRoomEvent(
-                event=msgspec.structs.replace(room.events[-1], position=self._position),
-                state_changed=False,
-                joined_members=0,
-                local_members=0,
-                room_version="12",
-                rewrites_state=True,
-            )
-        )
+        told = StateComplete(room_id=room_id, position=self._position)
+        headers = {"output_room_event_type": STATE_COMPLETE}
+        self._queue.send(OUTPUT_ROOM_EVENT, msgspec.msgpack.encode(told), headers=headers)
 
     def _tell(self, output: OutputRoomEvent) -> None:
         if self.held is not None:

@@ -60,10 +60,6 @@ def delete_snapshots(txn: Transaction, room_nid: int, count: int) -> None: ...
 def delete_invites(txn: Transaction, room_nid: int) -> None: ...
 
 
-@none("DELETE FROM partial_rooms WHERE room_nid = :room_nid")
-def delete_partial(txn: Transaction, room_nid: int) -> None: ...
-
-
 @none(
     "DELETE FROM backward_edges WHERE room_nid = :room_nid AND event_nid IN "
     "(SELECT event_nid FROM backward_edges WHERE room_nid = :room_nid LIMIT :count)"

@@ -24,6 +24,13 @@ class RoomRow(msgspec.Struct, frozen=True):
     rewritten: int
 
 
+class RoomEnds(msgspec.Struct, frozen=True):
+    """``extremities``: a JSON list of event IDs."""
+
+    room_id: str
+    extremities: bytes
+
+
 RESIDENT, PARTIAL, ELSEWHERE = 0, 1, 2
 """Standings of this server in a room: it has the state; members are still missing; it is not in the room."""
 
@@ -87,6 +94,41 @@ def set_rewritten(txn: Transaction, room_nid: int, position: int) -> None:
     """The state was replaced as a whole at a position."""
 
 
+class PartialRow(msgspec.Struct, frozen=True):
+    """A room of which members are still missing; ``servers`` is a JSON list."""
+
+    room_id: str
+    join_nid: int
+    resident: str
+    servers: bytes
+
+
+_PARTIAL = (
+    "SELECT r.room_id, p.join_nid, p.resident, p.servers FROM partial_rooms p JOIN rooms r ON r.room_nid = p.room_nid"
+)
+
+
+@many(PartialRow, f"{_PARTIAL} ORDER BY p.room_nid")
+def partial_rooms(txn: Transaction) -> None: ...
+
+
+@maybe(PartialRow, f"{_PARTIAL} WHERE p.room_nid = :room_nid")
+def partial_room(txn: Transaction, room_nid: int) -> None: ...
+
+
+@none(
+    "INSERT INTO partial_rooms (room_nid, join_nid, resident, servers) "
+    "SELECT :room_nid, event_nid, :resident, :servers FROM events WHERE event_id = :join_id "
+    "ON CONFLICT (room_nid) DO UPDATE "
+    "SET join_nid = excluded.join_nid, resident = excluded.resident, servers = excluded.servers"
+)
+def insert_partial(txn: Transaction, room_nid: int, join_id: str, resident: str, servers: bytes) -> None: ...
+
+
+@none("DELETE FROM partial_rooms WHERE room_nid = :room_nid")
+def delete_partial(txn: Transaction, room_nid: int) -> None: ...
+
+
 @none("UPDATE rooms SET standing = :standing WHERE room_nid = :room_nid")
 def set_standing(txn: Transaction, room_nid: int, standing: int) -> None: ...
 
@@ -106,6 +148,10 @@ def newest_positions(txn: Transaction, room_ids: Sequence[str]) -> None:
     """The position of the newest live event of each room, and where its state was last replaced as a whole."""
 
 
+@many(RoomEnds, "SELECT room_id, extremities FROM rooms WHERE room_id = ANY(:room_ids)")
+def extremities_of(txn: Transaction, room_ids: Sequence[str]) -> None: ...
+
+
 # --- memberships ---
 
 
@@ -116,6 +162,19 @@ def newest_positions(txn: Transaction, room_ids: Sequence[str]) -> None:
     row="user_nid room_nid membership event_nid position local",
 )
 def upsert_memberships(txn: Transaction, rows: object) -> None: ...
+
+
+@many(int, "SELECT room_nid FROM memberships WHERE user_nid = :user_nid AND membership = 'join'")
+def joined_rooms(txn: Transaction, user_nid: int) -> None: ...
+
+
+@many(int, "SELECT user_nid FROM memberships WHERE room_nid = :room_nid")
+def members_of(txn: Transaction, room_nid: int) -> None:
+    """The users who have a membership of any kind."""
+
+
+@each("DELETE FROM memberships WHERE user_nid = :user_nid AND room_nid = :room_nid", row="user_nid room_nid")
+def delete_memberships(txn: Transaction, rows: object) -> None: ...
 
 
 _MEMBERSHIP = (
@@ -202,7 +261,8 @@ def rooms_without_local_members(txn: Transaction) -> None: ...
     RoomRow,
     "SELECT r.room_nid, r.room_id, r.version, r.depth, r.extremities, r.snapshot_nid, r.tape_nid, r.standing, "
     "r.rewritten FROM memberships a JOIN memberships b ON b.room_nid = a.room_nid "
-    "JOIN rooms r ON r.room_nid = a.room_nid WHERE a.user_nid = :user_nid AND a.membership = 'join' AND b.user_nid = :other_nid AND b.membership = 'join' "
+    "JOIN rooms r ON r.room_nid = a.room_nid "
+    "WHERE a.user_nid = :user_nid AND a.membership = 'join' AND b.user_nid = :other_nid AND b.membership = 'join' "
     "AND r.room_nid > :after ORDER BY r.room_nid LIMIT :count",
 )
 def mutual_rooms(txn: Transaction, user_nid: int, other_nid: int, after: int, count: int) -> None:

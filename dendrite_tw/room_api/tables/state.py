@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ...database.statements import Transaction, each, maybe, none
+from ...database.statements import Transaction, each, many, maybe, none
 
 
 class SnapshotRow(msgspec.Struct, frozen=True):
@@ -32,6 +32,20 @@ def insert_snapshots(txn: Transaction, rows: object) -> None: ...
     "SELECT snapshot_nid, room_nid, step, base_nid, delta FROM state_snapshots WHERE snapshot_nid = :snapshot_nid",
 )
 def snapshot(txn: Transaction, snapshot_nid: int) -> None: ...
+
+
+@many(
+    SnapshotRow,
+    "SELECT s.snapshot_nid, s.room_nid, s.step, s.base_nid, s.delta FROM state_snapshots s "
+    "LEFT JOIN state_snapshots b ON b.snapshot_nid = s.base_nid "
+    "WHERE s.room_nid = :room_nid AND s.step >= :step AND COALESCE(b.step, 0) < :step",
+)
+def spanning(txn: Transaction, room_nid: int, step: int) -> None:
+    """The snapshots from a step on that stand on one from before it."""
+
+
+@none("UPDATE state_snapshots SET delta = :delta WHERE snapshot_nid = :snapshot_nid")
+def replace_delta(txn: Transaction, snapshot_nid: int, delta: bytes) -> None: ...
 
 
 @none(
