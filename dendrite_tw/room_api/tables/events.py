@@ -72,6 +72,15 @@ class Place(msgspec.Struct, frozen=True):
 def insert_events(txn: Transaction, rows: object) -> None: ...
 
 
+class IdRow(msgspec.Struct, frozen=True):
+    event_nid: int
+    event_id: str
+
+
+@many(IdRow, "SELECT event_nid, event_id FROM events WHERE event_nid = ANY(:nids)")
+def ids_of(txn: Transaction, nids: Sequence[int]) -> None: ...
+
+
 class KnownRow(msgspec.Struct, frozen=True):
     """An event as far as those that refer to it as their authority ask."""
 
