@@ -21,7 +21,7 @@ from twisted.logger import Logger
 from ..database.engines import Database
 from ..matrix.errors import MatrixError
 from ..matrix.identifiers import is_server_name
-from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, RoomAPI, RoomPurged
+from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, STATE_COMPLETE, RoomAPI, RoomPurged, StateComplete
 from .post import Parcel, Post, Progress
 from .queue import OutgoingEvent
 from .senders import Senders
@@ -205,7 +205,10 @@ class RoomConsumer(Consumer):
         try:
             told = _DECODER.decode(message.payload)
         except msgspec.ValidationError:
-            if message.headers.get("output_room_event_type") != PURGE_ROOM:
+            kind = message.headers.get("output_room_event_type")
+            if kind == STATE_COMPLETE:
+                return msgspec.msgpack.decode(message.payload, type=StateComplete).position
+            if kind != PURGE_ROOM:
                 raise
             purged = msgspec.msgpack.decode(message.payload, type=RoomPurged)
             await self._post.forget_room(purged.room_id)

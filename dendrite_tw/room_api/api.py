@@ -233,6 +233,21 @@ class MembershipChange(msgspec.Struct, frozen=True, kw_only=True):
     is_guest: bool = False
 
 
+class TakenMembership(msgspec.Struct, frozen=True, kw_only=True):
+    """A member event that this server took into a room for another one, and what that is told of the room.
+
+    For a join: the state before it and what authorises both, by event IDs, and if members were omitted the servers
+    with members.  For a knock: ``stripped``, whole events that show what room it is.
+    """
+
+    event: bytes
+    state: list[str] = []
+    auth_chain: list[str] = []
+    members_omitted: bool = False
+    servers_in_room: list[str] = []
+    stripped: list[bytes] = []
+
+
 class Alias(msgspec.Struct, frozen=True):
     """A room alias, the room it names and servers that know the room."""
 
@@ -345,6 +360,33 @@ class RoomAPI(Protocol):
 
     async def purge_room(self, room_id: str) -> None:
         """Delete a room and all about it; others are told by a `RoomPurged`."""
+
+    # --- for other servers ---
+
+    async def make_membership(
+        self, kind: str, room_id: str, user_id: str, origin: str, versions: list[str]
+    ) -> dict[str, Any]:
+        """The answer to ``make_join``, ``make_knock`` or ``make_leave`` of `origin` (`kind` without ``make_``).
+
+        `versions` are the room versions that the other server knows.
+        """
+
+    async def take_membership(
+        self, kind: str, room_id: str, event_id: str, origin: str, pdu: bytes, omit_members: bool = False
+    ) -> TakenMembership:
+        """Take the event of ``send_join``, ``send_knock`` or ``send_leave``; repeating it is harmless."""
+
+    async def receive_invite(
+        self, room_id: str, event_id: str, origin: str, body: dict[str, Any], old: bool = False
+    ) -> bytes:
+        """Take an invite of one of our users, the body of ``/invite`` of version 2 (`old`: 1); returns the event
+        with our signature."""
+
+    async def exchange_third_party_invite(self, room_id: str, origin: str, body: dict[str, Any]) -> None:
+        """Make the invite that somebody's signed third-party identifier entitles them to."""
+
+    async def third_party_bound(self, body: dict[str, Any]) -> None:
+        """Take up the invites that waited for a third-party identifier which is now one of our users'."""
 
     # --- questions ---
 
@@ -494,6 +536,13 @@ class RoomAPI(Protocol):
         """The nearest event in a direction: its ID and time in milliseconds."""
 
     # --- servers ---
+
+    async def receive(self, origin: str, room_id: str, pdus: list[bytes]) -> dict[str, str]:
+        """Take events that the server `origin` sent, in order, after fetching what they refer to.
+
+        Returns, by event ID, why some were not accepted.  Repeating it is harmless.  ``M_NOT_FOUND`` for a room that
+        is not known here.
+        """
 
     async def check_server(self, room_id: str, server: str) -> None:
         """Raise ``M_FORBIDDEN`` for a server that the room's access control list keeps out.

@@ -13,6 +13,7 @@ from ..world import World
 from .actions import Actions, to_the_end
 from .adoption import Adoption
 from .arrivals import Arrivals
+from .current import CurrentState, InvitePermission
 from .directory import Directory
 from .drafts import Drafting
 from .duties import GUESTS, PURGE, TOMBSTONE, Duties
@@ -20,12 +21,17 @@ from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
+from .missing import Missing
 from .participation import Participation
+from .peers import Peers
 from .placing import Placing
+from .policies import Policies
 from .purge import Purges
 from .queries import Queries
+from .receiving import Receiving
 from .redactions import Redactions
 from .relations import Relations
+from .remote.rooms import RemoteRooms
 from .reports import Reports
 from .room import Rooms
 from .servers import Servers
@@ -37,12 +43,12 @@ from .succession import Succession
 from .tables.names import Names
 from .upgrade import Upgrades
 from .user_directory import UserDirectory
+from .verifying import Verifying
 from .viewing import Viewer
 
 
 class RoomComponent:
     """Answers `RoomAPI`: each method is that of the part which carries it out."""
-
     def __init__(
         self,
         *,
@@ -77,6 +83,8 @@ class RoomComponent:
             server_name=server_name,
         )
         redactions = Redactions(database, states, store, snapshots)
+        peers = Peers(federation)
+        policies = Policies(states, peers, world.time)
         self.writer = RoomWriter(
             database=database,
             rooms=self.rooms,
@@ -89,12 +97,16 @@ class RoomComponent:
                 store=store,
                 placing=placing,
                 redactions=redactions,
+                policies=policies,
                 clock=world.clock,
                 random=world.random,
                 server_name=server_name,
                 key=key,
             ),
-            arrivals=Arrivals(states=states, store=store, placing=placing, redactions=redactions),
+            arrivals=Arrivals(
+                states=states, store=store, placing=placing, redactions=redactions, policies=policies
+            ),
+            policies=policies,
             storing=Storing(
                 outbox=self.outbox,
                 names=names,
@@ -118,12 +130,50 @@ class RoomComponent:
         participation = Participation(
             database=database, names=names, rooms=self.rooms, store=store, servers=servers, budget=budget
         )
+        verifying = Verifying(federation, world.clock, world.time)
+        self.receiving = receiving = Receiving(
+            rooms=self.rooms,
+            writer=self.writer,
+            servers=servers,
+            participation=participation,
+            verifying=verifying,
+            missing=Missing(
+                database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying
+            ),
+            time=world.time,
+            server_name=server_name,
+        )
+        current = CurrentState(database, names, store)
+        permission = InvitePermission(users, server_name)
+        self.remote = remote = RemoteRooms(
+            database=database,
+            names=names,
+            rooms=self.rooms,
+            snapshots=snapshots,
+            store=store,
+            chains=chains,
+            current=current,
+            permission=permission,
+            writer=self.writer,
+            adoption=self.adoption,
+            participation=participation,
+            receive=receiving.receive,
+            federation=federation,
+            users=users,
+            world=world,
+            server_name=server_name,
+            key=key,
+        )
+        receiving.aside = remote.invitations.receive_aside
         actions = Actions(
             database=database,
             names=names,
             rooms=self.rooms,
             writer=self.writer,
             store=store,
+            current=current,
+            permission=permission,
+            remote=remote,
             users=users,
             user_directory=user_directory,
             clock=world.clock,
@@ -139,6 +189,7 @@ class RoomComponent:
             store=store,
             shown=shown,
             viewer=viewer,
+            remote=remote,
         )
         relations = Relations(
             database=database,
@@ -155,6 +206,8 @@ class RoomComponent:
             rooms=self.rooms,
             actions=actions,
             viewer=viewer,
+            elsewhere=remote.aliases,
+            servers_of=participation.room_servers,
             clock=world.clock,
             server_name=server_name,
         )
@@ -263,6 +316,12 @@ class RoomComponent:
         self.aggregations = relations.aggregations
         self.timestamp_to_event = queries.timestamp_to_event
         self.visible = queries.visible
+        self.make_membership = remote.asked.make_membership
+        self.take_membership = to_the_end(remote.asked.take_membership)
+        self.receive_invite = to_the_end(remote.invitations.receive_invite)
+        self.exchange_third_party_invite = to_the_end(remote.third_party.exchange)
+        self.third_party_bound = to_the_end(remote.third_party.bound)
+        self.receive = receiving.receive
         self.room_servers = participation.room_servers
         self.servers_of_user = participation.servers_of_user
         self.check_server = participation.check_server
@@ -275,10 +334,12 @@ class RoomComponent:
     async def start(self) -> None:
         """Go on with what an earlier run left to be done; rooms are loaded when they are asked for."""
         self.duties.wake()
+        await self.remote.start()
 
     async def stop(self) -> None:
         """Nothing is kept in memory that is not on disk."""
         self.duties.stop()
+        self.remote.stop()
 
     async def position(self) -> int:
         """The newest position that is on disk."""

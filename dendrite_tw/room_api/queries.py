@@ -15,7 +15,9 @@ from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
 from ..matrix.events import stripped
 from .api import ChangedSlot, Context, EventFilter, Membership, Page, RoomEvent, RoomView, timeline_token
+from .current import STRIPPED_STATE
 from .paging import Place, chosen, parse_token
+from .remote.rooms import RemoteRooms
 from .room import Rooms
 from .snapshots import Snapshots
 from .store import EventStore, RoomEvents
@@ -26,20 +28,6 @@ from .tables.names import Names, Slot
 from .viewing import Viewer
 
 MEMBER = "m.room.member"
-
-STRIPPED_STATE = tuple(
-    (type, "")
-    for type in (
-        "m.room.create",
-        "m.room.join_rules",
-        "m.room.canonical_alias",
-        "m.room.avatar",
-        "m.room.name",
-        "m.room.topic",
-        "m.room.encryption",
-    )
-)
-"""What the specification recommends to show of a room before it is joined."""
 
 PAGE_LIMIT = 1000
 """Events in one page at the most."""
@@ -61,6 +49,7 @@ class Queries:
         store: EventStore,
         shown: RoomEvents,
         viewer: Viewer,
+        remote: RemoteRooms,
     ) -> None:
         self._database = database
         self._names = names
@@ -69,6 +58,7 @@ class Queries:
         self._store = store
         self._shown = shown
         self._viewer = viewer
+        self._remote = remote
 
     # --- memberships ---
 
@@ -132,6 +122,9 @@ class Queries:
     async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
         """What one who is invited or knocks is shown of a room."""
         room = await self._rooms.get(room_id)
+        told = await self._remote.stubs.shown(room, user_id)
+        if told is not None:
+            return told
         slots = [*STRIPPED_STATE, (MEMBER, user_id)]
         nids = await self._look_up(room.head.snapshot_nid, slots)
         events = await self._store.by_nid(nids)
@@ -237,6 +230,7 @@ class Queries:
         self, room_id: str, user_id: str, at: str | None, membership: str | None, not_membership: str | None
     ) -> list[RoomEvent]:
         """Member events, at a point of the timeline or as the user may see them now."""
+        await self._all_members(room_id)
         room_nid, snapshot_nid = await self._state_for(room_id, user_id)
         if at is not None:
             place = parse_token(at)
@@ -248,6 +242,12 @@ class Queries:
             if event.type == MEMBER
             and _is_wanted(event.membership, membership, not_membership)
         ]
+
+    async def _all_members(self, room_id: str) -> None:
+        """Wait for the members of a room that was only just joined through another server."""
+        room = await self._rooms.find(room_id)
+        if room is not None:
+            await self._remote.completing.whole(room)
 
     async def joined_members(self, room_id: str, user_id: str) -> list[RoomEvent]:
         room = await self._rooms.find(room_id)

@@ -71,6 +71,15 @@ class Place(msgspec.Struct, frozen=True):
 def insert_events(txn: Transaction, rows: object) -> None: ...
 
 
+class IdRow(msgspec.Struct, frozen=True):
+    event_nid: int
+    event_id: str
+
+
+@many(IdRow, "SELECT event_nid, event_id FROM events WHERE event_nid = ANY(:nids)")
+def ids_of(txn: Transaction, nids: Sequence[int]) -> None: ...
+
+
 class KnownRow(msgspec.Struct, frozen=True):
     """An event as far as those that refer to it as their authority ask."""
 
@@ -102,6 +111,24 @@ def give_place(
 
 @many(KnownRow, "SELECT event_nid, event_id, status, position FROM events WHERE event_id = ANY(:event_ids)")
 def known_events(txn: Transaction, event_ids: Sequence[str]) -> None: ...
+
+
+class SlotOf(msgspec.Struct, frozen=True):
+    """An event as part of a state."""
+
+    event_nid: int
+    room_nid: int
+    slot_nid: int | None
+    status: int
+    type: str
+
+
+@many(
+    SlotOf,
+    "SELECT e.event_nid, e.room_nid, e.slot_nid, e.status, n.name FROM events e "
+    "JOIN names n ON n.name_nid = e.type_nid WHERE e.event_id = ANY(:event_ids)",
+)
+def slots_of(txn: Transaction, event_ids: Sequence[str]) -> None: ...
 
 
 class RoomOf(msgspec.Struct, frozen=True):

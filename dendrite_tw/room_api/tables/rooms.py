@@ -232,6 +232,15 @@ def local_members(txn: Transaction, room_nid: int) -> None:
     """The joined users of this server."""
 
 
+@many(
+    str,
+    "SELECT n.name FROM memberships m JOIN names n ON n.name_nid = m.user_nid WHERE m.room_nid = :room_nid "
+    "AND m.membership = ANY(:memberships) ORDER BY m.event_nid LIMIT :count",
+)
+def first_members(txn: Transaction, room_nid: int, memberships: Sequence[str], count: int) -> None:
+    """Those who have one of the memberships, for the longest time first."""
+
+
 @many(int, "SELECT event_nid FROM memberships WHERE room_nid = :room_nid AND membership = :membership")
 def member_events_with(txn: Transaction, room_nid: int, membership: str) -> None:
     """The numbers of the current member events with a membership."""
