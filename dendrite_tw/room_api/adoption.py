@@ -277,6 +277,7 @@ class Adoption:
         )
         await self._add_members(txn, room.room_nid, missing, state, position)
         await room_table.set_standing(txn, room.room_nid, room_table.RESIDENT)
+        await room_table.set_rewritten(txn, room.room_nid, position)
         await room_table.delete_partial(txn, room.room_nid)
         txn.after_commit(lambda: self._completed(room, rewritten))
 

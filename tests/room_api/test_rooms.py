@@ -386,10 +386,10 @@ class ReadingTests(RoomStory):
         self.assertEqual([event.event_id for event in view.timeline], ids[2:])
         self.assertFalse(view.complete)
         self.assertEqual(view.position, self.told[-1].event.position)
-        events, more = self.do(self.rooms.timeline(room_id, start, view.position, 10, None))
-        self.assertEqual(([event.event_id for event in events], more), (ids, False))
-        events, more = self.do(self.rooms.timeline(room_id, start, view.position, 2, None))
-        self.assertEqual(([event.event_id for event in events], more), (ids[4:], True))
+        found = self.do(self.rooms.timeline(room_id, start, view.position, 10, None))
+        self.assertEqual(([event.event_id for event in found.events], found.more), (ids, False))
+        found = self.do(self.rooms.timeline(room_id, start, view.position, 2, None))
+        self.assertEqual(([event.event_id for event in found.events], found.more), (ids[4:], True))
 
     def test_state_at_a_position(self) -> None:
         room_id = self.create(name="one")
