@@ -7,7 +7,9 @@ from typing import Any
 import orjson
 
 from dendrite_tw.federation_api.api import FederationRequest, RawAnswer
+from dendrite_tw.room_api.store import stored_event
 from tests.room_api.test_handshakes_joining import ALICE, BOB, CAROL, DAN, VERSIONS, JoinStory
+from tests.room_api.test_writer import all_events
 
 
 class InviteTests(JoinStory):
@@ -225,6 +227,19 @@ class InviteTests(JoinStory):
         self.assertEqual(self.shown(self.b, room_id, BOB)["m.room.name"], {"name": "Mantua"})
         self.b.member(room_id, BOB, "join")
         self.same_state(room_id, (self.a, ALICE), (self.b, BOB))
+
+
+    def test_numbers_grow_along_the_graph(self) -> None:
+        """An invite is known before what authorises it; once the room is, it stands behind that."""
+        room_id = self.private()
+        self.a.member(room_id, ALICE, "invite", BOB)
+        self.a.member(room_id, ALICE, "invite", DAN)
+        self.b.member(room_id, BOB, "join")
+        rows = {row.event_id: row for row in self.b.database.prepare(all_events, room_id)}
+        for row in rows.values():
+            for auth_id in stored_event(row).auth_events:
+                self.assertLess(rows[auth_id].event_nid, row.event_nid)
+        self.assertEqual(self.b.membership(room_id, DAN), "invite")
 
 
 class KnockTests(JoinStory):
