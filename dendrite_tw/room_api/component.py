@@ -312,6 +312,7 @@ class RoomComponent:
         self.room_summary = directory.room_summary
         self.memberships = queries.memberships
         self.membership = queries.membership
+        self.local_memberships = queries.local_memberships
         self.joined_users = queries.joined_users
         self.shares_room = queries.shares_room
         self.room_view = queries.room_view

@@ -14,7 +14,7 @@ from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
 from ..matrix.events import stripped
-from .api import ChangedSlot, Context, EventFilter, Membership, Page, RoomEvent, RoomView, timeline_token
+from .api import ChangedSlot, Context, EventFilter, LiveEvents, Membership, Page, RoomEvent, RoomView, timeline_token
 from .current import STRIPPED_STATE
 from .paging import Place, chosen, parse_token
 from .remote.rooms import RemoteRooms
@@ -78,6 +78,12 @@ class Queries:
         row = await self._viewer.membership(room.room_nid, user_id) if room else None
         return _membership(row) if row else None
 
+    async def local_memberships(self, room_id: str) -> list[Membership]:
+        """The memberships of this server's users in a room."""
+        room = await self._rooms.find(room_id)
+        rows = await self._database.read(room_table.local_memberships, room.room_nid) if room else []
+        return [_membership(row) for row in rows]
+
     async def joined_users(self, room_id: str) -> list[str]:
         room = await self._rooms.find(room_id)
         return await self._database.read(room_table.joined_users, room.room_nid) if room else []
@@ -111,12 +117,14 @@ class Queries:
             state=await self._shown.show_in(txn, state_rows),
             timeline=await self._shown.show_in(txn, newest[:limit][::-1]),
             complete=len(newest) <= limit,
+            partial=row.standing == room_table.PARTIAL,
+            rewritten=row.rewritten,
         )
 
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
-        """The position of the newest live event in each of these rooms."""
+        """The position of the newest that is to be told of each of these rooms."""
         rows = await self._database.read(room_table.newest_positions, room_ids)
-        return {row.room_id: row.position for row in rows}
+        return {row.room_id: max(row.position, row.rewritten) for row in rows}
 
     async def newest_events(self, room_ids: Sequence[str]) -> dict[str, list[str]]:
         """The events at the ends of the history of each of these rooms."""
@@ -142,10 +150,8 @@ class Queries:
         """Stored events as they travel between servers."""
         return {row.event_id: row.pdu for row in await self._store.rows(event_ids)}
 
-    async def timeline(
-        self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None
-    ) -> tuple[list[RoomEvent], bool]:
-        """The newest `limit` live events in (after, upto], oldest first; and whether older ones of them remain."""
+    async def timeline(self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None) -> LiveEvents:
+        """The newest `limit` live events in (after, upto], none of them from before a gap."""
         room = await self._rooms.get(room_id)
         rows = await self._database.read(
             event_table.newest_live,
@@ -154,9 +160,11 @@ class Queries:
             upto,
             min(limit, PAGE_LIMIT) * (SCAN_LIMIT if filter else 1) + 1,
         )
-        shown = await self._shown.show(rows)
+        gap = next((place for place, row in enumerate(rows, 1) if row.gap), None)
+        shown = await self._shown.show(rows[:gap])
         kept = [event for event in shown if chosen(event, filter)]
-        return kept[:limit][::-1], len(kept) > limit or (len(shown) > limit and len(kept) < len(shown))
+        more = len(kept) > limit or (len(shown) > limit and len(kept) < len(shown))
+        return LiveEvents(events=kept[:limit][::-1], more=more or gap is not None, cut=not more and gap is not None)
 
     async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
         """The state of the room after the last live event up to `position`."""
@@ -243,8 +251,7 @@ class Queries:
         return [
             event
             for event in events
-            if event.type == MEMBER
-            and _is_wanted(event.membership, membership, not_membership)
+            if event.type == MEMBER and _is_wanted(event.membership, membership, not_membership)
         ]
 
     async def _all_members(self, room_id: str) -> None:
