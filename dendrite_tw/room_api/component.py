@@ -13,15 +13,18 @@ from ..world import World
 from .actions import Actions, to_the_end
 from .adoption import Adoption
 from .arrivals import Arrivals
+from .backfilling import Backfilling
 from .current import CurrentState, InvitePermission
 from .directory import Directory
 from .drafts import Drafting
 from .duties import GUESTS, PURGE, TOMBSTONE, Duties
+from .gaps import Gaps
 from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
 from .missing import Missing
+from .pages import Pages
 from .participation import Participation
 from .peers import Peers
 from .placing import Placing
@@ -133,15 +136,16 @@ class RoomComponent:
             database=database, names=names, rooms=self.rooms, store=store, servers=servers, budget=budget
         )
         verifying = Verifying(federation, world.clock, world.time)
+        missing = Missing(
+            database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying
+        )
         self.receiving = receiving = Receiving(
             rooms=self.rooms,
             writer=self.writer,
             servers=servers,
             participation=participation,
             verifying=verifying,
-            missing=Missing(
-                database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying
-            ),
+            missing=missing,
             time=world.time,
             server_name=server_name,
         )
@@ -193,6 +197,27 @@ class RoomComponent:
             viewer=viewer,
             remote=remote,
         )
+        self.backfilling = Backfilling(
+            database=database,
+            writer=self.writer,
+            servers=servers,
+            current=current,
+            missing=missing,
+            peers=peers,
+            verifying=verifying,
+            time=world.time,
+            server_name=server_name,
+        )
+        gaps = Gaps(
+            database=database,
+            backfilling=self.backfilling,
+            viewer=viewer,
+            whole=remote.completing.whole,
+            time=world.time,
+        )
+        pages = Pages(
+            database=database, rooms=self.rooms, shown=shown, viewer=viewer, queries=queries, gaps=gaps
+        )
         relations = Relations(
             database=database,
             names=names,
@@ -201,6 +226,8 @@ class RoomComponent:
             shown=shown,
             viewer=viewer,
             queries=queries,
+            pages=pages,
+            gaps=gaps,
             users=users,
         )
         directory = Directory(
@@ -330,12 +357,12 @@ class RoomComponent:
         self.joined_members = queries.joined_members
         self.event = queries.event
         self.events = queries.events
-        self.messages = queries.messages
-        self.context = queries.context
+        self.messages = pages.messages
+        self.context = pages.context
         self.relations = relations.relations
         self.threads = relations.threads
         self.aggregations = relations.aggregations
-        self.timestamp_to_event = queries.timestamp_to_event
+        self.timestamp_to_event = pages.timestamp_to_event
         self.visible = queries.visible
         self.make_membership = remote.asked.make_membership
         self.take_membership = to_the_end(remote.asked.take_membership)
@@ -368,6 +395,7 @@ class RoomComponent:
         """Nothing is kept in memory that is not on disk."""
         self.duties.stop()
         self.remote.stop()
+        self.backfilling.stop()
 
     async def position(self) -> int:
         """The newest position that is on disk."""
