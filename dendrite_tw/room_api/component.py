@@ -32,6 +32,7 @@ from .receiving import Receiving
 from .redactions import Redactions
 from .relations import Relations
 from .remote.rooms import RemoteRooms
+from .remote.spaces import FarRooms
 from .reports import Reports
 from .room import Rooms
 from .servers import Servers
@@ -254,6 +255,7 @@ class RoomComponent:
             store=store,
             actions=actions,
             directory=directory,
+            far=FarRooms(federation, budget, world.clock, server_name),
             clock=world.clock,
             random=world.random,
         )
