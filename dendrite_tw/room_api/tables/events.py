@@ -132,6 +132,25 @@ class SlotOf(msgspec.Struct, frozen=True):
 def slots_of(txn: Transaction, event_ids: Sequence[str]) -> None: ...
 
 
+@none("UPDATE events SET event_nid = :new_nid WHERE event_nid = :event_nid")
+def _renumber_event(txn: Transaction, event_nid: int, new_nid: int) -> None: ...
+
+
+@none("UPDATE memberships SET event_nid = :new_nid WHERE event_nid = :event_nid")
+def _renumber_members(txn: Transaction, event_nid: int, new_nid: int) -> None: ...
+
+
+@none("DELETE FROM auth_chains WHERE event_nid = :event_nid")
+def _drop_chain(txn: Transaction, event_nid: int) -> None: ...
+
+
+async def renumber(txn: Transaction, event_nid: int, new_nid: int) -> None:
+    """Give another number to an event that is part of no state and no timeline."""
+    await _renumber_event(txn, event_nid, new_nid)
+    await _renumber_members(txn, event_nid, new_nid)
+    await _drop_chain(txn, event_nid)
+
+
 class RoomOf(msgspec.Struct, frozen=True):
     event_nid: int
     room_nid: int
