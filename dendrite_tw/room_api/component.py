@@ -22,6 +22,7 @@ from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
 from .missing import Missing
+from .nearest import Nearest
 from .participation import Participation
 from .peers import Peers
 from .placing import Placing
@@ -132,15 +133,14 @@ class RoomComponent:
             database=database, names=names, rooms=self.rooms, store=store, servers=servers, budget=budget
         )
         verifying = Verifying(federation, world.clock, world.time)
+        missing = Missing(database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying)
         self.receiving = receiving = Receiving(
             rooms=self.rooms,
             writer=self.writer,
             servers=servers,
             participation=participation,
             verifying=verifying,
-            missing=Missing(
-                database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying
-            ),
+            missing=missing,
             time=world.time,
             server_name=server_name,
         )
@@ -191,6 +191,20 @@ class RoomComponent:
             shown=shown,
             viewer=viewer,
             remote=remote,
+        )
+        nearest = Nearest(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            viewer=viewer,
+            queries=queries,
+            writer=self.writer,
+            servers=servers,
+            peers=peers,
+            verifying=verifying,
+            missing=missing,
+            time=world.time,
+            server_name=server_name,
         )
         relations = Relations(
             database=database,
@@ -317,7 +331,7 @@ class RoomComponent:
         self.relations = relations.relations
         self.threads = relations.threads
         self.aggregations = relations.aggregations
-        self.timestamp_to_event = queries.timestamp_to_event
+        self.timestamp_to_event = nearest.timestamp_to_event
         self.visible = queries.visible
         self.make_membership = remote.asked.make_membership
         self.take_membership = to_the_end(remote.asked.take_membership)
