@@ -36,7 +36,9 @@ from .remote.rooms import RemoteRooms
 from .remote.spaces import FarRooms
 from .reports import Reports
 from .room import Rooms
+from .server_view import ServerViewer
 from .servers import Servers
+from .serving import Serving
 from .snapshots import Snapshots
 from .states import States
 from .store import EventStore, RoomEvents
@@ -270,8 +272,26 @@ class RoomComponent:
             actions=actions,
             directory=directory,
             far=FarRooms(federation, budget, world.clock, server_name),
+            servers=servers,
+            time=world.time,
             clock=world.clock,
             random=world.random,
+        )
+        serving = Serving(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            snapshots=snapshots,
+            chains=chains,
+            participation=participation,
+            viewer=ServerViewer(
+                database=database,
+                names=names,
+                snapshots=snapshots,
+                servers=servers,
+                users=users,
+                server_name=server_name,
+            ),
         )
         duties.carriers = {
             GUESTS: guests.access_changed,
@@ -339,6 +359,13 @@ class RoomComponent:
         self.exchange_third_party_invite = to_the_end(remote.third_party.exchange)
         self.third_party_bound = to_the_end(remote.third_party.bound)
         self.receive = receiving.receive
+        self.events_for_server = serving.events_for_server
+        self.state_ids_for_server = serving.state_ids_for_server
+        self.event_auth_for_server = serving.event_auth_for_server
+        self.missing_events_for_server = serving.missing_events_for_server
+        self.backfill_for_server = serving.backfill_for_server
+        self.timestamp_to_event_for_server = serving.timestamp_to_event_for_server
+        self.hierarchy_for_server = hierarchy.hierarchy_for_server
         self.room_servers = participation.room_servers
         self.servers_of_user = participation.servers_of_user
         self.check_server = participation.check_server
