@@ -15,7 +15,7 @@ import msgspec
 import orjson
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from ..database.engines import Database
@@ -31,6 +31,10 @@ log = Logger()
 BATCH = 256
 ROWS_AT_ONCE = 10_000
 """About how many rows one transaction stores: an event in a room of ten thousand servers."""
+
+LINGER_SECONDS = 0.05
+"""How long the next messages are let gather after some that concerned nobody: each acknowledgement costs as much as
+three messages."""
 
 STORE_SECONDS = 5.0
 """How often a position is stored that nothing was stored with."""
@@ -62,6 +66,7 @@ class Consumer:
     ) -> None:
         """`on_stored` is told up to which position all is stored: up to there the stream's source may forget."""
         self.progress = Progress(self.name, database, on_stored)
+        self._time = time
         self._senders = senders
         self._rooms = rooms
         self._server_name = server_name
@@ -95,8 +100,10 @@ class Consumer:
         await self.finish(parcel)
         if parcel.rows:
             await self._put(parcel, reached)
-        else:
-            self.progress.reached = max(self.progress.reached, reached)
+            return
+        self.progress.reached = max(self.progress.reached, reached)
+        if len(messages) < BATCH:
+            await deferLater(self._time, LINGER_SECONDS)
 
     async def _put(self, parcel: Parcel, position: int) -> None:
         await self._senders.put(parcel, self.name, position)

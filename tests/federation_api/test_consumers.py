@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.database.engines import Unavailable
-from dendrite_tw.federation_api.consumers import STORE_SECONDS, Consumer, RoomConsumer
+from dendrite_tw.federation_api.consumers import LINGER_SECONDS, STORE_SECONDS, Consumer, RoomConsumer
 from dendrite_tw.federation_api.edu_consumers import (
     LONGEST_LINGER,
     SHORTEST_LINGER,
@@ -97,7 +97,9 @@ class ConsumerTestCase(SynchronousTestCase):
         return Deferred.fromCoroutine(self.consumer.consume(messages))
 
     def take(self, *values: Any, headers: dict[str, str] | None = None) -> None:
-        self.successResultOf(self.consume(*values, headers=headers))
+        taken = self.consume(*values, headers=headers)
+        self.clock.advance(LINGER_SECONDS)
+        self.successResultOf(taken)
 
     def restart(self) -> None:
         self.sending.crash()

@@ -37,6 +37,12 @@ class CreationTests(RoomStory):
             self.say(room_id, BOB, f"version {version}")
             self.assertEqual(self.bodies(room_id, ALICE), [f"version {version}"])
 
+    def test_the_newest_events_are_the_ends_of_the_history(self) -> None:
+        rooms = [self.create(), self.create()]
+        last = self.say(rooms[0], ALICE, "last")
+        ends = self.do(self.rooms.newest_events([*rooms, "!unknown:test"]))
+        self.assertEqual(ends, {rooms[0]: [last], rooms[1]: [self.told[-2].event.event_id]})
+
     def test_a_room_that_nobody_knows_has_no_version(self) -> None:
         self.assertIsNone(self.do(self.rooms.room_version("!none:test")))
 

@@ -78,7 +78,7 @@ class RemoteRooms:
         clock, acl = world.clock, participation.check_server
         signer = Signer(server_name, key.key_id, key.secret)
         driver = Driver(federation, world.time, self._is_joined)
-        self.aliases = RemoteAliases(federation, clock)
+        self.aliases = RemoteAliases(federation)
         self.stubs = Stubs(database=database, names=names, writer=writer, adoption=adoption)
         self._rechecking = Rechecking(
             database=database,
@@ -131,7 +131,8 @@ class RemoteRooms:
             rooms=rooms,
             stubs=self.stubs,
             driver=driver,
-            check_invited=permission.check_from_outside,
+            # A bridge makes its users when they are first invited, so there need be no account yet.
+            check_invited=permission.check,
             receive=receive,
             acl=acl,
             clock=clock,
