@@ -16,7 +16,7 @@ from .arrivals import Arrivals
 from .current import CurrentState, InvitePermission
 from .directory import Directory
 from .drafts import Drafting
-from .duties import GUESTS, PURGE, TOMBSTONE, Duties
+from .duties import GUESTS, PURGE, RECHECK, TOMBSTONE, Duties
 from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
@@ -129,6 +129,7 @@ class RoomComponent:
             redactions=redactions,
             servers=servers,
             user_directory=user_directory,
+            duties=duties,
             server_name=server_name,
         )
         participation = Participation(
@@ -150,10 +151,13 @@ class RoomComponent:
         permission = InvitePermission(users, server_name)
         self.remote = remote = RemoteRooms(
             database=database,
+            outbox=self.outbox,
             names=names,
             rooms=self.rooms,
             snapshots=snapshots,
             store=store,
+            shown=shown,
+            servers=servers,
             chains=chains,
             current=current,
             permission=permission,
@@ -297,6 +301,7 @@ class RoomComponent:
             GUESTS: guests.access_changed,
             TOMBSTONE: succession.buried,
             PURGE: purges.delete_rest,
+            RECHECK: remote.recheck,
         }
         self.upgrade = to_the_end(upgrades.upgrade)
         self.purge_room = to_the_end(purges.purge_room)

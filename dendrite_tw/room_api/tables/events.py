@@ -197,6 +197,15 @@ def newest_live(txn: Transaction, room_nid: int, after: int, upto: int, count: i
 
 @many(
     EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.position > :after AND e.position > 0 "
+    "AND e.status = 0 ORDER BY e.position LIMIT :count",
+)
+def live_after(txn: Transaction, room_nid: int, after: int, count: int) -> None:
+    """Live events after a position, oldest first."""
+
+
+@many(
+    EventRow,
     f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth < :depth OR (e.depth = :depth AND "
     "e.position <= :position)) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth DESC, e.position DESC "
     "LIMIT :count",
