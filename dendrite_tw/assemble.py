@@ -40,6 +40,7 @@ from .federation_api.component import FederationComponent
 from .federation_api.inbound import Inbound
 from .federation_api.outbound import DURABLES as FEDERATION_DURABLES
 from .federation_api.outbound import OutboundComponent
+from .figures import counted_requests, show_inbound, show_outbound, show_resyncs, show_syncs
 from .jetstream.disk_thread import DiskThread
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
@@ -67,7 +68,6 @@ from .sync_api.component import SyncComponent
 from .user_api.api import Caller, KeyAPI, UserAPI
 from .user_api.component import UserComponent
 from .user_api.keys_component import KeyComponent
-from .user_api.resync import Resyncs
 from .web.auth import TokenAuthenticator
 from .web.resource import Exchange
 from .web.routes import client_paths
@@ -264,10 +264,7 @@ class Parts:
         ]
         sections += [part for part in (self.federation, self.inbound, self.outbound) if part is not None]
         self.last_seen = LastSeen(users, world)
-        notifier = self.sync.notifier
-        metrics.gauge("dendrite_syncapi_active_sync_requests", "Syncs that are being answered.", self._active_syncs)
-        metrics.gauge("dendrite_syncapi_waiting_sync_requests", "Syncs that wait for news.", lambda: notifier.waiting)
-        metrics.gauge("dendrite_syncapi_active_users", "Users who sync.", lambda: notifier.streams)
+        show_syncs(metrics, self.sync)
         show_resyncs(metrics, self.keys.resyncs)
         self.routes = client_paths(row for section in sections for row in section.routes())
         self.routes += account_routes(settings, users, rooms, client, world, auth)
@@ -301,9 +298,6 @@ class Parts:
         self._prune_keys.start(PRUNE_SECONDS, now=False)
         self._probe.start(PROBE_SECONDS, now=False)
         self._sweep.start(self._sweep_seconds, now=False)
-
-    def _active_syncs(self) -> int:
-        return self.sync.handler.active
 
     def _users_reached(self, position: int) -> None:
         """The user component has stored what follows from room events up to this position."""
@@ -344,51 +338,11 @@ def monolith(config: Config, world: World) -> Server:
     return Server(Parts(config, world))
 
 
-def show_resyncs(metrics: Metrics, resyncs: Resyncs) -> None:
-    """How device lists of other servers' users are fetched, under Dendrite's names."""
-    metrics.counter("dendrite_keyserver_device_list_update", "Device lists asked for.", [], resyncs.attempts)
-    metrics.gauge(
-        "dendrite_keyserver_worker_backpressure",
-        "Servers to be asked for device lists that wait for their turn.",
-        lambda: resyncs.waiting_servers,
-    )
-    metrics.gauge(
-        "dendrite_keyserver_worker_servers_retrying",
-        "Servers to be asked for device lists that did not answer.",
-        lambda: resyncs.retrying_servers,
-    )
-
-
-def show_inbound(metrics: Metrics, inbound: Inbound) -> None:
-    """What other servers send, under Dendrite's names."""
-    metrics.counter("dendrite_federationapi_recv_pdus", "Events of other servers.", ["status"], inbound.pdus)
-    metrics.counter("dendrite_federationapi_recv_edus", "EDUs of other servers.", ["type"], inbound.edus)
-    metrics.gauge(
-        "dendrite_federationapi_staged_pdus", "Events of other servers that wait.", lambda: inbound.inbox.waiting
-    )
-
-
-def show_outbound(metrics: Metrics, outbound: OutboundComponent) -> None:
-    """The queues of other servers, under Dendrite's names."""
-    name, senders = "dendrite_federationapi_destination_queues", outbound.senders
-    metrics.gauge(f"{name}_total", "Servers for which something waits.", lambda: senders.total)
-    metrics.gauge(f"{name}_running", "Servers to which a transaction is under way.", lambda: senders.running)
-    metrics.gauge(
-        f"{name}_backing_off", "Servers for which something waits that do not answer.", lambda: senders.backing_off
-    )
-
-
 def federation_component(config: Config, world: World, database: Database, metrics: Metrics) -> FederationComponent:
     """What speaks to other servers."""
     internet = world.internet
     assert internet is not None
     names = internet.names(name_cache(config))
-    asked: dict[tuple[str, ...], int] = {}
-    metrics.counter("dendrite_federationapi_requests", "Requests to other servers.", ["method", "outcome"], asked)
-
-    def observe(method: str, outcome: str) -> None:
-        asked[method, outcome] = asked.get((method, outcome), 0) + 1
-
     return FederationComponent(
         database,
         internet.client(names, client_options(config)),
@@ -399,7 +353,7 @@ def federation_component(config: Config, world: World, database: Database, metri
         config.federation_api.prefer_direct_fetch,
         config.federation_api.send_max_retries,
         internet.locator,
-        observe,
+        counted_requests(metrics),
     )
 
 

@@ -292,7 +292,7 @@ class JoinTests(Case):
             self.assertEqual(joined.servers_in_room, ("a.example",))
             self.assertNotIn(("m.room.member", ALICE), joined.state)
             self.assertIn(("m.room.name", ""), joined.state)
-            self.assertIn(ALICE, [one.state_key for one in joined.auth_chain])
+            self.assertIn(ALICE, [one.state_key for one in joined.events])
         room.replies["v2/send_join"] = lambda content: {**content, "servers_in_room": []}
         self.refused("M_UNKNOWN", room.join, omit_members=True)
         room.replies["v2/send_join"] = lambda content: {**content, "members_omitted": True, "servers_in_room": ["a"]}
