@@ -120,7 +120,7 @@ class ConvergenceTests(SynchronousTestCase):
         for one in acts:
             play.act(*one)
         try:
-            self.check(play, random.Random(seed))  # noqa: S311
+            self.check(play, random.Random(seed))
         finally:
             for server in (*play.servers, *play.observers):
                 server.database.close()
