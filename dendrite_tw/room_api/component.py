@@ -16,7 +16,7 @@ from .arrivals import Arrivals
 from .current import CurrentState, InvitePermission
 from .directory import Directory
 from .drafts import Drafting
-from .duties import GUESTS, PURGE, TOMBSTONE, Duties
+from .duties import GUESTS, PURGE, RECHECK, TOMBSTONE, Duties
 from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
@@ -34,7 +34,9 @@ from .relations import Relations
 from .remote.rooms import RemoteRooms
 from .reports import Reports
 from .room import Rooms
+from .server_view import ServerViewer
 from .servers import Servers
+from .serving import Serving
 from .snapshots import Snapshots
 from .states import States
 from .store import EventStore, RoomEvents
@@ -125,6 +127,7 @@ class RoomComponent:
             redactions=redactions,
             servers=servers,
             user_directory=user_directory,
+            duties=duties,
             server_name=server_name,
         )
         participation = Participation(
@@ -152,10 +155,13 @@ class RoomComponent:
         permission = InvitePermission(users, server_name)
         self.remote = remote = RemoteRooms(
             database=database,
+            outbox=self.outbox,
             names=names,
             rooms=self.rooms,
             snapshots=snapshots,
             store=store,
+            shown=shown,
+            servers=servers,
             chains=chains,
             current=current,
             permission=permission,
@@ -259,13 +265,32 @@ class RoomComponent:
             store=store,
             actions=actions,
             directory=directory,
+            servers=servers,
+            time=world.time,
             clock=world.clock,
             random=world.random,
+        )
+        serving = Serving(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            snapshots=snapshots,
+            chains=chains,
+            participation=participation,
+            viewer=ServerViewer(
+                database=database,
+                names=names,
+                snapshots=snapshots,
+                servers=servers,
+                users=users,
+                server_name=server_name,
+            ),
         )
         duties.carriers = {
             GUESTS: guests.access_changed,
             TOMBSTONE: succession.buried,
             PURGE: purges.delete_rest,
+            RECHECK: remote.recheck,
         }
         self.upgrade = to_the_end(upgrades.upgrade)
         self.purge_room = to_the_end(purges.purge_room)
@@ -328,6 +353,13 @@ class RoomComponent:
         self.exchange_third_party_invite = to_the_end(remote.third_party.exchange)
         self.third_party_bound = to_the_end(remote.third_party.bound)
         self.receive = receiving.receive
+        self.events_for_server = serving.events_for_server
+        self.state_ids_for_server = serving.state_ids_for_server
+        self.event_auth_for_server = serving.event_auth_for_server
+        self.missing_events_for_server = serving.missing_events_for_server
+        self.backfill_for_server = serving.backfill_for_server
+        self.timestamp_to_event_for_server = serving.timestamp_to_event_for_server
+        self.hierarchy_for_server = hierarchy.hierarchy_for_server
         self.room_servers = participation.room_servers
         self.servers_of_user = participation.servers_of_user
         self.check_server = participation.check_server

@@ -197,6 +197,15 @@ def newest_live(txn: Transaction, room_nid: int, after: int, upto: int, count: i
 
 @many(
     EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.position > :after AND e.position > 0 "
+    "AND e.status = 0 ORDER BY e.position LIMIT :count",
+)
+def live_after(txn: Transaction, room_nid: int, after: int, count: int) -> None:
+    """Live events after a position, oldest first."""
+
+
+@many(
+    EventRow,
     f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth < :depth OR (e.depth = :depth AND "
     "e.position <= :position)) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth DESC, e.position DESC "
     "LIMIT :count",
@@ -223,20 +232,22 @@ def last_place(txn: Transaction, room_nid: int, position: int) -> None:
     """The newest event up to a stream position."""
 
 
-@maybe(
+@many(
     EventRow,
     f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts >= :ts AND e.position <> 0 "
-    "AND e.status = 0 ORDER BY e.origin_server_ts, e.depth, e.position LIMIT 1",
+    "AND e.status = 0 ORDER BY e.origin_server_ts, e.depth, e.position LIMIT :count",
 )
-def first_at_or_after(txn: Transaction, room_nid: int, ts: int) -> None: ...
+def first_at_or_after(txn: Transaction, room_nid: int, ts: int, count: int) -> None:
+    """Events of the timeline from a time on, the earliest first."""
 
 
-@maybe(
+@many(
     EventRow,
     f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts <= :ts AND e.position <> 0 "
-    "AND e.status = 0 ORDER BY e.origin_server_ts DESC, e.depth DESC, e.position DESC LIMIT 1",
+    "AND e.status = 0 ORDER BY e.origin_server_ts DESC, e.depth DESC, e.position DESC LIMIT :count",
 )
-def last_at_or_before(txn: Transaction, room_nid: int, ts: int) -> None: ...
+def last_at_or_before(txn: Transaction, room_nid: int, ts: int, count: int) -> None:
+    """Events of the timeline up to a time, the latest first."""
 
 
 @maybe(
