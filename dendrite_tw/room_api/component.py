@@ -136,7 +136,9 @@ class RoomComponent:
             database=database, names=names, rooms=self.rooms, store=store, servers=servers, budget=budget
         )
         verifying = Verifying(federation, world.clock, world.time)
-        missing = Missing(database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying)
+        missing = Missing(
+            database=database, store=store, states=states, adoption=self.adoption, peers=peers, verifying=verifying
+        )
         self.receiving = receiving = Receiving(
             rooms=self.rooms,
             writer=self.writer,
