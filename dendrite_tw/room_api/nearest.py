@@ -143,7 +143,7 @@ class Nearest:
         for one in received:
             if one.event.event_id != event_id or not await self._missing.authority(room, server, one.event, deadline):
                 return
-            before = await self._missing.state_before(room, server, one.event, deadline)
+            before = await self._missing.state_before(room, server, event_id, deadline)
             if before is not None:
                 await self._writer.take(room, [Arrival(one, Way.HISTORY, before=before)])
 
