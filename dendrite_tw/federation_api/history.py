@@ -13,9 +13,9 @@ import orjson
 
 from ..matrix.errors import bad_json, invalid_param, missing_param, not_found
 from ..matrix.identifiers import is_event_id
+from ..room_api.api import RoomAPI
 from ..web.routes import Access, Response, Route
 from ..world import Clock
-from .asked import Rooms as RoomAPI
 from .streams import EventStreams
 
 V1 = "/_matrix/federation/v1"
@@ -45,10 +45,10 @@ class TimestampQuery(msgspec.Struct, frozen=True):
 
 
 class MissingBody(msgspec.Struct, frozen=True):
-    """What a server has, and what refers to events that it lacks."""
+    """What a server has, and what refers to events that it lacks; who names nothing is told nothing."""
 
-    earliest_events: list[str]
-    latest_events: list[str]
+    earliest_events: list[str] = []
+    latest_events: list[str] = []
     limit: int = MISSING_DEFAULT
     min_depth: int = 0
 

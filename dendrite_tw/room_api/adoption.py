@@ -22,9 +22,8 @@ from ..matrix.events import Event, ReceivedEvent, redact_event
 from ..matrix.room_versions import RoomVersion
 from ..matrix.state_res import auth_order
 from .api import OUTPUT_ROOM_EVENT, STATE_COMPLETE, StateComplete
-from .duties import PURGE
+from .duties import PURGE, RECHECK, Duties
 from .input import RoomWriter
-from .numbers import Numbers
 from .redactions import Redaction, Redactions
 from .room import Also, Arrival, Room, Rooms, Way
 from .servers import Servers
@@ -63,9 +62,11 @@ class Adoption:
         redactions: Redactions,
         servers: Servers,
         user_directory: UserDirectory,
+        duties: Duties,
         server_name: str,
     ) -> None:
         self._database = database
+        self._duties = duties
         self._outbox = outbox
         self._names = names
         self._rooms = rooms
@@ -75,7 +76,8 @@ class Adoption:
         self._servers = servers
         self._user_directory = user_directory
         self._server_name = server_name
-        self._numbers = Numbers(database, "event")
+        # The same as the writer's: numbers grow along the graph.
+        self._numbers = writer.event_numbers
 
     async def stub(self, room_id: str, version: RoomVersion) -> Room:
         """The room; where it is not known, a new one that this server is not in."""
@@ -106,17 +108,17 @@ class Adoption:
         Those that are known already keep what they have.  Left out are events whose auth events are neither here nor
         among them, and those that no database takes.  `ValueError` if they authorise each other in a circle.
         """
-        ordered = auth_order(event for event in events if is_storable(event))
-        # Where the create event is implied, the order does not know that it authorises all others.
-        ordered.sort(key=lambda event: event.type != "m.room.create")
+        ordered = list({event.event_id: event for event in events}.values())
+        if not _is_in_order(ordered):
+            ordered = auth_order(ordered)
+            # Where the create event is implied, the order does not know that it authorises all others.
+            ordered.sort(key=lambda event: event.type != "m.room.create")
         found: dict[str, int] = {}
         for start in range(0, len(ordered), CHUNK):
-            chunk = ordered[start : start + CHUNK]
+            chunk = [event for event in ordered[start : start + CHUNK] if is_storable(event)]
             waiting = await self._waiting(room, chunk)
             nids = list(await self._numbers.take(len(chunk)))
-            found.update(
-                await self._database.write(self._store_chunk, room.room_nid, chunk, nids, rejected, waiting)
-            )
+            found.update(await self._database.write(self._store_chunk, room.room_nid, chunk, nids, rejected, waiting))
         return found
 
     async def _waiting(self, room: Room, events: list[Event]) -> dict[str, Redaction]:
@@ -141,12 +143,24 @@ class Adoption:
         waiting: Mapping[str, Redaction],
     ) -> dict[str, int]:
         cited = {one for event in events for one in (event.event_id, *_authorities(event))}
-        known = {row.event_id: row.event_nid for row in await event_table.known_events(txn, list(cited))}
+        found = await event_table.known_events(txn, list(cited))
+        known = {row.event_id: row.event_nid for row in found}
+        apart = {row.event_id for row in found if not row.position}
         names = await self._names.intern(txn, {name for event in events for name in (event.sender, event.type)})
         slots = await self._names.intern_slots(txn, {_slot(event) for event in events if event.state_key is not None})
         rows = []
         for event, nid in zip(events, nids, strict=True):
-            if event.event_id in known or any(one not in known for one in _authorities(event)):
+            authorities = [known.get(one) for one in _authorities(event)]
+            here = known.get(event.event_id)
+            if (
+                here is not None
+                and event.event_id in apart
+                and any(one is not None and one > here for one in authorities)
+            ):
+                # An invite from outside came before what authorises it was known; numbers grow along the graph.
+                await event_table.renumber(txn, here, nid)
+                known[event.event_id] = nid
+            if here is not None or None in authorities:
                 continue
             known[event.event_id] = nid
             redaction = waiting.get(event.event_id)
@@ -224,7 +238,7 @@ class Adoption:
                 await also(txn, room_nid)
             txn.after_commit(lambda: self._settled(room, standing))
 
-        nids = await self.store_outliers(room, [*state.values(), *others])
+        nids = await self.store_outliers(room, [*others, *state.values()])
         kept = {key: event for key, event in state.items() if event.event_id in nids}
         before = await self.state_map(room, kept)
         known = {nids[event.event_id]: event for event in kept.values()}
@@ -240,12 +254,12 @@ class Adoption:
         """Bring in what was missing of the state that a room was taken over with.
 
         `state` is the whole state before the join, `others` the rest of the auth chains.  Every state since then is
-        completed with what it lacks; what has changed since stays.
+        completed with what it lacks; what has changed since stays, and is looked at again as a duty.
         """
         row = await self._database.read(room_table.partial_room, room.room_nid)
         if row is None:
             return
-        nids = await self.store_outliers(room, [*state.values(), *others])
+        nids = await self.store_outliers(room, [*others, *state.values()])
         kept = {key: event for key, event in state.items() if event.event_id in nids}
         whole = await self.state_map(room, kept)
 
@@ -263,6 +277,9 @@ class Adoption:
         first = await state_table.snapshot(txn, join.snapshot_nid)
         assert first is not None
         given = set(await self._snapshots.state(txn, join.snapshot_nid))
+        now = await room_table.room_by_nid(txn, room.room_nid)
+        assert now is not None
+        current = await self._snapshots.state(txn, now.snapshot_nid)
         missing = {slot: nid for slot, nid in whole.items() if slot not in given}
         rewritten = []
         for row in await state_table.spanning(txn, room.room_nid, first.step):
@@ -275,24 +292,25 @@ class Adoption:
             lambda position: msgspec.msgpack.encode(StateComplete(room_id=room.room_id, position=position)),
             headers={"output_room_event_type": STATE_COMPLETE, "room_id": room.room_id},
         )
-        await self._add_members(txn, room.room_nid, missing, state, position)
+        fresh = {slot: nid for slot, nid in missing.items() if slot not in current}
+        await self._add_members(txn, room.room_nid, fresh, state, position)
         await room_table.set_standing(txn, room.room_nid, room_table.RESIDENT)
         await room_table.set_rewritten(txn, room.room_nid, position)
         await room_table.delete_partial(txn, room.room_nid)
         txn.after_commit(lambda: self._completed(room, rewritten))
+        await self._duties.note(txn, RECHECK, room.room_nid, str(join_nid))
 
     async def _add_members(
-        self, txn: Transaction, room_nid: int, missing: Mapping[int, int], state: Mapping[Slot, Event], position: int
+        self, txn: Transaction, room_nid: int, fresh: Mapping[int, int], state: Mapping[Slot, Event], position: int
     ) -> None:
-        """Members of whom nothing newer is known."""
+        """Members who are now part of the current state; whom our users were invited by before counts no more."""
         members = {key[1]: event for key, event in state.items() if key[0] == "m.room.member"}
         slots = await self._names.intern_slots(txn, [("m.room.member", user_id) for user_id in members])
         names = await self._names.intern(txn, members)
-        known = set(await room_table.members_of(txn, room_nid))
         rows, changes = [], []
         for user_id, event in members.items():
-            nid = missing.get(slots["m.room.member", user_id])
-            if nid is None or names[user_id] in known or event.membership is None:
+            nid = fresh.get(slots["m.room.member", user_id])
+            if nid is None or event.membership is None:
                 continue
             local = is_local(user_id, self._server_name)
             rows.append((names[user_id], room_nid, event.membership, nid, position, int(local)))
@@ -314,6 +332,18 @@ def is_storable(event: Event) -> bool:
     """Whether every database takes the event: not all have NUL characters in text."""
     texts = (event.event_id, event.sender, event.type, event.state_key or "", event.redacts or "", *event.prev_events)
     return not any("\0" in text for text in texts)
+
+
+def _is_in_order(events: Iterable[Event]) -> bool:
+    """Whether no event comes before, or with, what authorises it; as what was checked as a whole already is."""
+    waiting: set[str] = set()
+    seen: set[str] = set()
+    for event in events:
+        seen.add(event.event_id)
+        if event.event_id in waiting:
+            return False
+        waiting.update(one for one in _authorities(event) if one not in seen)
+    return True
 
 
 def _authorities(event: Event) -> list[str]:

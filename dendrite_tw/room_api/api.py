@@ -425,8 +425,13 @@ class RoomAPI(Protocol):
 
     async def room_summary(self, room_id: str) -> PublicRoom | None: ...
 
-    async def room_summary_for(self, room_id: str, user_id: str | None) -> tuple[PublicRoom, str | None]:
-        """What a room shows to a user (`None`: to anybody), and the user's membership; ``M_NOT_FOUND`` else."""
+    async def room_summary_for(
+        self, room_id: str, user_id: str | None, via: list[str]
+    ) -> tuple[PublicRoom, str | None]:
+        """What a room shows to a user (`None`: to anybody), and the user's membership; ``M_NOT_FOUND`` else.
+
+        `via` are servers that may know a room which this one is not in.
+        """
 
     async def hierarchy(
         self,
@@ -571,6 +576,38 @@ class RoomAPI(Protocol):
 
     async def servers_of_user(self, user_id: str) -> list[str]:
         """The servers that share a joined room with a user."""
+
+    async def events_for_server(self, origin: str, event_ids: list[str]) -> dict[str, bytes]:
+        """The PDUs of events of any rooms, by ID; absent are those that are not here or not for the server `origin`.
+
+        What it may know of and not read comes redacted, here as from the other questions of this kind.
+        """
+
+    async def state_ids_for_server(self, origin: str, room_id: str, event_id: str) -> tuple[list[str], list[str]]:
+        """The state before an event and its auth chain, by ID.
+
+        ``M_FORBIDDEN`` for a server that never was in the room, or has left before; ``M_NOT_FOUND`` where the event,
+        or the whole state before it, is not known here.
+        """
+
+    async def event_auth_for_server(self, origin: str, room_id: str, event_id: str) -> list[str]:
+        """The events that authorise an event, near and far, by ID.  Errors as above."""
+
+    async def missing_events_for_server(
+        self, origin: str, room_id: str, earliest: list[str], latest: list[str], limit: int, min_depth: int
+    ) -> list[bytes]:
+        """Events before `latest` and not before `earliest`, the nearest ones, oldest first."""
+
+    async def backfill_for_server(self, origin: str, room_id: str, event_ids: list[str], limit: int) -> list[bytes]:
+        """Some events and those before them, the latest first."""
+
+    async def timestamp_to_event_for_server(
+        self, origin: str, room_id: str, ts: int, direction: str
+    ) -> tuple[str, int]:
+        """The nearest event in a direction (``f`` or ``b``): its ID and time in milliseconds.  ``M_NOT_FOUND``."""
+
+    async def hierarchy_for_server(self, origin: str, room_id: str, suggested_only: bool) -> dict[str, Any]:
+        """What ``GET /hierarchy`` between servers answers about a space.  ``M_NOT_FOUND``."""
 
     async def visible(self, user_id: str, events: Sequence[RoomEvent]) -> list[RoomEvent]:
         """Those of `events` (of any rooms) that history visibility lets the user see, in the same order."""

@@ -16,12 +16,13 @@ from .arrivals import Arrivals
 from .current import CurrentState, InvitePermission
 from .directory import Directory
 from .drafts import Drafting
-from .duties import GUESTS, PURGE, TOMBSTONE, Duties
+from .duties import GUESTS, PURGE, RECHECK, TOMBSTONE, Duties
 from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
 from .missing import Missing
+from .nearest import Nearest
 from .participation import Participation
 from .peers import Peers
 from .placing import Placing
@@ -32,9 +33,12 @@ from .receiving import Receiving
 from .redactions import Redactions
 from .relations import Relations
 from .remote.rooms import RemoteRooms
+from .remote.spaces import FarRooms
 from .reports import Reports
 from .room import Rooms
+from .server_view import ServerViewer
 from .servers import Servers
+from .serving import Serving
 from .snapshots import Snapshots
 from .states import States
 from .store import EventStore, RoomEvents
@@ -125,21 +129,23 @@ class RoomComponent:
             redactions=redactions,
             servers=servers,
             user_directory=user_directory,
+            duties=duties,
             server_name=server_name,
         )
         participation = Participation(
             database=database, names=names, rooms=self.rooms, store=store, servers=servers, budget=budget
         )
         verifying = Verifying(federation, world.clock, world.time)
+        missing = Missing(
+            database=database, store=store, states=states, adoption=self.adoption, peers=peers, verifying=verifying
+        )
         self.receiving = receiving = Receiving(
             rooms=self.rooms,
             writer=self.writer,
             servers=servers,
             participation=participation,
             verifying=verifying,
-            missing=Missing(
-                database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying
-            ),
+            missing=missing,
             time=world.time,
             server_name=server_name,
         )
@@ -147,10 +153,13 @@ class RoomComponent:
         permission = InvitePermission(users, server_name)
         self.remote = remote = RemoteRooms(
             database=database,
+            outbox=self.outbox,
             names=names,
             rooms=self.rooms,
             snapshots=snapshots,
             store=store,
+            shown=shown,
+            servers=servers,
             chains=chains,
             current=current,
             permission=permission,
@@ -190,6 +199,20 @@ class RoomComponent:
             shown=shown,
             viewer=viewer,
             remote=remote,
+        )
+        nearest = Nearest(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            viewer=viewer,
+            queries=queries,
+            writer=self.writer,
+            servers=servers,
+            peers=peers,
+            verifying=verifying,
+            missing=missing,
+            time=world.time,
+            server_name=server_name,
         )
         relations = Relations(
             database=database,
@@ -254,13 +277,33 @@ class RoomComponent:
             store=store,
             actions=actions,
             directory=directory,
+            far=FarRooms(federation, budget, world.clock, server_name),
+            servers=servers,
+            time=world.time,
             clock=world.clock,
             random=world.random,
+        )
+        serving = Serving(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            snapshots=snapshots,
+            chains=chains,
+            participation=participation,
+            viewer=ServerViewer(
+                database=database,
+                names=names,
+                snapshots=snapshots,
+                servers=servers,
+                users=users,
+                server_name=server_name,
+            ),
         )
         duties.carriers = {
             GUESTS: guests.access_changed,
             TOMBSTONE: succession.buried,
             PURGE: purges.delete_rest,
+            RECHECK: remote.recheck,
         }
         self.upgrade = to_the_end(upgrades.upgrade)
         self.purge_room = to_the_end(purges.purge_room)
@@ -315,7 +358,7 @@ class RoomComponent:
         self.relations = relations.relations
         self.threads = relations.threads
         self.aggregations = relations.aggregations
-        self.timestamp_to_event = queries.timestamp_to_event
+        self.timestamp_to_event = nearest.timestamp_to_event
         self.visible = queries.visible
         self.make_membership = remote.asked.make_membership
         self.take_membership = to_the_end(remote.asked.take_membership)
@@ -323,6 +366,13 @@ class RoomComponent:
         self.exchange_third_party_invite = to_the_end(remote.third_party.exchange)
         self.third_party_bound = to_the_end(remote.third_party.bound)
         self.receive = receiving.receive
+        self.events_for_server = serving.events_for_server
+        self.state_ids_for_server = serving.state_ids_for_server
+        self.event_auth_for_server = serving.event_auth_for_server
+        self.missing_events_for_server = serving.missing_events_for_server
+        self.backfill_for_server = serving.backfill_for_server
+        self.timestamp_to_event_for_server = serving.timestamp_to_event_for_server
+        self.hierarchy_for_server = hierarchy.hierarchy_for_server
         self.room_servers = participation.room_servers
         self.servers_of_user = participation.servers_of_user
         self.check_server = participation.check_server

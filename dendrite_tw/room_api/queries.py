@@ -20,7 +20,7 @@ from .paging import Place, chosen, parse_token
 from .remote.rooms import RemoteRooms
 from .room import Rooms
 from .snapshots import Snapshots
-from .store import EventStore, RoomEvents
+from .store import EventStore, RoomEvents, stored_event
 from .tables import events as event_table
 from .tables import rooms as room_table
 from .tables.events import EventRow
@@ -34,6 +34,10 @@ PAGE_LIMIT = 1000
 
 SCAN_LIMIT = 5
 """How many times the wanted events a filtered page reads before it is given up as a page with fewer."""
+
+
+NEAREST = 50
+"""Events nearest to a time of which the first one that may be seen is told."""
 
 
 class Queries:
@@ -424,10 +428,11 @@ class Queries:
             raise forbidden("You are not in this room.")
         await self._viewer.require_member(room.room_nid, user_id)
         read = event_table.first_at_or_after if direction == "f" else event_table.last_at_or_before
-        row = await self._database.read(read, room.room_nid, ts)
-        if row is None:
+        rows = await self._database.read(read, room.room_nid, ts, NEAREST)
+        seen = await self._viewer.visible_rows(user_id, rows)
+        if not seen:
             raise MatrixError(404, "M_NOT_FOUND", "There is no event at that time or beyond it.")
-        return row.event_id, (await self._shown.show([row]))[0].origin_server_ts
+        return seen[0].event_id, stored_event(seen[0]).origin_server_ts
 
 
 def _membership(row: room_table.MembershipRow) -> Membership:

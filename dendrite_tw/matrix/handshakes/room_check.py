@@ -24,13 +24,13 @@ from dendrite_tw.matrix.handshakes.messages import HandshakeError, Pause
 from dendrite_tw.matrix.identifiers import is_server_name
 from dendrite_tw.matrix.room_versions import RoomVersion
 from dendrite_tw.matrix.signing import SignatureError
-from dendrite_tw.matrix.state_res import auth_order
+from dendrite_tw.matrix.state_res import auth_order_in_steps
 
 MAX_EVENTS = 500_000
 MAX_SERVERS = 100_000
 """Servers that may have signed something in one room."""
 
-PAUSE_EVERY = 100
+PAUSE_EVERY = 40
 """Events checked between two pauses."""
 
 REASONS_KEPT = 1000
@@ -112,7 +112,7 @@ def _wanted_keys(
         wanted[request.server_name] = dict.fromkeys(request.key_ids)
         latest[request.server_name] = request.ts
     for index, raw in enumerate(raws):
-        if index % (20 * PAUSE_EVERY) == 20 * PAUSE_EVERY - 1:
+        if index % (50 * PAUSE_EVERY) == 50 * PAUSE_EVERY - 1:
             yield Pause(index, len(raws))
         try:
             one = _signed.decode(raw)
@@ -205,11 +205,7 @@ def _authorised(
 ) -> Generator[Pause, Any, dict[str, Event]]:
     """The events that their auth events allow, in the order of authority."""
     good: dict[str, Event] = {}
-    try:
-        ordered = auth_order(signed)
-    except ValueError as error:
-        raise HandshakeError(f"the auth chain holds {error}") from None
-    yield Pause(0, len(ordered))
+    ordered = yield from _ordered(signed)
     # The create event authorises all others; where it is implied, the order does not know it.
     ordered.sort(key=lambda event: event.type != "m.room.create")
     create_id = None if version.create_event_in_auth_events else "$" + room_id[1:]
@@ -229,6 +225,19 @@ def _authorised(
             continue
         good[event.event_id] = event
     return good
+
+
+def _ordered(signed: Sequence[Event]) -> Generator[Pause, Any, list[Event]]:
+    steps = auth_order_in_steps(signed)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            ordered: list[Event] = done.value
+            return ordered
+        except ValueError as error:
+            raise HandshakeError(f"the auth chain holds {error}") from None
+        yield Pause(0, len(signed))
 
 
 def _state(ids: Sequence[str], good: Mapping[str, Event]) -> StateOf:

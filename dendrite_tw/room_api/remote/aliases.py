@@ -5,12 +5,9 @@ Server-Server API, ``GET /query/directory``.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from ...federation_api.api import FederationAPI, FederationRequest, RemoteRefused, Unreachable
 from ...matrix.errors import MatrixError, not_found
 from ...matrix.identifiers import is_room_id, is_server_name, server_name_of
-from ...world import Clock
 from ..api import Alias
 
 SECONDS = 10.0
@@ -19,31 +16,15 @@ LIMIT = 256 << 10
 MAX_SERVERS = 50
 """Servers that are remembered with an alias."""
 
-REMEMBERED = 500
-REMEMBERED_MS = 60_000
-
 
 class RemoteAliases:
-    """Asks the server of an alias, and remembers the answer for a minute."""
+    """Asks the server of an alias, each time: people ask for few, and want to land where they lead now."""
 
-    def __init__(self, federation: FederationAPI, clock: Clock) -> None:
+    def __init__(self, federation: FederationAPI) -> None:
         self._federation = federation
-        self._clock = clock
-        self._known: OrderedDict[str, tuple[Alias, int]] = OrderedDict()
 
     async def resolve(self, alias: str) -> Alias:
         """The room that an alias names; 404 ``M_NOT_FOUND`` where none, 502 if its server does not say."""
-        known, until = self._known.get(alias, (None, 0))
-        if known is not None and self._clock.now_ms() < until:
-            return known
-        found = await self._ask(alias)
-        self._known[alias] = (found, self._clock.now_ms() + REMEMBERED_MS)
-        self._known.move_to_end(alias)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
-        return found
-
-    async def _ask(self, alias: str) -> Alias:
         server = server_name_of(alias)
         question = FederationRequest(
             method="GET",

@@ -15,7 +15,6 @@ from twisted.logger import Logger
 
 from ...matrix.admission import verify
 from ...matrix.auth_rules import AuthError, auth_state, check_auth, check_event_auth_events
-from ...matrix.errors import forbidden
 from ...matrix.events import Event, EventFormatError, ReceivedEvent, receive_event
 from ...matrix.handshakes import (
     HandshakeError,
@@ -89,9 +88,8 @@ class Invitations:
             log.info("{origin} tells {room} wrongly with an invite: {fault}", origin=origin, room=room_id, fault=fault)
         event = invited.event
         if is_here:
-            refused = await self._receive(origin, room_id, [event.pdu])
-            if event.event_id in refused:
-                raise forbidden(f"The room does not allow this: {refused[event.event_id]}.")
+            # Our signature says that we heard of it.  Whether the room allows it, every server in it sees for itself.
+            await self._receive(origin, room_id, [event.pdu])
         else:
             await self._stubs.put(event, invited.state, origin)
         return event.pdu

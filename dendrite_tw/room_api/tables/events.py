@@ -132,6 +132,25 @@ class SlotOf(msgspec.Struct, frozen=True):
 def slots_of(txn: Transaction, event_ids: Sequence[str]) -> None: ...
 
 
+@none("UPDATE events SET event_nid = :new_nid WHERE event_nid = :event_nid")
+def _renumber_event(txn: Transaction, event_nid: int, new_nid: int) -> None: ...
+
+
+@none("UPDATE memberships SET event_nid = :new_nid WHERE event_nid = :event_nid")
+def _renumber_members(txn: Transaction, event_nid: int, new_nid: int) -> None: ...
+
+
+@none("DELETE FROM auth_chains WHERE event_nid = :event_nid")
+def _drop_chain(txn: Transaction, event_nid: int) -> None: ...
+
+
+async def renumber(txn: Transaction, event_nid: int, new_nid: int) -> None:
+    """Give another number to an event that is part of no state and no timeline."""
+    await _renumber_event(txn, event_nid, new_nid)
+    await _renumber_members(txn, event_nid, new_nid)
+    await _drop_chain(txn, event_nid)
+
+
 class RoomOf(msgspec.Struct, frozen=True):
     event_nid: int
     room_nid: int
@@ -178,6 +197,15 @@ def newest_live(txn: Transaction, room_nid: int, after: int, upto: int, count: i
 
 @many(
     EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.position > :after AND e.position > 0 "
+    "AND e.status = 0 ORDER BY e.position LIMIT :count",
+)
+def live_after(txn: Transaction, room_nid: int, after: int, count: int) -> None:
+    """Live events after a position, oldest first."""
+
+
+@many(
+    EventRow,
     f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth < :depth OR (e.depth = :depth AND "
     "e.position <= :position)) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth DESC, e.position DESC "
     "LIMIT :count",
@@ -204,20 +232,31 @@ def last_place(txn: Transaction, room_nid: int, position: int) -> None:
     """The newest event up to a stream position."""
 
 
-@maybe(
+@many(
     EventRow,
     f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts >= :ts AND e.position <> 0 "
-    "AND e.status = 0 ORDER BY e.origin_server_ts, e.depth, e.position LIMIT 1",
+    "AND e.status = 0 ORDER BY e.origin_server_ts, e.depth, e.position LIMIT :count",
 )
-def first_at_or_after(txn: Transaction, room_nid: int, ts: int) -> None: ...
+def first_at_or_after(txn: Transaction, room_nid: int, ts: int, count: int) -> None:
+    """Events of the timeline from a time on, the earliest first."""
+
+
+@many(
+    EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts <= :ts AND e.position <> 0 "
+    "AND e.status = 0 ORDER BY e.origin_server_ts DESC, e.depth DESC, e.position DESC LIMIT :count",
+)
+def last_at_or_before(txn: Transaction, room_nid: int, ts: int, count: int) -> None:
+    """Events of the timeline up to a time, the latest first."""
 
 
 @maybe(
-    EventRow,
-    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts <= :ts AND e.position <> 0 "
-    "AND e.status = 0 ORDER BY e.origin_server_ts DESC, e.depth DESC, e.position DESC LIMIT 1",
+    int,
+    "SELECT gap FROM events WHERE room_nid = :room_nid AND origin_server_ts > :ts AND position <> 0 AND status = 0 "
+    "ORDER BY origin_server_ts, depth, position LIMIT 1",
 )
-def last_at_or_before(txn: Transaction, room_nid: int, ts: int) -> None: ...
+def gap_after(txn: Transaction, room_nid: int, ts: int) -> None:
+    """Whether events are missing before the first one after a time."""
 
 
 @maybe(

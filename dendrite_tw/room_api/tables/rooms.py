@@ -168,11 +168,6 @@ def upsert_memberships(txn: Transaction, rows: object) -> None: ...
 def joined_rooms(txn: Transaction, user_nid: int) -> None: ...
 
 
-@many(int, "SELECT user_nid FROM memberships WHERE room_nid = :room_nid")
-def members_of(txn: Transaction, room_nid: int) -> None:
-    """The users who have a membership of any kind."""
-
-
 @each("DELETE FROM memberships WHERE user_nid = :user_nid AND room_nid = :room_nid", row="user_nid room_nid")
 def delete_memberships(txn: Transaction, rows: object) -> None: ...
 
@@ -198,17 +193,36 @@ def local_memberships(txn: Transaction, room_nid: int) -> None:
 
 
 class MemberEventRow(msgspec.Struct, frozen=True):
+    depth: int
     position: int
     pdu: bytes
 
 
 @many(
     MemberEventRow,
-    "SELECT position, pdu FROM events WHERE room_nid = :room_nid AND slot_nid = :slot_nid AND status = 0 "
+    "SELECT depth, position, pdu FROM events WHERE room_nid = :room_nid AND slot_nid = ANY(:slot_nids) AND status = 0 "
     "ORDER BY position DESC LIMIT 50",
 )
-def member_events_of(txn: Transaction, room_nid: int, slot_nid: int) -> None:
-    """The newest values of a state slot in a room."""
+def member_events_of(txn: Transaction, room_nid: int, slot_nids: Sequence[int]) -> None:
+    """The newest values of some state slots in a room."""
+
+
+class MemberSlot(msgspec.Struct, frozen=True):
+    """A user with a membership in a room, and the place of the member events."""
+
+    user_id: str
+    membership: str
+    slot_nid: int
+
+
+@many(
+    MemberSlot,
+    "SELECT n.name, m.membership, s.slot_nid FROM memberships m JOIN names n ON n.name_nid = m.user_nid "
+    "JOIN state_slots s ON s.type = 'm.room.member' AND s.state_key = n.name "
+    "WHERE m.room_nid = :room_nid AND n.name LIKE :pattern ORDER BY m.position",
+)
+def member_slots(txn: Transaction, room_nid: int, pattern: str) -> None:
+    """The users with a membership of any kind whose IDs fit a pattern, those of the longest standing first."""
 
 
 @many(
