@@ -251,7 +251,7 @@ class Backfilling:
     ) -> StateMap | None:
         """The state before an event, from the first server that tells it."""
         for server in servers[:STATE_SERVERS]:
-            state = await self._missing.state_before(room, server, one.event, deadline)
+            state = await self._missing.state_before(room, server, one.event.event_id, deadline)
             if state is not None:
                 return state
         return None

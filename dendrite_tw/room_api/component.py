@@ -17,13 +17,14 @@ from .backfilling import Backfilling
 from .current import CurrentState, InvitePermission
 from .directory import Directory
 from .drafts import Drafting
-from .duties import GUESTS, PURGE, TOMBSTONE, Duties
+from .duties import GUESTS, PURGE, RECHECK, TOMBSTONE, Duties
 from .gaps import Gaps
 from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
 from .missing import Missing
+from .nearest import Nearest
 from .pages import Pages
 from .participation import Participation
 from .peers import Peers
@@ -35,6 +36,7 @@ from .receiving import Receiving
 from .redactions import Redactions
 from .relations import Relations
 from .remote.rooms import RemoteRooms
+from .remote.spaces import FarRooms
 from .reports import Reports
 from .room import Rooms
 from .server_view import ServerViewer
@@ -130,6 +132,7 @@ class RoomComponent:
             redactions=redactions,
             servers=servers,
             user_directory=user_directory,
+            duties=duties,
             server_name=server_name,
         )
         participation = Participation(
@@ -137,7 +140,7 @@ class RoomComponent:
         )
         verifying = Verifying(federation, world.clock, world.time)
         missing = Missing(
-            database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying
+            database=database, store=store, states=states, adoption=self.adoption, peers=peers, verifying=verifying
         )
         self.receiving = receiving = Receiving(
             rooms=self.rooms,
@@ -153,10 +156,13 @@ class RoomComponent:
         permission = InvitePermission(users, server_name)
         self.remote = remote = RemoteRooms(
             database=database,
+            outbox=self.outbox,
             names=names,
             rooms=self.rooms,
             snapshots=snapshots,
             store=store,
+            shown=shown,
+            servers=servers,
             chains=chains,
             current=current,
             permission=permission,
@@ -217,6 +223,20 @@ class RoomComponent:
         )
         pages = Pages(
             database=database, rooms=self.rooms, shown=shown, viewer=viewer, queries=queries, gaps=gaps
+        )
+        nearest = Nearest(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            viewer=viewer,
+            pages=pages,
+            writer=self.writer,
+            servers=servers,
+            peers=peers,
+            verifying=verifying,
+            missing=missing,
+            time=world.time,
+            server_name=server_name,
         )
         relations = Relations(
             database=database,
@@ -283,6 +303,7 @@ class RoomComponent:
             store=store,
             actions=actions,
             directory=directory,
+            far=FarRooms(federation, budget, world.clock, server_name),
             servers=servers,
             time=world.time,
             clock=world.clock,
@@ -308,6 +329,7 @@ class RoomComponent:
             GUESTS: guests.access_changed,
             TOMBSTONE: succession.buried,
             PURGE: purges.delete_rest,
+            RECHECK: remote.recheck,
         }
         self.upgrade = to_the_end(upgrades.upgrade)
         self.purge_room = to_the_end(purges.purge_room)
@@ -362,7 +384,7 @@ class RoomComponent:
         self.relations = relations.relations
         self.threads = relations.threads
         self.aggregations = relations.aggregations
-        self.timestamp_to_event = pages.timestamp_to_event
+        self.timestamp_to_event = nearest.timestamp_to_event
         self.visible = queries.visible
         self.make_membership = remote.asked.make_membership
         self.take_membership = to_the_end(remote.asked.take_membership)
