@@ -21,6 +21,7 @@ from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
+from .memberships import Memberships
 from .missing import Missing
 from .participation import Participation
 from .peers import Peers
@@ -171,6 +172,14 @@ class RoomComponent:
             key=key,
         )
         receiving.aside = remote.invitations.receive_aside
+        memberships = Memberships(
+            database=database,
+            rooms=self.rooms,
+            current=current,
+            permission=permission,
+            users=users,
+            server_name=server_name,
+        )
         actions = Actions(
             database=database,
             names=names,
@@ -179,8 +188,8 @@ class RoomComponent:
             store=store,
             current=current,
             permission=permission,
+            memberships=memberships,
             remote=remote,
-            users=users,
             user_directory=user_directory,
             clock=world.clock,
             random=world.random,
@@ -259,6 +268,7 @@ class RoomComponent:
             rooms=self.rooms,
             store=store,
             actions=actions,
+            memberships=memberships,
             directory=directory,
             servers=servers,
             time=world.time,

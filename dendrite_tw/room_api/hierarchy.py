@@ -25,6 +25,7 @@ from ..world import Clock, Random
 from .actions import Actions
 from .api import HierarchyRoom, PublicRoom
 from .directory import Directory
+from .memberships import Memberships
 from .room import Room, Rooms
 from .servers import Servers
 from .steps import is_local
@@ -88,6 +89,7 @@ class Hierarchy:
         rooms: Rooms,
         store: EventStore,
         actions: Actions,
+        memberships: Memberships,
         directory: Directory,
         servers: Servers,
         time: IReactorTime,
@@ -99,6 +101,7 @@ class Hierarchy:
         self._rooms = rooms
         self._store = store
         self._actions = actions
+        self._memberships = memberships
         self._directory = directory
         self._servers = servers
         self._time = time
@@ -256,7 +259,7 @@ class Hierarchy:
         if not _is_restricted(room, summary) or user_id is None:
             return False
         rules = (await self._actions.state(room, JOIN_RULES)).get(JOIN_RULES)
-        return rules is not None and await self._actions.in_allowed_room(rules.content.get("allow"), user_id)
+        return rules is not None and await self._memberships.in_allowed_room(rules.content.get("allow"), user_id)
 
     async def room_summary_for(self, room_id: str, user_id: str | None) -> tuple[PublicRoom, str | None]:
         """What a room shows to a user, or to anybody, and the user's membership; ``M_NOT_FOUND`` else."""

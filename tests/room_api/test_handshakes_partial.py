@@ -231,7 +231,14 @@ class PartialTests(PartialStory):
         self.assertIn(DAN, self.a.joined(room_id))
         self.complete()
         self.whole(room_id)
-        self.assertEqual(self.a.asked.count(("b.example", "send_join")), 1)
+
+    def test_one_who_was_banned_does_not_come_in_meanwhile(self) -> None:
+        room_id = self.large(name="Verona")
+        self.a.member(room_id, ALICE, "ban", DAN)
+        self.join(self.b, room_id, BOB)
+        self.net.refused(self.b.change(room_id, DAN, "join"), "M_FORBIDDEN", 403)
+        self.complete()
+        self.whole(room_id)
 
     def test_nobody_is_let_in_meanwhile(self) -> None:
         room_id = self.large()
