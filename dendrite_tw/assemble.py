@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -211,7 +211,7 @@ class Parts:
             self.federation = federation_component(config, world, self.databases.of("federation_api"), metrics)
             self.inbound = Inbound(
                 self.databases.of("federation_api"),
-                cast(Any, rooms),
+                rooms,
                 users,
                 keys,
                 client,

@@ -142,7 +142,12 @@ class RoomComponent:
             participation=participation,
             verifying=verifying,
             missing=Missing(
-                database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying
+                database=database,
+                store=store,
+                states=states,
+                adoption=self.adoption,
+                peers=peers,
+                verifying=verifying,
             ),
             time=world.time,
             server_name=server_name,
