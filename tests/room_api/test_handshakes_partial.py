@@ -289,6 +289,9 @@ class BelievedTooMuch(PartialStory):
         self.join(self.b, self.room_id, BOB)
         state = self.b.state(self.room_id, BOB)
         self.authority = [state["m.room.create", ""], state["m.room.power_levels", ""], self.joined]
+        chain = self.net.do(self.a.rooms.pdus([*self.authority, state["m.room.join_rules", ""]]))
+        told = [orjson.Fragment(pdu) for pdu in chain.values()]
+        self.c.answers["event_auth"] = lambda request: {"auth_chain": told}
         self.ends = [self.b.told[-1].event.event_id]
         self.depth = self.b.told[-1].event.depth
 
