@@ -363,7 +363,7 @@ class Actions:
             await self._claim_invite(change, change.third_party_signed)
         room = await self._rooms.find(change.room_id)
         own = change.action in ("join", "knock", "leave") and change.sender == change.target
-        if own and (room is None or not room.is_here) and await self._remote.change(change):
+        if own and (room is None or not room.is_here or not room.head.local) and await self._remote.change(change):
             room = await self._rooms.get(change.room_id)
         else:
             room = await self._rooms.find(change.room_id)

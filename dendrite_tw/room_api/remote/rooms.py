@@ -105,6 +105,7 @@ class RemoteRooms:
         )
         importing = Importing(adoption=adoption, stubs=self.stubs, clock=clock, on_partial=self.completing.begin)
         self.asking = Asking(
+            database=database,
             rooms=rooms,
             stubs=self.stubs,
             driver=driver,
