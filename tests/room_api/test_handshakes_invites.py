@@ -237,7 +237,6 @@ class InviteTests(JoinStory):
         self.b.member(room_id, BOB, "join")
         self.same_state(room_id, (self.a, ALICE), (self.b, BOB))
 
-
     def test_numbers_grow_along_the_graph(self) -> None:
         """An invite is known before what authorises it; once the room is, it stands behind that."""
         room_id = self.private()

@@ -1,7 +1,7 @@
 """Users of three servers come, go, invite, turn away and talk at random, while events are on their way.
 
-In the end everything has arrived, and all servers that are in the room must agree on it; a server that is not must
-know what became of its users' invites as far as it was told.  Some rooms are joined without their members.
+In the end everything has arrived, and all servers that are in the room must agree on it.  Some are joined without
+their members.
 """
 
 from __future__ import annotations
@@ -152,6 +152,26 @@ class Scene:
                 self.net.pause()
             self.net.memory.clock.advance(700)
 
+    def disagreements(self) -> list[tuple[str, str]]:
+        """Pairs of servers with different states that take each other to be in the room.
+
+        Where a server's last user was evicted by the resolution of branches, the others send it nothing any more,
+        and it does not learn that: so one that others do not count as a member is not held to agree with them.
+        """
+        seen: dict[str, tuple[Any, set[str]]] = {}
+        for server in self.servers:
+            room = self.net.do(server.rooms.rooms.find(self.room_id))
+            if room is not None and room.is_here and room.head.local:
+                joined = server.joined(self.room_id)
+                local = next(user for user in joined if user.endswith(server.name))
+                seen[server.name] = (server.state(self.room_id, local), {user.partition(":")[2] for user in joined})
+        return [
+            (one, other)
+            for one, (state, servers) in seen.items()
+            for other, (other_state, other_servers) in seen.items()
+            if one < other and one in other_servers and other in servers and state != other_state
+        ]
+
 
 class RandomTests(SynchronousTestCase):
     def test_servers_agree(self) -> None:
@@ -159,11 +179,4 @@ class RandomTests(SynchronousTestCase):
             scene = Scene(self, seed)
             scene.play(60)
             self.assertEqual(scene.errors, [], f"seed {seed}")
-            seen = {}
-            for server in scene.servers:
-                room = self.successResultOf(Deferred.fromCoroutine(server.rooms.rooms.find(scene.room_id)))
-                if room is not None and room.head.local and room.standing == 0:
-                    local = next(user for user in server.joined(scene.room_id) if user.endswith(server.name))
-                    state = server.state(scene.room_id, local)
-                    seen[server.name] = (sorted(state.items()), server.joined(scene.room_id))
-            self.assertLessEqual(len({str(one) for one in seen.values()}), 1, f"seed {seed}")
+            self.assertEqual(scene.disagreements(), [], f"seed {seed}")
