@@ -23,6 +23,7 @@ from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
+from .memberships import Memberships
 from .missing import Missing
 from .nearest import Nearest
 from .pages import Pages
@@ -177,6 +178,14 @@ class RoomComponent:
             key=key,
         )
         receiving.aside = remote.invitations.receive_aside
+        memberships = Memberships(
+            database=database,
+            rooms=self.rooms,
+            current=current,
+            permission=permission,
+            users=users,
+            server_name=server_name,
+        )
         actions = Actions(
             database=database,
             names=names,
@@ -185,8 +194,8 @@ class RoomComponent:
             store=store,
             current=current,
             permission=permission,
+            memberships=memberships,
             remote=remote,
-            users=users,
             user_directory=user_directory,
             clock=world.clock,
             random=world.random,
@@ -302,6 +311,7 @@ class RoomComponent:
             rooms=self.rooms,
             store=store,
             actions=actions,
+            memberships=memberships,
             directory=directory,
             far=FarRooms(federation, budget, world.clock, server_name),
             servers=servers,
