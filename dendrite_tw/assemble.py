@@ -250,7 +250,7 @@ class Parts:
         settings = client_settings(config)
         auth = InteractiveAuth(users, world, settings, captcha(settings, world))
         sections: list[Any] = [
-            RoomRoutes(rooms, users, world.clock, server_name),
+            RoomRoutes(rooms, users, self.others, world.clock, server_name),
             RoomAdminRoutes(rooms),
             SpaceRoutes(rooms),
             UserDirectoryRoutes(rooms),

@@ -21,7 +21,9 @@ from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
+from .memberships import Memberships
 from .missing import Missing
+from .nearest import Nearest
 from .participation import Participation
 from .peers import Peers
 from .placing import Placing
@@ -32,6 +34,7 @@ from .receiving import Receiving
 from .redactions import Redactions
 from .relations import Relations
 from .remote.rooms import RemoteRooms
+from .remote.spaces import FarRooms
 from .reports import Reports
 from .room import Rooms
 from .server_view import ServerViewer
@@ -134,20 +137,16 @@ class RoomComponent:
             database=database, names=names, rooms=self.rooms, store=store, servers=servers, budget=budget
         )
         verifying = Verifying(federation, world.clock, world.time)
+        missing = Missing(
+            database=database, store=store, states=states, adoption=self.adoption, peers=peers, verifying=verifying
+        )
         self.receiving = receiving = Receiving(
             rooms=self.rooms,
             writer=self.writer,
             servers=servers,
             participation=participation,
             verifying=verifying,
-            missing=Missing(
-                database=database,
-                store=store,
-                states=states,
-                adoption=self.adoption,
-                peers=peers,
-                verifying=verifying,
-            ),
+            missing=missing,
             time=world.time,
             server_name=server_name,
         )
@@ -176,6 +175,14 @@ class RoomComponent:
             key=key,
         )
         receiving.aside = remote.invitations.receive_aside
+        memberships = Memberships(
+            database=database,
+            rooms=self.rooms,
+            current=current,
+            permission=permission,
+            users=users,
+            server_name=server_name,
+        )
         actions = Actions(
             database=database,
             names=names,
@@ -184,8 +191,8 @@ class RoomComponent:
             store=store,
             current=current,
             permission=permission,
+            memberships=memberships,
             remote=remote,
-            users=users,
             user_directory=user_directory,
             clock=world.clock,
             random=world.random,
@@ -201,6 +208,20 @@ class RoomComponent:
             shown=shown,
             viewer=viewer,
             remote=remote,
+        )
+        nearest = Nearest(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            viewer=viewer,
+            queries=queries,
+            writer=self.writer,
+            servers=servers,
+            peers=peers,
+            verifying=verifying,
+            missing=missing,
+            time=world.time,
+            server_name=server_name,
         )
         relations = Relations(
             database=database,
@@ -264,7 +285,9 @@ class RoomComponent:
             rooms=self.rooms,
             store=store,
             actions=actions,
+            memberships=memberships,
             directory=directory,
+            far=FarRooms(federation, budget, world.clock, server_name),
             servers=servers,
             time=world.time,
             clock=world.clock,
@@ -345,7 +368,7 @@ class RoomComponent:
         self.relations = relations.relations
         self.threads = relations.threads
         self.aggregations = relations.aggregations
-        self.timestamp_to_event = queries.timestamp_to_event
+        self.timestamp_to_event = nearest.timestamp_to_event
         self.visible = queries.visible
         self.make_membership = remote.asked.make_membership
         self.take_membership = to_the_end(remote.asked.take_membership)

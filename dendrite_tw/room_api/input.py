@@ -100,9 +100,14 @@ class RoomWriter:
         return [outcome.event_id for outcome in outcomes]
 
     async def compose(self, room: Room, draft: Draft) -> Event:
-        """The event that a draft would become now; nothing is stored.  `MatrixError` where it is refused."""
-        event, _, _ = await self._drafting.compose(Batch(room, room.head), draft)
-        return event
+        """The event that a draft would become now, recommended by the room's policy server; nothing is stored.
+
+        `MatrixError` where it is refused.
+        """
+        batch = Batch(room, room.head)
+        event, _, _ = await self._drafting.compose(batch, draft)
+        policy = await self._policies.of(batch)
+        return event if policy is None else await self._policies.recommended(event, policy)
 
     async def take(self, room: Room, arrivals: Sequence[Arrival], *, also: Also | None = None) -> list[Outcome]:
         """Let events that exist already come into a room, in their order; says what became of each, once that is on

@@ -251,6 +251,15 @@ def last_at_or_before(txn: Transaction, room_nid: int, ts: int, count: int) -> N
 
 
 @maybe(
+    int,
+    "SELECT gap FROM events WHERE room_nid = :room_nid AND origin_server_ts > :ts AND position <> 0 AND status = 0 "
+    "ORDER BY origin_server_ts, depth, position LIMIT 1",
+)
+def gap_after(txn: Transaction, room_nid: int, ts: int) -> None:
+    """Whether events are missing before the first one after a time."""
+
+
+@maybe(
     str,
     "SELECT event_id FROM events WHERE sender_nid = :sender_nid AND txn_device = :device AND txn_id = :txn_id "
     "AND room_nid = :room_nid AND type_nid = :type_nid",
