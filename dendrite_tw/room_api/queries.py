@@ -12,7 +12,7 @@ import orjson
 
 from ..database.engines import Database
 from ..database.statements import Transaction
-from ..matrix.errors import forbidden, not_found
+from ..matrix.errors import MatrixError, forbidden, not_found
 from ..matrix.events import stripped
 from .api import ChangedSlot, EventFilter, LiveEvents, Membership, RoomEvent, RoomView
 from .current import STRIPPED_STATE
@@ -23,6 +23,7 @@ from .snapshots import Snapshots
 from .store import EventStore, RoomEvents
 from .tables import events as event_table
 from .tables import rooms as room_table
+from .tables.events import EventRow
 from .tables.names import Names, Slot
 from .viewing import Viewer
 
