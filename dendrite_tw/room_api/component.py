@@ -89,7 +89,7 @@ class RoomComponent:
         )
         redactions = Redactions(database, states, store, snapshots)
         peers = Peers(federation)
-        policies = Policies(states, peers, world.time)
+        policies = Policies(names, states, peers, world.time)
         self.writer = RoomWriter(
             database=database,
             rooms=self.rooms,
