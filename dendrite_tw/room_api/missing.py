@@ -18,7 +18,7 @@ from ..matrix.events import Event, ReceivedEvent
 from ..matrix.ordering import oldest_first
 from ..matrix.state_res import auth_order
 from .adoption import Adoption
-from .peers import Deadline, Peers, StateIds
+from .peers import MISSING_LIMIT, Deadline, Peers, StateIds
 from .room import Room
 from .snapshots import StateMap
 from .states import States
@@ -48,6 +48,10 @@ CHAIN_EVENTS = 200
 READ_AT_ONCE = 1000
 
 
+class Untold(Exception):
+    """A server does not give the events that an event refers to."""
+
+
 class Missing:
     """Fetches events for rooms."""
 
@@ -75,11 +79,12 @@ class Missing:
     ) -> list[ReceivedEvent]:
         """Events before one whose ``prev_events`` are not all here, oldest first; none that is here.
 
-        The first of them may themselves refer to what is not here.
+        The first of them may themselves refer to what is not here.  `Untold` if the server answers, and not with what
+        the event itself refers to.
         """
         found: dict[str, ReceivedEvent] = {}
         latest = [received]
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             ids = [one.event.event_id for one in latest][:LATEST]
             earliest = list(room.head.extremities[-EARLIEST:])
             pdus = await self._peers.missing_events(server, room.room_id, earliest, ids, deadline)
@@ -92,7 +97,10 @@ class Missing:
                 if not await self.is_here(room, one.event.event_id):
                     found[one.event.event_id] = one
             latest = await self.loose(room, [received, *found.values()])
-            if not latest or not fresh:
+            if number == 0 and pdus is not None and any(one is received for one in latest):
+                raise Untold
+            # An answer that has room for more says that there is no more to be had.
+            if not latest or not fresh or len(pdus or ()) < MISSING_LIMIT:
                 break
         wanted = self._before(received, found)
         return oldest_first(found[event_id] for event_id in wanted)

@@ -95,16 +95,48 @@ class MissingEventTests(TwoServers):
         self.network.deaf.add("a")
         self.assertIn("missing", self.pass_on("a", room_id, said[3:4])[said[3]])
         self.assertIsNone(self.b.status(said[3]))
+        self.assertGreater(len(self.network.asked), 0)
+        self.assertIn(said[4], self.pass_on("a", room_id, said[4:5]))
         asked = len(self.network.asked)
-        self.assertGreater(asked, 0)
-        for one in said[4:]:
+        for one in said[5:]:
             self.assertIn(one, self.pass_on("a", room_id, [one]))
-        self.assertEqual(len(self.network.asked), asked, "it was asked again at once")
+        self.assertEqual(len(self.network.asked), asked, "it was asked again and again")
         # Later it answers again, and one event brings the others along.
         self.network.deaf.clear()
         self.network.memory.clock.advance(5)
         self.assertEqual(self.pass_on("a", room_id, said[9:]), {})
         self.assertEqual(self.b.bodies(room_id), [str(number) for number in range(10)])
+
+    def test_a_past_that_is_kept_back(self) -> None:
+        """An event is dropped if its server does not give what is before it; further questions are not asked."""
+        room_id = self.shared_room()
+        said = [self.a.say(room_id, ALICE, str(number)) for number in range(4)]
+        for given in ([], said[:2], [{**self.a.event(said[2]).pdu_dict(), "content": {"body": 1.5}}]):
+            events = [self.a.event(one).pdu_dict() if isinstance(one, str) else one for one in given]
+            self.network.answers["a", "get_missing_events"] = lambda request, events=events: {"events": events}  # type: ignore[misc]
+            self.network.memory.clock.advance(10_000)
+            self.network.asked.clear()
+            self.assertIn("missing", self.pass_on("a", room_id, said[3:])[said[3]])
+            self.assertEqual(self.network.asked, [("b", "a", "get_missing_events")])
+            self.assertIsNone(self.b.status(said[3]))
+        self.network.answers.clear()
+        self.network.memory.clock.advance(10_000)
+        self.assertEqual(self.pass_on("a", room_id, said[3:]), {})
+        self.assertEqual(self.b.bodies(room_id), [str(number) for number in range(4)])
+
+    def test_an_answer_with_room_for_more_is_the_last(self) -> None:
+        """Of what the server does not give the state is asked for: once, not event after event."""
+        room_id = self.shared_room()
+        topic = self.a.send(room_id, ALICE, TOPIC, {"topic": "t"}, "")
+        said = [self.a.say(room_id, ALICE, str(number)) for number in range(2)]
+        self.network.answers["a", "get_missing_events"] = lambda request: {"events": [self.a.event(said[0]).pdu_dict()]}
+        self.assertEqual(self.pass_on("a", room_id, said[1:]), {})
+        endpoints = [endpoint for _, _, endpoint in self.network.asked]
+        self.assertEqual((endpoints.count("get_missing_events"), endpoints.count("state_ids")), (1, 1))
+        self.assertEqual(self.b.bodies(room_id), ["0", "1"])
+        self.assertEqual(self.b.row(said[0]).gap, 1)  # type: ignore[union-attr]
+        self.assertEqual(self.b.row(topic).position, 0)  # type: ignore[union-attr]
+        self.assert_same_state(room_id)
 
     def test_authority_is_asked_for(self) -> None:
         for endpoint_fails in (False, True):
@@ -136,20 +168,27 @@ class HostileServerTests(TwoServers):
     """A server that has a member in the room, and means no good."""
 
     def branches(self, room_id: str, width: int) -> list[Event]:
-        """Events that refer to events that nobody has."""
+        """Events that refer to some that nobody has, and one that refers to them."""
         version = self.a.room(room_id).version
         state = [self.a.event(one) for one in self.a.state(room_id).values()]
-        dreams = [
-            self.b.make(version, room_id, BOB, MESSAGE, {"body": f"dream {n}"}, prev=[], state=state, depth=9)
-            for n in range(width)
-        ]
-        return [self.b.make(version, room_id, BOB, MESSAGE, {"body": "real"}, prev=dreams, state=state)]
+
+        def make(body: str, prev: list[Event], depth: int = 9) -> Event:
+            return self.b.make(version, room_id, BOB, MESSAGE, {"body": body}, prev=prev, state=state, depth=depth)
+
+        dreams = [make(f"dream {n}", [make(f"before {n}", [], 8)]) for n in range(width)]
+        return [*dreams, make("real", dreams, 10)]
 
     def test_lies_about_the_past(self) -> None:
+        for width in (3, 20):
+            self.lie(width)
+
+    def lie(self, width: int) -> None:
         room_id = self.shared_room()
-        [event] = self.branches(room_id, 20)
+        *dreams, event = self.branches(room_id, width)
         lies: list[Any] = [
             {"events": []},
+            {"events": [orjson.loads(one.pdu) for one in dreams]},
+            {"events": [orjson.loads(one.pdu) for one in dreams[1:]]},
             {"events": [1, {}, {"room_id": room_id}] * 10},
             {"events": "none"},
             [],
@@ -188,7 +227,7 @@ class HostileServerTests(TwoServers):
         def answer(request: Any) -> Any:
             latest = [given[one] for one in request.body["latest_events"] if one in given]
             found = [given[one] for event in latest for one in event.prev_events if one in given]
-            return {"events": [orjson.loads(one.pdu) for one in found]}
+            return {"events": [orjson.loads(one.pdu) for one in found] * 20}
 
         self.network.answers["b", "get_missing_events"] = answer
         self.network.answers["b", "state_ids"] = lambda request: RawAnswer(404, b"{}")
@@ -244,11 +283,10 @@ class HostileServerTests(TwoServers):
         others = [event for event in state if event.type != "m.room.power_levels"]
         tip = self.a.event(ban)
         dream = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "d"}, prev=[tip], state=state)
-        event = self.b.make(
-            ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "x"}, prev=[tip, dream], state=[*others, state[0]]
-        )
+        said = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "x"}, prev=[tip, dream], state=others)
+        event = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "y"}, prev=[said], state=others)
         events = {one.event_id: one for one in [*state, levels, dream]}
-        self.network.answers["b", "get_missing_events"] = lambda request: {"events": []}
+        self.network.answers["b", "get_missing_events"] = lambda request: {"events": [orjson.loads(said.pdu)]}
         self.network.answers["b", "state_ids"] = lambda request: {
             "pdu_ids": [one.event_id for one in [*others, levels]],
             "auth_chain_ids": [one.event_id for one in state],
@@ -256,7 +294,9 @@ class HostileServerTests(TwoServers):
         self.network.answers["b", "event"] = lambda request: {
             "pdus": [orjson.loads(events[request.path.rsplit("/", 1)[1].replace("%24", "$")].pdu)]
         }
-        self.pass_on("b", room_id, [event])
+        self.assertEqual(self.pass_on("b", room_id, [event]), {})
+        self.assertEqual(self.a.timeline(room_id)[-2:], [said.event_id, event.event_id])
+        self.assertIsNotNone(self.a.row(levels.event_id), "what was told was looked at")
         self.assertEqual(self.a.state(room_id)["m.room.power_levels", ""], ban)
         self.assertEqual(self.a.content(room_id, "m.room.power_levels")["users"][BOB], 10)
 
