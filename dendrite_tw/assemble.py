@@ -69,6 +69,7 @@ log = Logger()
 
 PRUNE_SECONDS = 3600
 PROBE_SECONDS = 5
+REST_SECONDS = 10
 
 DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
 """The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
@@ -161,6 +162,12 @@ class Databases:
         for database in self._open.values():
             if database.failing:
                 await database.probe()
+
+    def rest(self) -> None:
+        """Let the databases that are not used at the moment give back memory."""
+        for database in self._open.values():
+            if isinstance(database, SQLiteDatabase):
+                database.rest()
 
     async def close(self) -> None:
         for database in self._open.values():
@@ -267,6 +274,8 @@ class Parts:
         self._prune_keys.clock = world.time
         self._probe = LoopingCall(lambda: Deferred.fromCoroutine(self.databases.probe()))
         self._probe.clock = world.time
+        self._rest = LoopingCall(self.databases.rest)
+        self._rest.clock = world.time
         self._sweep = LoopingCall(budget.sweep)
         self._sweep.clock = world.time
         self._sweep_seconds = max(60.0, config.global_.cache.max_age)
@@ -318,6 +327,7 @@ class Parts:
         self.last_seen.start()
         self._prune_keys.start(PRUNE_SECONDS, now=False)
         self._probe.start(PROBE_SECONDS, now=False)
+        self._rest.start(REST_SECONDS, now=False)
         self._sweep.start(self._sweep_seconds, now=False)
 
     def _active_syncs(self) -> int:
@@ -329,7 +339,7 @@ class Parts:
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
-        for loop in (self._prune_keys, self._sweep, self._probe):
+        for loop in (self._prune_keys, self._sweep, self._rest, self._probe):
             if loop.running:
                 loop.stop()
         await self.last_seen.stop()

@@ -7,7 +7,6 @@ room as it was.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -83,7 +82,7 @@ class Room:
     version: RoomVersion
     room_nid: int = 0
     head: Head = field(default_factory=Head)
-    waiting: deque[Work] = field(default_factory=deque)
+    waiting: list[Work] = field(default_factory=list)
     writing: bool = False
     summary: tuple[int, PublicRoom] | None = None
     stale: bool = False

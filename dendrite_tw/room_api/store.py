@@ -14,7 +14,7 @@ from ..cache import Cache, CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.canonical_json import tight
-from ..matrix.events import Event, client_json, event_from_storage
+from ..matrix.events import Event, client_json, event_from_storage, shared
 from ..matrix.relations import relation_of
 from ..matrix.room_versions import ROOM_VERSIONS
 from .api import RoomEvent
@@ -76,6 +76,7 @@ def room_event(
 ) -> RoomEvent:
     """What callers are shown of an event; ``replaced`` is the state that it took the place of."""
     relation = relation_of(event.content)
+    membership = event.membership if event.state_key is not None else None
     return RoomEvent(
         event_id=event.event_id,
         room_id=event.room_id,
@@ -86,7 +87,7 @@ def room_event(
         position=position,
         depth=event.depth,
         client=client_json(event),
-        membership=event.membership if event.state_key is not None else None,
+        membership=None if membership is None else shared(membership),
         has_url=isinstance(event.content.get("url"), str),
         rel_type=relation.rel_type if relation else None,
         relates_to=relation.event_id if relation else None,

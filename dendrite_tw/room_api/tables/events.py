@@ -21,7 +21,7 @@ FROM = "FROM events e JOIN rooms r ON r.room_nid = e.room_nid"
 ACCEPTED, SOFT_FAILED, REJECTED = 0, 1, 2
 
 
-class EventRow(msgspec.Struct, frozen=True):
+class EventRow(msgspec.Struct, frozen=True, gc=False):
     """An event as it is stored."""
 
     event_nid: int
