@@ -112,16 +112,17 @@ class RoomEvents:
         """`RoomEvent`s of `rows`, in their order."""
         wanted = {nid for row in rows for nid in (row.replaces_nid, row.redacted_by_nid) if nid}
         others = await self._store.by_nid(wanted) if wanted else {}
-        return [self._show(row, others) for row in rows]
+        known = self._shown.get_many(row.event_nid for row in rows)
+        return [
+            found if found is not None and _may_remember(row) else self._show(row, others)
+            for found, row in zip(known, rows, strict=True)
+        ]
 
     def _show(self, row: EventRow, others: Mapping[int, Event]) -> RoomEvent:
-        if row.redacted_by_nid is not None or row.replaces_nid is not None:
-            return _shown(row, others)
-        known = self._shown.get(row.event_nid)
-        if known is None:
-            known = _shown(row, others)
-            self._shown.put(row.event_nid, known)
-        return known
+        shown = _shown(row, others)
+        if _may_remember(row):
+            self._shown.put(row.event_nid, shown)
+        return shown
 
     async def by_nid(self, nids: Sequence[int]) -> list[RoomEvent]:
         """The events with these numbers, in the order of the numbers given."""
@@ -133,6 +134,12 @@ class RoomEvents:
         wanted = {nid for row in rows for nid in (row.replaces_nid, row.redacted_by_nid) if nid}
         others = {row.event_nid: stored_event(row) for row in await events_by_nid(txn, list(wanted))} if wanted else {}
         return [_shown(row, others) for row in rows]
+
+
+def _may_remember(row: EventRow) -> bool:
+    """Whether nothing but a redaction changes how the event is shown; one that was redacted may be remembered as
+    it was before."""
+    return row.redacted_by_nid is None and row.replaces_nid is None
 
 
 def _shown(row: EventRow, others: Mapping[int, Event]) -> RoomEvent:
