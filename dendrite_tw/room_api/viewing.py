@@ -146,7 +146,7 @@ class Viewer:
 
 def _after(row: EventRow, user_id: str) -> tuple[Visibility | None, str | None] | None:
     """What the event itself sets of the two sides; `None` where it sets neither."""
-    if b"m.room.member" not in row.pdu and b"m.room.history_visibility" not in row.pdu:
+    if row.slot_nid is None or (b"m.room.member" not in row.pdu and b"m.room.history_visibility" not in row.pdu):
         return None
     pdu = orjson.loads(row.pdu)
     if pdu.get("type") == HISTORY_VISIBILITY and pdu.get("state_key") == "":

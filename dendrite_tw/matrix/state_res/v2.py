@@ -64,33 +64,29 @@ def full_conflicted_set(
     _exclude_common(difference, unconflicted, graph)
     found: BitMap = state_set | difference
     if subgraph:
-        found |= _between(state_set, everything, graph)
+        found |= _between(state_set, everything - found, graph)
     return found
 
 
 def _union(bitmaps: Iterable[BitMap]) -> BitMap:
-    found = BitMap()
-    for bitmap in bitmaps:
-        found |= bitmap
-    return found
+    """All of them together: two at a time would copy what is there already once for each."""
+    listed = list(bitmaps)
+    if len(listed) > 1:
+        return BitMap.union(*listed)
+    return listed[0].copy() if listed else BitMap()
 
 
 def _exclude_common(difference: BitMap, unconflicted: Mapping[StateKey, int], graph: AuthGraph) -> None:
     """Take out of the difference what is behind an event that all states share."""
     if not difference:
         return
-    shared = BitMap(unconflicted.values())
     oldest = difference.min()
     # An event builds only on what has a smaller number.
-    for number in shared.iter_equal_or_larger(oldest + 1):
-        difference -= graph.auth_chain(number)
-        if not difference:
-            return
+    difference -= _union(graph.auth_chain(number) for number in unconflicted.values() if number > oldest)
 
 
-def _between(state_set: BitMap, reached: BitMap, graph: AuthGraph) -> BitMap:
-    """The conflicted state subgraph: what is behind one event of the set and builds on another."""
-    candidates = reached - state_set
+def _between(state_set: BitMap, candidates: BitMap, graph: AuthGraph) -> BitMap:
+    """The conflicted state subgraph: of what is behind one event of the set, that which builds on another."""
     return BitMap(
         number
         for number in candidates.iter_equal_or_larger(state_set.min() + 1)
@@ -249,15 +245,16 @@ class _Resolution:
 
     def apply(self, numbers: Iterable[int]) -> None:
         """The iterative auth checks: let each event that the state allows be part of it."""
+        look_up = self._graph.event
         for number in numbers:
-            event = self._graph.event(number)
+            event = look_up(number)
             if event.state_key is None:
                 continue
             place = self._places(number, event)
             create, levels = place.get(_CREATE), None
             if create is not None:
                 levels = self._power_levels(create, place.get(_POWER_LEVELS))
-            state = {key: self._graph.event(found) for key, found in place.items()}
+            state = {key: look_up(found) for key, found in place.items()}
             try:
                 check_auth(event, state, power_levels=levels)
             except AuthError:
@@ -275,9 +272,12 @@ class _Resolution:
         )
         if not self._version.create_event_in_auth_events:
             keys.append(_CREATE)
+        judged, start = self.judged.get, self._start.get
         place = {}
         for key in keys:
-            found = self._find(key)
+            found = judged(key)
+            if found is None:
+                found = start(key)
             if found is None:
                 found = self._authority(number).get(key)
                 if found is None or self._graph.is_rejected(found):

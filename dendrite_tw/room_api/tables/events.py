@@ -14,7 +14,7 @@ from ...database.statements import Transaction, each, many, maybe, none, one
 
 COLUMNS = (
     "e.event_nid, e.event_id, r.room_id, r.version, e.depth, e.position, e.snapshot_nid, e.status, "
-    "e.txn_device, e.txn_id, e.pdu, e.replaces_nid, e.redacted_by_nid"
+    "e.txn_device, e.txn_id, e.pdu, e.replaces_nid, e.redacted_by_nid, e.slot_nid"
 )
 FROM = "FROM events e JOIN rooms r ON r.room_nid = e.room_nid"
 
@@ -37,6 +37,8 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     pdu: bytes
     replaces_nid: int | None
     redacted_by_nid: int | None
+    slot_nid: int | None
+    """Its place in the state; `None` for a message event."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -86,8 +88,8 @@ def newest_live(txn: Transaction, room_nid: int, after: int, upto: int, count: i
 
 @many(
     EventRow,
-    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth < :depth OR (e.depth = :depth AND "
-    "e.position <= :position)) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth DESC, e.position DESC "
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth, e.position) <= (:depth, "
+    ":position) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth DESC, e.position DESC "
     "LIMIT :count",
 )
 def history_back(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
@@ -96,8 +98,8 @@ def history_back(txn: Transaction, room_nid: int, depth: int, position: int, cou
 
 @many(
     EventRow,
-    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth > :depth OR (e.depth = :depth AND "
-    "e.position > :position)) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth, e.position LIMIT :count",
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth, e.position) > (:depth, "
+    ":position) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth, e.position LIMIT :count",
 )
 def history_on(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
     """Events after a place, earliest first."""
