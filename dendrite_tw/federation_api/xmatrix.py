@@ -15,11 +15,12 @@ from typing import Any, Protocol
 import msgspec
 
 from ..matrix import canonical_json, signing
-from ..matrix.errors import MatrixError
+from ..matrix.errors import MatrixError, invalid_param
 from ..matrix.identifiers import is_server_name
 from ..matrix.keys import SigningKey
 from ..matrix.signing import SignatureError
 from ..web.resource import Exchange
+from .failures import FailedRequests
 
 HEADER_LIMIT = 4096
 """No honest header is longer: two names of 255 bytes, a key id and a signature."""
@@ -44,6 +45,10 @@ class XMatrix(msgspec.Struct, frozen=True):
     key_id: str
     signature: str
     destination: str | None = None
+
+
+class NotAServerName(ValueError):
+    """Somebody calls themselves what no server can be called."""
 
 
 class Verifier(Protocol):
@@ -78,8 +83,10 @@ def parse_header(header: str) -> XMatrix:
         at = parameter.end()
     origin, key_id = found.get("origin", ""), found.get("key", "")
     signature = found.get("sig") or found.get("signature") or ""
-    if not is_server_name(origin) or not key_id or len(key_id) > KEY_ID_LIMIT or not signature:
+    if not origin or not key_id or len(key_id) > KEY_ID_LIMIT or not signature:
         raise ValueError("origin, key or sig is missing or malformed")
+    if not is_server_name(origin):
+        raise NotAServerName("the origin is not the name of a server")
     return XMatrix(origin, key_id, signature, found.get("destination"))
 
 
@@ -132,12 +139,14 @@ class ServerAuthenticator:
         verifier: Verifier,
         now_ms: Callable[[], int],
         on_seen: Callable[[str], Awaitable[None]],
+        failures: FailedRequests,
     ) -> None:
         """`server_names` are those of this server; `on_seen` is told of every server that proved who it is."""
         self._server_names = server_names
         self._verifier = verifier
         self._now_ms = now_ms
         self._on_seen = on_seen
+        self._failures = failures
 
     async def origin_of(self, exchange: Exchange) -> str:
         """The name of the server that signed a request; ``M_UNAUTHORIZED`` where none did."""
@@ -146,12 +155,26 @@ class ServerAuthenticator:
             raise unauthorized("The request is not signed.")
         try:
             said = parse_header(header)
+        except NotAServerName:
+            raise invalid_param("The origin in the Authorization header is not the name of a server.") from None
         except ValueError as error:
             raise unauthorized(f"The Authorization header cannot be read: {error}.") from None
         if said.destination is not None and said.destination not in self._server_names:
             raise unauthorized("The request is signed for another server.")
         if said.origin in self._server_names:
             raise unauthorized("The request claims to be from this server.")
+        self._failures.check(exchange.ip, said.origin)
+        try:
+            await self._verify(exchange, said)
+        except MatrixError:
+            self._failures.failed(exchange.ip, said.origin)
+            raise
+        self._failures.passed(exchange.ip, said.origin)
+        await self._on_seen(said.origin)
+        return said.origin
+
+    async def _verify(self, exchange: Exchange, said: XMatrix) -> None:
+        """Raise `MatrixError` unless the request is signed as it says."""
         try:
             uri = exchange.uri.decode("ascii")
             content = exchange.body or None
@@ -163,8 +186,6 @@ class ServerAuthenticator:
             raise MatrixError(400, "M_NOT_JSON", "The request body is not valid JSON.") from None
         except SignatureError as error:
             raise unauthorized(f"The signature of {said.origin} cannot be confirmed: {error}.") from None
-        await self._on_seen(said.origin)
-        return said.origin
 
 
 def unauthorized(error: str) -> MatrixError:

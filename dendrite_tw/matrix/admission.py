@@ -11,7 +11,7 @@ before it passed, so that an event nobody signed costs no look-up of state.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import msgspec
@@ -259,7 +259,7 @@ def admit_verified(received: ReceivedEvent) -> Steps:
         check_auth(event, before)
     except AuthError as error:
         return Admission("rejected", str(error), event, redacted)
-    current = yield CurrentState(event.room_id, _needed(event))
+    current = yield CurrentState(event.room_id, auth_keys(event))
     if current is not None:
         try:
             check_auth(event, cast(StateMap, current))
@@ -302,7 +302,7 @@ def _check_authority(event: Event, known: Mapping[str, KnownEvent]) -> None:
     check_auth(event, auth_state(named, create))
 
 
-def _needed(event: Event) -> tuple[tuple[str, str], ...]:
+def auth_keys(event: Event) -> tuple[tuple[str, str], ...]:
     keys = auth_event_keys(
         version=event.version,
         type=event.type,
@@ -316,7 +316,30 @@ def _needed(event: Event) -> tuple[tuple[str, str], ...]:
 def _state_before(event: Event) -> Generator[Question, Any, StateMap | None]:
     if not event.prev_events:
         return {}
-    return cast("StateMap | None", (yield StateBefore(event, _needed(event))))
+    return cast("StateMap | None", (yield StateBefore(event, auth_keys(event))))
+
+
+def judge_apart(events: Iterable[Event], known: Mapping[str, KnownEvent]) -> dict[str, str]:
+    """Why, by id, events known apart from the timeline are rejected: those that their auth events do not allow.
+
+    ``events`` are in the order of authority, as `state_res.auth_order` has them; ``known`` are those that are here
+    already.  What names an event that is in neither is passed over: nothing can be said of it.
+    """
+    judged = dict(known)
+    rejected: dict[str, str] = {}
+    for event in events:
+        wanted = {*event.auth_events, *filter(None, [_create_id(event)])}
+        if not wanted <= judged.keys():
+            continue
+        try:
+            if event.type == "m.room.create":
+                check_auth(event, {})
+            else:
+                _check_authority(event, {event_id: judged[event_id] for event_id in wanted})
+        except AuthError as error:
+            rejected[event.event_id] = str(error)
+        judged[event.event_id] = KnownEvent(event, event.event_id in rejected)
+    return rejected
 
 
 # --- policy servers -------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
-import orjson
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -23,14 +22,15 @@ from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
 from ..matrix.events import Event
 from ..matrix.identifiers import is_event_id, is_historical_user_id, is_room_alias, is_room_id, server_name_of
-from ..matrix.power_levels import PowerLevels
 from ..matrix.relations import relation_of
 from ..matrix.room_versions import ROOM_VERSIONS
-from ..user_api.api import UserAPI
 from ..world import Clock, Random
 from . import creation
 from .api import MembershipChange, NewEvent, NewRoom
+from .current import CurrentState, InvitePermission
 from .input import RoomWriter
+from .memberships import Memberships
+from .remote.rooms import RemoteRooms
 from .room import Draft, Room, Rooms
 from .store import EventStore
 from .tables import relations as relation_table
@@ -43,9 +43,6 @@ log = Logger()
 
 MEMBER = "m.room.member"
 CANONICAL_ALIAS = "m.room.canonical_alias"
-
-SET_BY_SERVERS = ("membership", "join_authorised_via_users_server", "third_party_invite")
-"""What a client does not decide about its own join: with it, it could vouch for itself."""
 
 NOT_KEPT = ("displayname", "avatar_url", "join_authorised_via_users_server", "third_party_invite", "reason")
 """What of a member event is not told again when the profile in it is renewed."""
@@ -85,7 +82,10 @@ class Actions:
         rooms: Rooms,
         writer: RoomWriter,
         store: EventStore,
-        users: UserAPI,
+        current: CurrentState,
+        permission: InvitePermission,
+        memberships: Memberships,
+        remote: RemoteRooms,
         user_directory: UserDirectory,
         clock: Clock,
         random: Random,
@@ -93,11 +93,14 @@ class Actions:
         default_room_version: str,
     ) -> None:
         self._database = database
+        self._current = current
+        self._permission = permission
+        self._memberships = memberships
+        self._remote = remote
         self._names = names
         self._rooms = rooms
         self._writer = writer
         self._events = store
-        self._users = users
         self._user_directory = user_directory
         self._clock = clock
         self._random = random
@@ -114,19 +117,11 @@ class Actions:
 
     async def state(self, room: Room, *keys: Slot) -> dict[Slot, Event]:
         """The current state events at `keys`, where set."""
-        nids = {}
-        for key in keys:
-            slot = self._names.remembered_slot(key) or await self._database.read(self._names.find_slot, key)
-            nid = room.head.state.get(slot) if slot else None
-            if nid is not None:
-                nids[key] = nid
-        events = await self._events.by_nid(nids.values())
-        return {key: events[nid] for key, nid in nids.items()}
+        return await self._current(room, *keys)
 
     async def membership(self, room: Room, user_id: str) -> str | None:
         """A user's current membership."""
-        event = (await self.state(room, (MEMBER, user_id))).get((MEMBER, user_id))
-        return event.membership if event else None
+        return await self._current.membership(room, user_id)
 
     async def joined_users(self, room_id: str) -> list[str]:
         """The joined users of a room that is known."""
@@ -160,11 +155,12 @@ class Actions:
             )
             drafts = creation.first_events(room, version, alias)
             drafts[0] = replace(drafts[0], timestamp=self.creation_time())
-            drafts += [
+            invites = [
                 Draft(sender=room.creator, type=MEMBER, content=content, state_key=user_id)
                 for user_id in creation.invitations(room)
-                for content in [await self._invitation(user_id, room.creator, None, {}, room.is_direct)]
+                for content in [await self._memberships.invitation(user_id, {}, room.is_direct)]
             ]
+            drafts += [invite for invite in invites if not self._is_abroad(invite.state_key)]
 
             async def name_and_list(txn: Transaction, room_nid: int) -> None:
                 if alias is not None and not await room_table.insert_alias(
@@ -182,14 +178,19 @@ class Actions:
                 raise
         finally:
             self._aliases_in_the_making.discard(alias or "")
+        await self._remote.invite_all(fresh, [invite for invite in invites if self._is_abroad(invite.state_key)])
         return fresh.room_id
+
+    def _is_abroad(self, user_id: str | None) -> bool:
+        """Whether a user is one of another server."""
+        return is_historical_user_id(user_id) and server_name_of(user_id) != self._server_name
 
     async def _check_initial_state(self, room: NewRoom, alias: str | None) -> None:
         """Hold ``initial_state`` to what `send` holds state to."""
         for event in room.initial_state:
             content, target = event["content"], event.get("state_key", "")
             if event["type"] == MEMBER and content.get("membership") == "invite" and is_historical_user_id(target):
-                await self._check_invitation(target)
+                await self._permission.check(target)
             if event["type"] == CANONICAL_ALIAS and target == "":
                 for named in _aliases(content):
                     _check_alias_syntax(named)
@@ -226,7 +227,7 @@ class Actions:
         if "\0" in (event.transaction_id or ""):
             raise invalid_param("A transaction ID has no NUL characters.")
         room = await self._rooms.find(event.room_id)
-        if room is None:
+        if room is None or room.standing == room_table.ELSEWHERE:
             raise forbidden("You are not in this room.")
         if event.transaction_id is None or event.device_id is None:
             return await self._send(room, event)
@@ -259,6 +260,8 @@ class Actions:
     async def _send(self, room: Room, event: NewEvent) -> str:
         if event.type == "m.room.tombstone" and event.content.get("replacement_room") == room.room_id:
             raise invalid_param("A room cannot take its own place.")
+        if event.type == MEMBER and event.state_key != event.sender:
+            await self._remote.completing.whole(room)
         if event.state_key is not None:
             return await self._deliver(room, replace_content(event, await self._checked_state(room, event)))
         relation = relation_of(event.content)
@@ -299,6 +302,8 @@ class Actions:
             device_id=event.device_id if event.transaction_id is not None else None,
             transaction_id=event.transaction_id,
         )
+        if event.type == MEMBER and event.content.get("membership") == "invite" and self._is_abroad(event.state_key):
+            return await self._remote.invite(room, draft)
         return (await self._writer.submit(room, [draft]))[0]
 
     async def _unchanged(self, room: Room, event: NewEvent) -> str | None:
@@ -319,9 +324,9 @@ class Actions:
             return event.content
         membership = event.content.get("membership")
         if membership == "invite" and is_historical_user_id(event.state_key):
-            await self._check_invitation(event.state_key)
+            await self._permission.check(event.state_key)
         if membership == "join" and event.state_key == event.sender:
-            return await self._join_content(room, event.sender, event.content, event.is_guest)
+            return await self._memberships.join(room, event.sender, event.content, event.is_guest)
         return event.content
 
     async def _check_canonical_alias(self, room: Room, content: dict[str, Any]) -> None:
@@ -333,9 +338,18 @@ class Actions:
             _check_alias_syntax(alias)
             if alias in known:
                 continue
-            row = await self._database.read(room_table.alias_row, alias)
-            if row is None or row.room_id != room.room_id:
+            if await self._room_of_alias(alias) != room.room_id:
                 raise _bad_alias(alias)
+
+    async def _room_of_alias(self, alias: str) -> str | None:
+        """The room that an alias names, as this server or that of the alias knows."""
+        if server_name_of(alias) == self._server_name:
+            row = await self._database.read(room_table.alias_row, alias)
+            return row.room_id if row is not None else None
+        try:
+            return (await self._remote.aliases.resolve(alias)).room_id
+        except MatrixError:
+            return None
 
     # --- membership ---
 
@@ -345,21 +359,18 @@ class Actions:
             raise invalid_param("That is not a room ID.")
         if not is_historical_user_id(change.target):
             raise invalid_param("That is not a user ID.")
+        if change.third_party_signed is not None and change.action == "join":
+            await self._claim_invite(change, change.third_party_signed)
         room = await self._rooms.find(change.room_id)
-        if room is None:
-            if change.action in ("join", "knock", "leave"):
-                raise not_found("No server that knows this room can be reached.")
-            raise forbidden("You are not in this room.")
-        action = getattr(self, f"_{change.action}")
-        content = await action(room, change)
-        if content is None:
-            return room.room_id
-        if change.reason is not None:
-            content["reason"] = change.reason
-        event = NewEvent(
-            room_id=room.room_id, sender=change.sender, type=MEMBER, content=content, state_key=change.target
-        )
-        await self._deliver(room, event)
+        own = change.action in ("join", "knock", "leave") and change.sender == change.target
+        if own and (room is None or not room.is_here or not room.head.local) and await self._remote.change(change):
+            room = await self._rooms.get(change.room_id)
+        else:
+            room = await self._rooms.find(change.room_id)
+            if room is None:
+                raise forbidden("You are not in this room.")
+            if not await self._change_here(room, change):
+                return room.room_id
         if change.action == "join" and self.after_join is not None:
             try:
                 await self.after_join(room, change.target)
@@ -369,133 +380,52 @@ class Actions:
                 )
         return room.room_id
 
-    async def _join(self, room: Room, change: MembershipChange) -> dict[str, Any] | None:
-        current = await self.membership(room, change.target)
-        if current == "join" and not change.content:
-            return None
-        content = await self._join_content(room, change.target, {**change.profile, **change.content}, change.is_guest)
-        if change.third_party_signed is not None:
-            content["third_party_invite"] = {"signed": change.third_party_signed}
-        return content
+    async def _claim_invite(self, change: MembershipChange, signed: dict[str, Any]) -> None:
+        """Let a user be invited who has shown that an invited address is theirs."""
+        room = await self._rooms.find(change.room_id)
+        if room is None or await self.membership(room, change.target) not in ("join", "invite"):
+            await self._remote.claim_invite(change.room_id, change.target, signed)
 
-    async def _join_content(self, room: Room, user_id: str, wanted: dict[str, Any], is_guest: bool) -> dict[str, Any]:
-        """The content of a join of a local user who `wanted` this: without what is not theirs to say."""
-        current = await self.membership(room, user_id)
-        if is_guest and current != "join":
-            await self._check_guest(room)
-        content = {key: value for key, value in wanted.items() if key not in SET_BY_SERVERS} | {"membership": "join"}
-        if current not in ("join", "invite"):
-            authoriser = await self._join_authoriser(room, user_id)
-            if authoriser is not None:
-                content["join_authorised_via_users_server"] = authoriser
-        return content
-
-    async def _check_guest(self, room: Room) -> None:
-        key = ("m.room.guest_access", "")
-        event = (await self.state(room, key)).get(key)
-        if event is None or event.content.get("guest_access") != "can_join":
-            raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not join this room.")
-
-    async def _join_authoriser(self, room: Room, user_id: str) -> str | None:
-        """Who vouches for a join to a restricted room; `None` where the rule is another one.
-
-        ``M_FORBIDDEN`` where the user is in none of the rooms that would allow it,
-        ``M_UNABLE_TO_GRANT_JOIN`` where nobody here may vouch.
-        """
-        rules_key, levels_key, create_key = (
-            ("m.room.join_rules", ""),
-            ("m.room.power_levels", ""),
-            ("m.room.create", ""),
+    async def _change_here(self, room: Room, change: MembershipChange) -> bool:
+        """Carry out a change in a room that this server is in; `False` if there is nothing to change."""
+        if not room.is_here:
+            raise forbidden("You are not in this room.")
+        if change.target != change.sender:
+            await self._remote.completing.whole(room)
+        unknown = change.action == "join" and await self._is_unknown(room, change.target)
+        if unknown and await self._remote.join_through_another(room, change):
+            return True
+        try:
+            content = await self._memberships.of(room, change)
+        except MatrixError as error:
+            unable = change.action == "join" and error.errcode == "M_UNABLE_TO_GRANT_JOIN"
+            if not unable or not await self._remote.join_through_another(room, change):
+                raise
+            return True
+        if content is None:
+            return False
+        event = NewEvent(
+            room_id=room.room_id, sender=change.sender, type=MEMBER, content=content, state_key=change.target
         )
-        state = await self.state(room, rules_key, levels_key, create_key)
-        rules = state[rules_key].content if rules_key in state else {}
-        if rules.get("join_rule") not in ("restricted", "knock_restricted"):
-            return None
-        if not await self.in_allowed_room(rules.get("allow"), user_id):
-            raise forbidden("You are in none of the rooms whose members may join this one.")
-        levels = PowerLevels(state[create_key], state.get(levels_key))
-        if levels.users_default >= levels.invite:
-            for member in await self._database.read(room_table.some_local_members, room.room_nid, 100):
-                if levels.user_level(member) >= levels.invite:
-                    return member
-        for member in levels.named:
-            if (
-                levels.user_level(member) >= levels.invite
-                and ":" in member
-                and server_name_of(member) == self._server_name
-                and await self.membership(room, member) == "join"
-            ):
-                return member
-        raise MatrixError(400, "M_UNABLE_TO_GRANT_JOIN", "No user of this server may let others into the room.")
+        await self._deliver(room, event)
+        return True
 
-    async def in_allowed_room(self, allow: object, user_id: str) -> bool:
-        """Whether a user is joined to one of the rooms that ``allow`` of restricted join rules names."""
-        for rule in allow if isinstance(allow, list) else []:
-            if not isinstance(rule, dict) or rule.get("type") != "m.room_membership":
-                continue
-            room_id = rule.get("room_id")
-            allowed = await self._rooms.find(room_id) if isinstance(room_id, str) else None
-            if allowed is not None and await self.membership(allowed, user_id) == "join":
-                return True
-        return False
-
-    async def _leave(self, room: Room, change: MembershipChange) -> dict[str, Any] | None:
-        membership = await self.membership(room, change.target)
-        if membership is None:
-            raise not_found("You are not in this room.")
-        return None if membership == "leave" else {"membership": "leave"}
-
-    async def _invite(self, room: Room, change: MembershipChange) -> dict[str, Any]:
-        is_direct = change.content.get("is_direct") is True
-        return await self._invitation(change.target, change.sender, change.reason, change.profile, is_direct)
-
-    async def _invitation(
-        self, target: str, sender: str, reason: str | None, profile: dict[str, str], is_direct: bool
-    ) -> dict[str, Any]:
-        """The content of an invitation; ``M_INVITE_BLOCKED`` where the invited user wants none."""
-        await self._check_invitation(target)
-        content: dict[str, Any] = {**(profile or await self._users.profile(target)), "membership": "invite"}
-        if is_direct:
-            content["is_direct"] = True
-        return content
-
-    async def _check_invitation(self, target: str) -> None:
-        """Raise ``M_INVITE_BLOCKED`` (403) where a user wants no invitations."""
-        if server_name_of(target) != self._server_name:
-            raise MatrixError(502, "M_UNKNOWN", f"The server of {target} cannot be reached.")
-        blocked = await self._users.account_data(target, "", "m.invite_permission_config")
-        if blocked is not None and orjson.loads(blocked).get("default_action") == "block":
-            raise MatrixError(403, "M_INVITE_BLOCKED", f"{target} takes no invitations.")
-
-    async def _kick(self, room: Room, change: MembershipChange) -> dict[str, Any]:
-        if await self.membership(room, change.target) not in ("join", "invite", "knock"):
-            raise forbidden(f"{change.target} is not in the room.")
-        return {"membership": "leave"}
-
-    async def _ban(self, room: Room, change: MembershipChange) -> dict[str, Any]:
-        return {"membership": "ban"}
-
-    async def _unban(self, room: Room, change: MembershipChange) -> dict[str, Any]:
-        if await self.membership(room, change.target) != "ban":
-            raise forbidden(f"{change.target} is not banned.")
-        return {"membership": "leave"}
-
-    async def _knock(self, room: Room, change: MembershipChange) -> dict[str, Any]:
-        if not room.version.knocking:
-            raise forbidden("Rooms of this version have no knocking.")
-        return {**change.profile, "membership": "knock"}
+    async def _is_unknown(self, room: Room, user_id: str) -> bool:
+        """Whether only others can say what the user is in the room, as members are still missing here."""
+        return room.standing == room_table.PARTIAL and await self.membership(room, user_id) is None
 
     async def forget(self, user_id: str, room_id: str) -> None:
         """Hide a room that the user has left; ``M_UNKNOWN`` while they are in it."""
         room = await self._rooms.find(room_id)
-        membership = await self.membership(room, user_id) if room else None
-        if room is None or membership is None:
-            raise not_found("You were never in this room.")
-        if membership in ("join", "invite", "knock"):
-            raise MatrixError(400, "M_UNKNOWN", "Leave the room before you forget it.")
         user_nid = await self._database.read(self._names.find, user_id)
-        if user_nid is not None:
-            await self._database.write(room_table.forget, user_nid, room.room_nid)
+        if room is None or user_nid is None:
+            raise not_found("You were never in this room.")
+        row = await self._database.read(room_table.membership_in, user_nid, room.room_nid)
+        if row is None:
+            raise not_found("You were never in this room.")
+        if row.membership in ("join", "invite", "knock"):
+            raise MatrixError(400, "M_UNKNOWN", "Leave the room before you forget it.")
+        await self._database.write(room_table.forget, user_nid, room.room_nid)
 
     async def update_profile(self, user_id: str, profile: dict[str, str]) -> None:
         """Renew the user's member events in all rooms that they are joined to."""

@@ -6,37 +6,63 @@ from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
 from ..database.outbox import Outbox
+from ..federation_api.api import FederationAPI
 from ..matrix.keys import SigningKey
 from ..user_api.api import UserAPI
 from ..world import World
 from .actions import Actions, to_the_end
+from .adoption import Adoption
+from .arrivals import Arrivals
+from .backfilling import Backfilling
+from .current import CurrentState, InvitePermission
 from .directory import Directory
-from .duties import GUESTS, PURGE, TOMBSTONE, Duties
+from .drafts import Drafting
+from .duties import GUESTS, PURGE, RECHECK, TOMBSTONE, Duties
+from .gaps import Gaps
+from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
+from .memberships import Memberships
+from .missing import Missing
+from .nearest import Nearest
+from .pages import Pages
+from .participation import Participation
+from .peers import Peers
+from .placing import Placing
+from .policies import Policies
 from .purge import Purges
 from .queries import Queries
+from .receiving import Receiving
+from .redactions import Redactions
 from .relations import Relations
+from .remote.rooms import RemoteRooms
+from .remote.spaces import FarRooms
 from .reports import Reports
 from .room import Rooms
+from .server_view import ServerViewer
+from .servers import Servers
+from .serving import Serving
 from .snapshots import Snapshots
+from .states import States
 from .store import EventStore, RoomEvents
+from .storing import Storing
 from .succession import Succession
 from .tables.names import Names
 from .upgrade import Upgrades
 from .user_directory import UserDirectory
+from .verifying import Verifying
 from .viewing import Viewer
 
 
 class RoomComponent:
     """Answers `RoomAPI`: each method is that of the part which carries it out."""
-
     def __init__(
         self,
         *,
         database: Database,
         users: UserAPI,
+        federation: FederationAPI,
         world: World,
         budget: CacheBudget,
         server_name: str,
@@ -44,6 +70,7 @@ class RoomComponent:
         default_room_version: str,
     ) -> None:
         self.database = database
+        self.federation = federation
         self.outbox = Outbox("room_api", database)
         names = Names()
         snapshots = Snapshots(budget)
@@ -53,18 +80,111 @@ class RoomComponent:
         user_directory = UserDirectory(database, names, users)
         self.duties = duties = Duties(database, world.time)
         self.rooms = Rooms(database, snapshots, budget)
+        self.servers = servers = Servers(database, budget)
+        states = States(database, names, store, servers)
+        self.chains = chains = AuthChains(database, store, budget)
+        self.placing = placing = Placing(
+            database=database,
+            store=store,
+            snapshots=snapshots,
+            resolver=Resolver(database, names, store, chains),
+            server_name=server_name,
+        )
+        redactions = Redactions(database, states, store, snapshots)
+        peers = Peers(federation)
+        policies = Policies(names, states, peers, world.time)
         self.writer = RoomWriter(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            shown=shown,
+            states=states,
+            servers=servers,
+            drafting=Drafting(
+                states=states,
+                store=store,
+                placing=placing,
+                redactions=redactions,
+                policies=policies,
+                clock=world.clock,
+                random=world.random,
+                server_name=server_name,
+                key=key,
+            ),
+            arrivals=Arrivals(
+                states=states, store=store, placing=placing, redactions=redactions, policies=policies
+            ),
+            policies=policies,
+            storing=Storing(
+                outbox=self.outbox,
+                names=names,
+                duties=duties,
+                user_directory=user_directory,
+                server_name=server_name,
+            ),
+        )
+        self.adoption = Adoption(
             database=database,
             outbox=self.outbox,
             names=names,
             rooms=self.rooms,
+            writer=self.writer,
+            snapshots=snapshots,
+            redactions=redactions,
+            servers=servers,
+            user_directory=user_directory,
+            duties=duties,
+            server_name=server_name,
+        )
+        participation = Participation(
+            database=database, names=names, rooms=self.rooms, store=store, servers=servers, budget=budget
+        )
+        verifying = Verifying(federation, world.clock, world.time)
+        missing = Missing(
+            database=database, store=store, states=states, adoption=self.adoption, peers=peers, verifying=verifying
+        )
+        self.receiving = receiving = Receiving(
+            rooms=self.rooms,
+            writer=self.writer,
+            servers=servers,
+            participation=participation,
+            verifying=verifying,
+            missing=missing,
+            time=world.time,
+            server_name=server_name,
+        )
+        current = CurrentState(database, names, store)
+        permission = InvitePermission(users, server_name)
+        self.remote = remote = RemoteRooms(
+            database=database,
+            outbox=self.outbox,
+            names=names,
+            rooms=self.rooms,
+            snapshots=snapshots,
             store=store,
-            clock=world.clock,
-            random=world.random,
+            shown=shown,
+            servers=servers,
+            chains=chains,
+            current=current,
+            permission=permission,
+            writer=self.writer,
+            adoption=self.adoption,
+            participation=participation,
+            receive=receiving.receive,
+            federation=federation,
+            users=users,
+            world=world,
             server_name=server_name,
             key=key,
-            duties=duties,
-            user_directory=user_directory,
+        )
+        receiving.aside = remote.invitations.receive_aside
+        memberships = Memberships(
+            database=database,
+            rooms=self.rooms,
+            current=current,
+            permission=permission,
+            users=users,
+            server_name=server_name,
         )
         actions = Actions(
             database=database,
@@ -72,7 +192,10 @@ class RoomComponent:
             rooms=self.rooms,
             writer=self.writer,
             store=store,
-            users=users,
+            current=current,
+            permission=permission,
+            memberships=memberships,
+            remote=remote,
             user_directory=user_directory,
             clock=world.clock,
             random=world.random,
@@ -87,6 +210,42 @@ class RoomComponent:
             store=store,
             shown=shown,
             viewer=viewer,
+            remote=remote,
+        )
+        self.backfilling = Backfilling(
+            database=database,
+            writer=self.writer,
+            servers=servers,
+            current=current,
+            missing=missing,
+            peers=peers,
+            verifying=verifying,
+            time=world.time,
+            server_name=server_name,
+        )
+        gaps = Gaps(
+            database=database,
+            backfilling=self.backfilling,
+            viewer=viewer,
+            whole=remote.completing.whole,
+            time=world.time,
+        )
+        pages = Pages(
+            database=database, rooms=self.rooms, shown=shown, viewer=viewer, queries=queries, gaps=gaps
+        )
+        nearest = Nearest(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            viewer=viewer,
+            pages=pages,
+            writer=self.writer,
+            servers=servers,
+            peers=peers,
+            verifying=verifying,
+            missing=missing,
+            time=world.time,
+            server_name=server_name,
         )
         relations = Relations(
             database=database,
@@ -96,6 +255,8 @@ class RoomComponent:
             shown=shown,
             viewer=viewer,
             queries=queries,
+            pages=pages,
+            gaps=gaps,
             users=users,
         )
         directory = Directory(
@@ -103,6 +264,8 @@ class RoomComponent:
             rooms=self.rooms,
             actions=actions,
             viewer=viewer,
+            elsewhere=remote.aliases,
+            servers_of=participation.room_servers,
             clock=world.clock,
             server_name=server_name,
         )
@@ -148,14 +311,35 @@ class RoomComponent:
             rooms=self.rooms,
             store=store,
             actions=actions,
+            memberships=memberships,
             directory=directory,
+            far=FarRooms(federation, budget, world.clock, server_name),
+            servers=servers,
+            time=world.time,
             clock=world.clock,
             random=world.random,
+        )
+        serving = Serving(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            snapshots=snapshots,
+            chains=chains,
+            participation=participation,
+            viewer=ServerViewer(
+                database=database,
+                names=names,
+                snapshots=snapshots,
+                servers=servers,
+                users=users,
+                server_name=server_name,
+            ),
         )
         duties.carriers = {
             GUESTS: guests.access_changed,
             TOMBSTONE: succession.buried,
             PURGE: purges.delete_rest,
+            RECHECK: remote.recheck,
         }
         self.upgrade = to_the_end(upgrades.upgrade)
         self.purge_room = to_the_end(purges.purge_room)
@@ -183,13 +367,16 @@ class RoomComponent:
         self.published = directory.published
         self.set_published = to_the_end(directory.set_published)
         self.public_rooms = directory.public_rooms
+        self.room_version = directory.room_version
         self.room_summary = directory.room_summary
         self.memberships = queries.memberships
         self.membership = queries.membership
+        self.local_memberships = queries.local_memberships
         self.joined_users = queries.joined_users
         self.shares_room = queries.shares_room
         self.room_view = queries.room_view
         self.newest_positions = queries.newest_positions
+        self.newest_events = queries.newest_events
         self.stripped_state = queries.stripped_state
         self.pdus = queries.pdus
         self.timeline = queries.timeline
@@ -202,13 +389,29 @@ class RoomComponent:
         self.joined_members = queries.joined_members
         self.event = queries.event
         self.events = queries.events
-        self.messages = queries.messages
-        self.context = queries.context
+        self.messages = pages.messages
+        self.context = pages.context
         self.relations = relations.relations
         self.threads = relations.threads
         self.aggregations = relations.aggregations
-        self.timestamp_to_event = queries.timestamp_to_event
+        self.timestamp_to_event = nearest.timestamp_to_event
         self.visible = queries.visible
+        self.make_membership = remote.asked.make_membership
+        self.take_membership = to_the_end(remote.asked.take_membership)
+        self.receive_invite = to_the_end(remote.invitations.receive_invite)
+        self.exchange_third_party_invite = to_the_end(remote.third_party.exchange)
+        self.third_party_bound = to_the_end(remote.third_party.bound)
+        self.receive = receiving.receive
+        self.events_for_server = serving.events_for_server
+        self.state_ids_for_server = serving.state_ids_for_server
+        self.event_auth_for_server = serving.event_auth_for_server
+        self.missing_events_for_server = serving.missing_events_for_server
+        self.backfill_for_server = serving.backfill_for_server
+        self.timestamp_to_event_for_server = serving.timestamp_to_event_for_server
+        self.hierarchy_for_server = hierarchy.hierarchy_for_server
+        self.room_servers = participation.room_servers
+        self.servers_of_user = participation.servers_of_user
+        self.check_server = participation.check_server
 
     def prepare(self) -> None:
         """Bring the database up to date and take up its positions; before the reactor runs."""
@@ -218,10 +421,13 @@ class RoomComponent:
     async def start(self) -> None:
         """Go on with what an earlier run left to be done; rooms are loaded when they are asked for."""
         self.duties.wake()
+        await self.remote.start()
 
     async def stop(self) -> None:
         """Nothing is kept in memory that is not on disk."""
         self.duties.stop()
+        self.remote.stop()
+        self.backfilling.stop()
 
     async def position(self) -> int:
         """The newest position that is on disk."""

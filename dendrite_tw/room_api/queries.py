@@ -12,10 +12,12 @@ import orjson
 
 from ..database.engines import Database
 from ..database.statements import Transaction
-from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
+from ..matrix.errors import MatrixError, forbidden, not_found
 from ..matrix.events import stripped
-from .api import ChangedSlot, Context, EventFilter, Membership, Page, RoomEvent, RoomView, timeline_token
-from .paging import Place, chosen, parse_token
+from .api import ChangedSlot, EventFilter, LiveEvents, Membership, RoomEvent, RoomView
+from .current import STRIPPED_STATE
+from .paging import TokenPlace, chosen, parse_token
+from .remote.rooms import RemoteRooms
 from .room import Rooms
 from .snapshots import Snapshots
 from .store import EventStore, RoomEvents
@@ -27,25 +29,11 @@ from .viewing import Viewer
 
 MEMBER = "m.room.member"
 
-STRIPPED_STATE = tuple(
-    (type, "")
-    for type in (
-        "m.room.create",
-        "m.room.join_rules",
-        "m.room.canonical_alias",
-        "m.room.avatar",
-        "m.room.name",
-        "m.room.topic",
-        "m.room.encryption",
-    )
-)
-"""What the specification recommends to show of a room before it is joined."""
+TIMELINE_LIMIT = 1000
+"""Live events that are told at once, at the most."""
 
-PAGE_LIMIT = 1000
-"""Events in one page at the most."""
-
-SCAN_LIMIT = 5
-"""How many times the wanted events a filtered page reads before it is given up as a page with fewer."""
+SCANNED_EACH = 5
+"""How many events are read for each one wanted, where a filter lets only some through."""
 
 
 class Queries:
@@ -61,6 +49,7 @@ class Queries:
         store: EventStore,
         shown: RoomEvents,
         viewer: Viewer,
+        remote: RemoteRooms,
     ) -> None:
         self._database = database
         self._names = names
@@ -69,6 +58,7 @@ class Queries:
         self._store = store
         self._shown = shown
         self._viewer = viewer
+        self._remote = remote
 
     # --- memberships ---
 
@@ -83,6 +73,12 @@ class Queries:
         room = await self._rooms.find(room_id)
         row = await self._viewer.membership(room.room_nid, user_id) if room else None
         return _membership(row) if row else None
+
+    async def local_memberships(self, room_id: str) -> list[Membership]:
+        """The memberships of this server's users in a room."""
+        room = await self._rooms.find(room_id)
+        rows = await self._database.read(room_table.local_memberships, room.room_nid) if room else []
+        return [_membership(row) for row in rows]
 
     async def joined_users(self, room_id: str) -> list[str]:
         room = await self._rooms.find(room_id)
@@ -117,22 +113,32 @@ class Queries:
             state=await self._shown.show_in(txn, state_rows),
             timeline=await self._shown.show_in(txn, newest[:limit][::-1]),
             complete=len(newest) <= limit,
+            partial=row.standing == room_table.PARTIAL,
+            rewritten=row.rewritten,
         )
 
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
-        """The position of the newest live event in each of these rooms."""
+        """The position of the newest that is to be told of each of these rooms."""
         rows = await self._database.read(room_table.newest_positions, room_ids)
-        return {row.room_id: row.position for row in rows}
+        return {row.room_id: max(row.position, row.rewritten) for row in rows}
+
+    async def newest_events(self, room_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The events at the ends of the history of each of these rooms."""
+        rows = await self._database.read(room_table.extremities_of, room_ids)
+        return {row.room_id: orjson.loads(row.extremities) for row in rows}
 
     async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
         """What one who is invited or knocks is shown of a room."""
         room = await self._rooms.get(room_id)
+        told = await self._remote.stubs.shown(room, user_id)
+        if told is not None:
+            return told
         slots = [*STRIPPED_STATE, (MEMBER, user_id)]
-        nids = await self._look_up(room.head.chain.snapshot_nid, slots)
+        nids = await self.look_up(room.head.snapshot_nid, slots)
         events = await self._store.by_nid(nids)
         inviter = next((event.sender for event in events.values() if event.state_key == user_id), None)
         if inviter is not None and inviter != user_id:
-            found = await self._look_up(room.head.chain.snapshot_nid, [(MEMBER, inviter)])
+            found = await self.look_up(room.head.snapshot_nid, [(MEMBER, inviter)])
             events |= await self._store.by_nid(found)
         return [orjson.dumps(stripped(event)) for event in events.values()]
 
@@ -140,33 +146,33 @@ class Queries:
         """Stored events as they travel between servers."""
         return {row.event_id: row.pdu for row in await self._store.rows(event_ids)}
 
-    async def timeline(
-        self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None
-    ) -> tuple[list[RoomEvent], bool]:
-        """The newest `limit` live events in (after, upto], oldest first; and whether older ones of them remain."""
+    async def timeline(self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None) -> LiveEvents:
+        """The newest `limit` live events in (after, upto], none of them from before a gap."""
         room = await self._rooms.get(room_id)
         rows = await self._database.read(
             event_table.newest_live,
             room.room_nid,
             after,
             upto,
-            min(limit, PAGE_LIMIT) * (SCAN_LIMIT if filter else 1) + 1,
+            min(limit, TIMELINE_LIMIT) * (SCANNED_EACH if filter else 1) + 1,
         )
-        shown = await self._shown.show(rows)
+        gap = next((place for place, row in enumerate(rows, 1) if row.gap), None)
+        shown = await self._shown.show(rows[:gap])
         kept = [event for event in shown if chosen(event, filter)]
-        return kept[:limit][::-1], len(kept) > limit or (len(shown) > limit and len(kept) < len(shown))
+        more = len(kept) > limit or (len(shown) > limit and len(kept) < len(shown))
+        return LiveEvents(events=kept[:limit][::-1], more=more or gap is not None, cut=not more and gap is not None)
 
     async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
         """The state of the room after the last live event up to `position`."""
         room = await self._rooms.get(room_id)
-        nid = await self._snapshot_after(room.room_nid, position)
+        nid = await self.snapshot_after(room.room_nid, position)
         return await self._database.read_long(self._state_events, nid)
 
     async def state_changes(self, room_id: str, after: int, upto: int) -> list[ChangedSlot]:
         """What differs between the states at two places of the live stream."""
         room = await self._rooms.get(room_id)
-        before = await self._snapshot_after(room.room_nid, after)
-        now = await self._snapshot_after(room.room_nid, upto)
+        before = await self.snapshot_after(room.room_nid, after)
+        now = await self.snapshot_after(room.room_nid, upto)
         return await self._database.read_long(self._changed_slots, before, now) if before != now else []
 
     async def _changed_slots(self, txn: Transaction, before_nid: int, now_nid: int) -> list[ChangedSlot]:
@@ -188,13 +194,17 @@ class Queries:
         row = await self._store.row(event_id)
         return await self._database.read_long(self._state_events, row.snapshot_nid) if row else []
 
-    async def _snapshot_after(self, room_nid: int, position: int) -> int:
-        """The snapshot that holds after the last live event up to a position."""
-        following = await self._database.read(event_table.first_place_after, room_nid, position)
-        if following is not None:
-            return following.snapshot_nid
-        row = await self._database.read(room_table.room_by_nid, room_nid)
-        return row.snapshot_nid if row else 0
+    async def snapshot_after(self, room_nid: int, position: int) -> int:
+        """The snapshot that holds after the last event up to a position."""
+        last = await self._database.read(event_table.last_place, room_nid, position)
+        return last.current_nid if last is not None else 0
+
+    async def _snapshot_at(self, room_nid: int, place: TokenPlace) -> int:
+        """The snapshot that holds at the place of a token; history fetched later is not in the order of positions."""
+        if place.depth is None or place.position > 0:
+            return await self.snapshot_after(room_nid, place.position)
+        found = await self._database.read(event_table.place_back, room_nid, place.depth, place.position, 0)
+        return found.current_nid if found is not None else 0
 
     async def _state_events(self, txn: Transaction, snapshot_nid: int) -> list[RoomEvent]:
         state = await self._snapshots.state(txn, snapshot_nid)
@@ -209,8 +219,8 @@ class Queries:
             raise forbidden("You are not in this room.")
         membership = await self._viewer.require_member(room.room_nid, user_id)
         if membership is None or membership.membership == "join":
-            return room.room_nid, room.head.chain.snapshot_nid
-        return room.room_nid, await self._snapshot_after(room.room_nid, membership.position)
+            return room.room_nid, room.head.snapshot_nid
+        return room.room_nid, await self.snapshot_after(room.room_nid, membership.position)
 
     async def current_state(self, room_id: str, user_id: str) -> list[RoomEvent]:
         """The state that the user may see: current, or as it was when they left."""
@@ -219,12 +229,12 @@ class Queries:
 
     async def state_event(self, room_id: str, user_id: str, type: str, state_key: str) -> RoomEvent:
         _, snapshot_nid = await self._state_for(room_id, user_id)
-        found = await self._look_up(snapshot_nid, [(type, state_key)])
+        found = await self.look_up(snapshot_nid, [(type, state_key)])
         if not found:
             raise not_found("The room has no such state.")
         return (await self._shown.by_nid(found))[0]
 
-    async def _look_up(self, snapshot_nid: int, slots: Sequence[Slot]) -> list[int]:
+    async def look_up(self, snapshot_nid: int, slots: Sequence[Slot]) -> list[int]:
         return list((await self._database.read(self._look_up_in, snapshot_nid, slots)).values())
 
     async def _look_up_in(self, txn: Transaction, snapshot_nid: int, slots: Sequence[Slot]) -> dict[int, int]:
@@ -235,17 +245,22 @@ class Queries:
         self, room_id: str, user_id: str, at: str | None, membership: str | None, not_membership: str | None
     ) -> list[RoomEvent]:
         """Member events, at a point of the timeline or as the user may see them now."""
+        await self._all_members(room_id)
         room_nid, snapshot_nid = await self._state_for(room_id, user_id)
         if at is not None:
-            place = parse_token(at)
-            snapshot_nid = await self._snapshot_after(room_nid, place.position)
+            snapshot_nid = await self._snapshot_at(room_nid, parse_token(at))
         events = await self._database.read_long(self._state_events, snapshot_nid)
         return [
             event
             for event in events
-            if event.type == MEMBER
-            and _is_wanted(event.membership, membership, not_membership)
+            if event.type == MEMBER and _is_wanted(event.membership, membership, not_membership)
         ]
+
+    async def _all_members(self, room_id: str) -> None:
+        """Wait for the members of a room that was only just joined through another server."""
+        room = await self._rooms.find(room_id)
+        if room is not None:
+            await self._remote.completing.whole(room)
 
     async def joined_members(self, room_id: str, user_id: str) -> list[RoomEvent]:
         room = await self._rooms.find(room_id)
@@ -259,9 +274,22 @@ class Queries:
     async def event(self, room_id: str, user_id: str, event_id: str) -> RoomEvent:
         """An event that the user may see; ``M_NOT_FOUND`` where it is not there for them."""
         row = await self._viewer.event_row(room_id, event_id)
-        if row is None or row.status != event_table.ACCEPTED or not await self._viewer.visible_rows(user_id, [row]):
+        if row is None or row.status != event_table.ACCEPTED or not await self._may_see(user_id, row):
             raise not_found("There is no such event that you may see.")
         return (await self._shown.show([row]))[0]
+
+    async def _may_see(self, user_id: str, row: EventRow) -> bool:
+        """Whether a user may see an event; one known apart from the timeline, where it is part of the state."""
+        if row.position:
+            return bool(await self._viewer.visible_rows(user_id, [row]))
+        if row.slot_nid is None:
+            return False
+        try:
+            _, snapshot_nid = await self._state_for(row.room_id, user_id)
+        except MatrixError:
+            return False
+        state = await self._database.read(self._snapshots.look_up, snapshot_nid, [row.slot_nid])
+        return state.get(row.slot_nid) == row.event_nid
 
     async def events(self, event_ids: list[str]) -> list[RoomEvent]:
         return await self._shown.show(await self._store.rows(event_ids))
@@ -275,151 +303,6 @@ class Queries:
             seen.update(row.event_id for row in await self._viewer.visible_rows(user_id, of_room))
         return [event for event in events if event.event_id in seen]
 
-    async def messages(
-        self,
-        room_id: str,
-        user_id: str,
-        direction: str,
-        from_token: str | None,
-        to_token: str | None,
-        limit: int,
-        filter: EventFilter | None,
-        lazy_load_members: bool,
-    ) -> Page:
-        """A page of the room's history."""
-        if direction not in ("b", "f"):
-            raise invalid_param("dir must be b or f.")
-        room = await self._rooms.find(room_id)
-        if room is None:
-            raise forbidden("You are not in this room.")
-        membership = await self._viewer.require_member(room.room_nid, user_id)
-        start = await self.start(room.room_nid, direction, from_token)
-        if membership is not None and membership.membership != "join" and direction == "b":
-            left = await self._place_of(room.room_nid, membership.position)
-            start = min(start, left)
-        rows, following = await self._page_rows(room.room_nid, user_id, direction, start, to_token, limit, filter)
-        events = await self._shown.show(rows)
-        state = await self._senders_of(room.room_nid, rows, events) if lazy_load_members else []
-        if following is None and rows and direction == "f" and to_token is None and _is_in(membership):
-            # The newest event for now: more will come after it.
-            following = _after(rows[-1], direction)
-        end = following and timeline_token(*following)
-        return Page(events=events, start=timeline_token(*start), end=end, state=state)
-
-    async def start(self, room_nid: int, direction: str, token: str | None) -> Place:
-        """Where a page begins: after a token, or at the newest or the first event."""
-        if token is None:
-            return Place(2**62, 2**62) if direction == "b" else Place(0, -(2**62))
-        place = parse_token(token)
-        if place.depth is not None:
-            return Place(place.depth, place.position)
-        return await self._place_of(room_nid, place.position)
-
-    async def _place_of(self, room_nid: int, position: int) -> Place:
-        """The place in history of the newest event up to a stream position."""
-        found = await self._database.read(event_table.last_place, room_nid, position)
-        return Place(found.depth, found.position) if found else Place(0, 0)
-
-    async def _page_rows(
-        self,
-        room_nid: int,
-        user_id: str,
-        direction: str,
-        start: Place,
-        to_token: str | None,
-        limit: int,
-        filter: EventFilter | None,
-    ) -> tuple[list[EventRow], Place | None]:
-        """Visible, chosen events from `start` on, and the place to go on from; `None` at the end."""
-        limit = max(1, min(limit, PAGE_LIMIT))
-        stop = await self.start(room_nid, direction, to_token) if to_token is not None else None
-        read = event_table.history_back if direction == "b" else event_table.history_on
-        kept: list[EventRow] = []
-        place = start
-        for _ in range(SCAN_LIMIT):
-            batch = await self._database.read(read, room_nid, *place, limit + 1)
-            more = len(batch) > limit
-            batch = batch[:limit]
-            if stop is not None:
-                within = [row for row in batch if before_stop(row, stop, direction)]
-                more, batch = more and len(within) == len(batch), within
-            visible = await self._viewer.visible_rows(user_id, batch)
-            wanted = [row for row in visible if filter is None or await self._is_chosen(row, filter)]
-            room_left = limit - len(kept)
-            kept += wanted[:room_left]
-            if len(wanted) > room_left:
-                return kept, _after(kept[-1], direction)
-            if not more:
-                return kept, None
-            place = _after(batch[-1], direction)
-            if len(kept) >= limit:
-                return kept, place
-        return kept, place
-
-    async def _is_chosen(self, row: EventRow, filter: EventFilter) -> bool:
-        return chosen((await self._shown.show([row]))[0], filter)
-
-    async def _senders_of(
-        self, room_nid: int, rows: Sequence[EventRow], events: Sequence[RoomEvent]
-    ) -> list[RoomEvent]:
-        """The member events of the senders of a page, as of its events."""
-        if not rows:
-            return []
-        senders = list(dict.fromkeys(event.sender for event in events))
-        newest = max(rows, key=lambda row: (row.depth, row.position))
-        snapshot = await self._snapshot_after(room_nid, newest.position)
-        return await self._shown.by_nid(await self._look_up(snapshot, [(MEMBER, sender) for sender in senders]))
-
-    async def context(
-        self, room_id: str, user_id: str, event_id: str, limit: int, filter: EventFilter | None, lazy_load_members: bool
-    ) -> Context:
-        """An event with what came before and after it; `limit` counts both sides together."""
-        room = await self._rooms.find(room_id)
-        if room is None:
-            raise forbidden("You are not in this room.")
-        await self._viewer.require_member(room.room_nid, user_id)
-        row = await self._viewer.event_row(room_id, event_id)
-        if row is None or not await self._viewer.visible_rows(user_id, [row]):
-            raise not_found("There is no such event that you may see.")
-        here = Place(row.depth, row.position)
-        just_before = Place(row.depth, row.position - 1)
-        half = max(0, min(limit, PAGE_LIMIT)) // 2
-        before = after = ([], None)  # type: tuple[list[EventRow], Place | None]
-        if half:
-            before = await self._page_rows(room.room_nid, user_id, "b", just_before, None, half, filter)
-        if limit - half > 0:
-            after = await self._page_rows(room.room_nid, user_id, "f", here, None, limit - half, filter)
-        last = after[0][-1] if after[0] else row
-        state = await self.state_at(room_id, last.position)
-        shown_before, shown_after = await self._shown.show(before[0]), await self._shown.show(after[0])
-        event = (await self._shown.show([row]))[0]
-        if lazy_load_members:
-            senders = {other.sender for other in [event, *shown_before, *shown_after]}
-            state = [item for item in state if item.type != MEMBER or item.state_key in senders]
-        first = before[0][-1] if before[0] else row
-        return Context(
-            event=event,
-            events_before=shown_before,
-            events_after=shown_after,
-            start=timeline_token(first.depth, first.position - 1),
-            end=timeline_token(last.depth, last.position),
-            state=state,
-        )
-
-    async def timestamp_to_event(self, room_id: str, user_id: str, ts: int, direction: str) -> tuple[str, int]:
-        """The nearest event in a direction: its ID and time in milliseconds."""
-        if direction not in ("b", "f"):
-            raise invalid_param("dir must be b or f.")
-        room = await self._rooms.find(room_id)
-        if room is None:
-            raise forbidden("You are not in this room.")
-        await self._viewer.require_member(room.room_nid, user_id)
-        read = event_table.first_at_or_after if direction == "f" else event_table.last_at_or_before
-        row = await self._database.read(read, room.room_nid, ts)
-        if row is None:
-            raise MatrixError(404, "M_NOT_FOUND", "There is no event at that time or beyond it.")
-        return row.event_id, (await self._shown.show([row]))[0].origin_server_ts
-
 
 def _membership(row: room_table.MembershipRow) -> Membership:
     return Membership(
@@ -431,20 +314,6 @@ def _membership(row: room_table.MembershipRow) -> Membership:
         position=row.position,
         forgotten=bool(row.forgotten),
     )
-
-
-def _is_in(membership: room_table.MembershipRow | None) -> bool:
-    return membership is not None and membership.membership == "join"
-
-
-def _after(row: EventRow, direction: str) -> Place:
-    """The place just beyond an event in a direction: reading goes on there."""
-    return Place(row.depth, row.position - 1) if direction == "b" else Place(row.depth, row.position)
-
-
-def before_stop(row: EventRow, stop: Place, direction: str) -> bool:
-    place = Place(row.depth, row.position)
-    return place > stop if direction == "b" else place <= stop
 
 
 def _is_wanted(membership: str | None, wanted: str | None, unwanted: str | None) -> bool:

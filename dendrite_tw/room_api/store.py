@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
@@ -18,12 +19,25 @@ from ..matrix.events import Event, client_json, event_from_storage, shared
 from ..matrix.relations import relation_of
 from ..matrix.room_versions import ROOM_VERSIONS
 from .api import RoomEvent
-from .tables.events import EventRow, event_by_id, events_by_id, events_by_nid
+from .tables.events import REJECTED, EventRow, event_by_id, events_by_id, events_by_nid, known_events
+
+if TYPE_CHECKING:
+    from .steps import Batch
+
+FEW = 100
+"""Events that are read on the reactor thread."""
 
 
 def stored_event(row: EventRow) -> Event:
     """The event in a row."""
     return event_from_storage(row.pdu, ROOM_VERSIONS[row.version], row.event_id)
+
+
+class Standing(NamedTuple):
+    """An event as one that others name as their authority."""
+
+    event_nid: int
+    rejected: bool
 
 
 class EventStore:
@@ -52,10 +66,39 @@ class EventStore:
             else:
                 found[nid] = event
         if missing:
-            for row in await self._database.read(events_by_nid, missing):
+            # Many are read by another thread, so that the reactor has its turn between the pieces that callers read.
+            read = self._database.read if len(missing) <= FEW else self._database.read_long
+            for row in await read(events_by_nid, missing):
                 event = stored_event(row)
                 found[row.event_nid] = event
                 self._events.put(row.event_nid, event)
+        return found
+
+    async def events(self, nids: Iterable[int], fresh: Mapping[int, Event]) -> dict[int, Event]:
+        """As `by_nid`; `fresh` are events that are not on disk yet."""
+        if not fresh:
+            return await self.by_nid(nids)
+        wanted = list(nids)
+        found = {nid: fresh[nid] for nid in wanted if nid in fresh}
+        if len(found) < len(wanted):
+            found.update(await self.by_nid([nid for nid in wanted if nid not in found]))
+        return found
+
+    async def standings(self, event_ids: Iterable[str], batch: Batch | None = None) -> dict[str, Standing]:
+        """The numbers of events by their IDs, of those that are here."""
+        found: dict[str, Standing] = {}
+        wanted = []
+        for event_id in event_ids:
+            nid = batch.nids.get(event_id) if batch is not None else None
+            if batch is None or nid is None:
+                wanted.append(event_id)
+            else:
+                placed = batch.placed.get(event_id)
+                found[event_id] = Standing(nid, placed is not None and placed.status == REJECTED)
+        if wanted:
+            read = self._database.read if len(wanted) <= FEW else self._database.read_long
+            for row in await read(known_events, wanted):
+                found[row.event_id] = Standing(row.event_nid, row.status == REJECTED)
         return found
 
     async def row(self, event_id: str) -> EventRow | None:
@@ -73,6 +116,7 @@ def room_event(
     txn_device: str | None = None,
     txn_id: str | None = None,
     redacted_by: bytes | None = None,
+    gap: bool = False,
 ) -> RoomEvent:
     """What callers are shown of an event; ``replaced`` is the state that it took the place of."""
     relation = relation_of(event.content)
@@ -97,6 +141,7 @@ def room_event(
         transaction_id=txn_id,
         transaction_device=txn_device,
         redacted_by=redacted_by,
+        gap=gap,
     )
 
 
@@ -107,6 +152,10 @@ class RoomEvents:
         self._database = database
         self._store = store
         self._shown: Cache[int, RoomEvent] = Cache("room_events", budget, lambda event: 900 + len(event.client))
+
+    def forget(self, event_nid: int) -> None:
+        """An event has another place than before."""
+        self._shown.pop(event_nid)
 
     async def show(self, rows: Sequence[EventRow]) -> list[RoomEvent]:
         """`RoomEvent`s of `rows`, in their order."""
@@ -152,4 +201,5 @@ def _shown(row: EventRow, others: Mapping[int, Event]) -> RoomEvent:
         txn_device=row.txn_device,
         txn_id=row.txn_id,
         redacted_by=client_json(redaction) if redaction else None,
+        gap=bool(row.gap),
     )

@@ -4,23 +4,48 @@ The two parts of the state that count, history visibility and the user's own
 membership, are looked up in the snapshot that each event stands on; events on
 the same snapshot share the look-up (Client-Server API, "Room History
 Visibility").
+
+Where history is shared, it counts too whether the user has joined since: one who is joined has,
+whatever the event.  For others that is a matter of positions in the live stream; events that
+were fetched later, or are known apart from the timeline, are compared by their depth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import orjson
 
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import forbidden
-from ..matrix.visibility import HISTORY_VISIBILITY, MEMBER, Visibility, may_see_event, visibility_from
+from ..matrix.visibility import HISTORY_VISIBILITY, MEMBER, Visibility, may_see, may_see_event, visibility_from
 from .snapshots import Snapshots
 from .store import EventStore
+from .tables.edges import GapRow
 from .tables.events import EventRow, event_by_id
 from .tables.names import Names
-from .tables.rooms import MembershipRow, member_events_of, membership_in, room_by_id, room_by_nid
+from .tables.rooms import MemberEventRow, MembershipRow, member_events_of, membership_in, room_by_id, room_by_nid
+
+
+class Joined(NamedTuple):
+    """The newest join of a user: its place, and whether it is current."""
+
+    depth: int
+    position: int
+    is_current: bool = False
+
+    def follows(self, row: EventRow) -> bool:
+        """Whether the join happened after an event.
+
+        What happened on another branch before the room heard of the join counts as earlier for one who is joined.
+        """
+        if self.is_current:
+            return True
+        if row.position > 0 and self.position > 0:
+            return row.position < self.position
+        return row.depth < self.depth
 
 
 class Viewer:
@@ -48,7 +73,7 @@ class Viewer:
         visible = []
         verdicts: dict[tuple[int, bool], bool] = {}
         for row in rows:
-            joined_since = last_join is not None and row.position < last_join
+            joined_since = last_join is not None and last_join.follows(row)
             after = _after(row, user_id)
             # What changes neither side is judged like all others on the same snapshot.
             verdict = verdicts.get((row.snapshot_nid, joined_since)) if after is None else None
@@ -67,6 +92,14 @@ class Viewer:
             if verdict:
                 visible.append(row)
         return visible
+
+    async def may_see_before(self, user_id: str, gap: GapRow, room_nid: int) -> bool:
+        """Whether a user may see events just before one, so that it is of use to fetch them."""
+        current = await self.membership(room_nid, user_id)
+        if current is None or current.forgotten or await self._last_join(room_nid, user_id, current) is None:
+            return False
+        visibility, membership = (await self._sides([gap.snapshot_nid], user_id))[gap.snapshot_nid]
+        return may_see(visibility, membership, joined_since=True)
 
     async def membership(self, room_nid: int, user_id: str) -> MembershipRow | None:
         """The user's current membership in a room."""
@@ -124,24 +157,29 @@ class Viewer:
     ) -> dict[int, dict[int, int]]:
         return {nid: await self._snapshots.look_up(txn, nid, slots) for nid in snapshot_nids}
 
-    async def _last_join(self, room_nid: int, user_id: str, current: MembershipRow | None) -> int | None:
-        """The position of the newest join of the user, `None` where there never was one."""
+    async def _last_join(self, room_nid: int, user_id: str, current: MembershipRow | None) -> Joined | None:
+        """The newest join of the user, `None` where there never was one."""
         if current is None:
             return None
         if current.membership == "join":
-            return current.position
+            return Joined(0, current.position, is_current=True)
         slot = await self._database.read(self._names.find_slot, (MEMBER, user_id))
         if slot is None:
             return None
-        for row in await self._database.read(member_events_of, room_nid, slot):
-            if orjson.loads(row.pdu)["content"].get("membership") == "join":
-                return row.position
-        return None
+        return newest_join(await self._database.read(member_events_of, room_nid, [slot]))
 
     async def event_row(self, room_id: str, event_id: str) -> EventRow | None:
         """A stored event of the room."""
         row = await self._database.read(event_by_id, event_id)
         return row if row is not None and row.room_id == room_id else None
+
+
+def newest_join(rows: Iterable[MemberEventRow]) -> Joined | None:
+    """The first join among member events, which come newest first."""
+    for row in rows:
+        if orjson.loads(row.pdu)["content"].get("membership") == "join":
+            return Joined(row.depth, row.position)
+    return None
 
 
 def _after(row: EventRow, user_id: str) -> tuple[Visibility | None, str | None] | None:

@@ -17,6 +17,7 @@ from dendrite_tw.matrix.keys import signing_key
 from dendrite_tw.room_api.api import PURGE_ROOM, MembershipChange, NewEvent, NewRoom, OutputRoomEvent, RoomPurged
 from dendrite_tw.room_api.component import RoomComponent
 from dendrite_tw.user_api.api import Account
+from tests.fakes import FakeFederation
 from tests.harness import Memory
 
 ALICE, BOB, CAROL = "@alice:test", "@bob:test", "@carol:test"
@@ -68,6 +69,7 @@ class RoomStory(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.memory = Memory()
+        self.others = FakeFederation()
         self.users = PlainUsers()
         self.told: list[OutputRoomEvent] = []
         self.purged: list[RoomPurged] = []
@@ -79,6 +81,7 @@ class RoomStory(SynchronousTestCase):
         rooms: Any = RoomComponent(
             database=database,
             users=self.users,  # type: ignore[arg-type]
+            federation=self.others,
             world=self.memory.world,
             budget=CacheBudget(1 << 24),
             server_name="test",

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ...database.statements import Transaction, each, many, maybe, none, one
+from ...database.statements import Transaction, each, many, maybe, none
 
 COLUMNS = (
     "e.event_nid, e.event_id, r.room_id, r.version, e.depth, e.position, e.snapshot_nid, e.status, "
-    "e.txn_device, e.txn_id, e.pdu, e.replaces_nid, e.redacted_by_nid, e.slot_nid"
+    "e.txn_device, e.txn_id, e.pdu, e.replaces_nid, e.redacted_by_nid, e.room_nid, e.current_nid, e.gap, e.slot_nid"
 )
 FROM = "FROM events e JOIN rooms r ON r.room_nid = e.room_nid"
 
@@ -22,7 +22,14 @@ ACCEPTED, SOFT_FAILED, REJECTED = 0, 1, 2
 
 
 class EventRow(msgspec.Struct, frozen=True, gc=False):
-    """An event as it is stored."""
+    """An event as it is stored.
+
+    ``position``: above 0 the place in the live stream, 0 for an event that is kept and not shown (state or an auth
+    event known apart from the timeline; soft-failed; rejected), below 0 history fetched later.  ``snapshot_nid`` is the
+    state before the event, 0 also where that is not known; ``current_nid`` the room's current state once this live
+    event was taken, of history the state after it.  ``gap``: 1 where events before this one are missing here,
+    2 where they were and came as history.
+    """
 
     event_nid: int
     event_id: str
@@ -37,6 +44,9 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     pdu: bytes
     replaces_nid: int | None
     redacted_by_nid: int | None
+    room_nid: int
+    current_nid: int
+    gap: int
     slot_nid: int | None
     """Its place in the state; `None` for a message event."""
 
@@ -48,17 +58,117 @@ class Place(msgspec.Struct, frozen=True):
     depth: int
     position: int
     snapshot_nid: int
+    current_nid: int
 
 
 @each(
     "INSERT INTO events (event_nid, event_id, room_nid, type_nid, slot_nid, sender_nid, depth, position, "
-    "origin_server_ts, snapshot_nid, status, replaces_nid, txn_device, txn_id, pdu) VALUES (:event_nid, :event_id, "
-    ":room_nid, :type_nid, :slot_nid, :sender_nid, :depth, :position, :origin_server_ts, :snapshot_nid, :status, "
-    ":replaces_nid, :txn_device, :txn_id, :pdu)",
+    "origin_server_ts, snapshot_nid, current_nid, status, gap, replaces_nid, redacted_by_nid, txn_device, txn_id, pdu) "
+    "VALUES (:event_nid, :event_id, :room_nid, :type_nid, :slot_nid, :sender_nid, :depth, :position, "
+    ":origin_server_ts, :snapshot_nid, :current_nid, :status, :gap, :replaces_nid, :redacted_by_nid, :txn_device, "
+    ":txn_id, :pdu)",
     row="event_nid event_id room_nid type_nid slot_nid sender_nid depth position origin_server_ts snapshot_nid "
-    "status replaces_nid txn_device txn_id pdu",
+    "current_nid status gap replaces_nid redacted_by_nid txn_device txn_id pdu",
 )
 def insert_events(txn: Transaction, rows: object) -> None: ...
+
+
+class IdRow(msgspec.Struct, frozen=True):
+    event_nid: int
+    event_id: str
+
+
+@many(IdRow, "SELECT event_nid, event_id FROM events WHERE event_nid = ANY(:nids)")
+def ids_of(txn: Transaction, nids: Sequence[int]) -> None: ...
+
+
+class KnownRow(msgspec.Struct, frozen=True):
+    """An event as far as those that refer to it as their authority ask."""
+
+    event_nid: int
+    event_id: str
+    status: int
+    position: int
+
+
+@none(
+    "UPDATE events SET position = :position, snapshot_nid = :snapshot_nid, current_nid = :current_nid, "
+    "status = :status, gap = :gap, replaces_nid = :replaces_nid, redacted_by_nid = :redacted_by_nid, pdu = :pdu "
+    "WHERE event_nid = :event_nid"
+)
+def give_place(
+    txn: Transaction,
+    event_nid: int,
+    position: int,
+    snapshot_nid: int,
+    current_nid: int,
+    status: int,
+    gap: int,
+    replaces_nid: int | None,
+    redacted_by_nid: int | None,
+    pdu: bytes,
+) -> None:
+    """An event that was known apart from the timeline becomes part of it."""
+
+
+@many(KnownRow, "SELECT event_nid, event_id, status, position FROM events WHERE event_id = ANY(:event_ids)")
+def known_events(txn: Transaction, event_ids: Sequence[str]) -> None: ...
+
+
+class SlotOf(msgspec.Struct, frozen=True):
+    """An event as part of a state."""
+
+    event_nid: int
+    room_nid: int
+    slot_nid: int | None
+    status: int
+    type: str
+
+
+@many(
+    SlotOf,
+    "SELECT e.event_nid, e.room_nid, e.slot_nid, e.status, n.name FROM events e "
+    "JOIN names n ON n.name_nid = e.type_nid WHERE e.event_id = ANY(:event_ids)",
+)
+def slots_of(txn: Transaction, event_ids: Sequence[str]) -> None: ...
+
+
+@none("UPDATE events SET event_nid = :new_nid WHERE event_nid = :event_nid")
+def _renumber_event(txn: Transaction, event_nid: int, new_nid: int) -> None: ...
+
+
+@none("UPDATE memberships SET event_nid = :new_nid WHERE event_nid = :event_nid")
+def _renumber_members(txn: Transaction, event_nid: int, new_nid: int) -> None: ...
+
+
+@none("DELETE FROM auth_chains WHERE event_nid = :event_nid")
+def _drop_chain(txn: Transaction, event_nid: int) -> None: ...
+
+
+async def renumber(txn: Transaction, event_nid: int, new_nid: int) -> None:
+    """Give another number to an event that is part of no state and no timeline."""
+    await _renumber_event(txn, event_nid, new_nid)
+    await _renumber_members(txn, event_nid, new_nid)
+    await _drop_chain(txn, event_nid)
+
+
+class RoomOf(msgspec.Struct, frozen=True):
+    event_nid: int
+    room_nid: int
+
+
+class PositionOf(msgspec.Struct, frozen=True):
+    event_nid: int
+    position: int
+
+
+@many(PositionOf, "SELECT event_nid, position FROM events WHERE event_nid = ANY(:nids)")
+def positions_of(txn: Transaction, nids: Sequence[int]) -> None: ...
+
+
+@many(RoomOf, "SELECT event_nid, room_nid FROM events WHERE event_nid = ANY(:nids)")
+def rooms_of(txn: Transaction, nids: Sequence[int]) -> None:
+    """The rooms of events, of those that are on disk."""
 
 
 @many(EventRow, f"SELECT {COLUMNS} {FROM} WHERE e.event_nid = ANY(:nids)")
@@ -73,7 +183,7 @@ def event_by_id(txn: Transaction, event_id: str) -> None: ...
 def events_by_id(txn: Transaction, event_ids: Sequence[str]) -> None: ...
 
 
-@maybe(Place, "SELECT room_nid, depth, position, snapshot_nid FROM events WHERE event_id = :event_id")
+@maybe(Place, "SELECT room_nid, depth, position, snapshot_nid, current_nid FROM events WHERE event_id = :event_id")
 def place_of(txn: Transaction, event_id: str) -> None: ...
 
 
@@ -84,6 +194,15 @@ def place_of(txn: Transaction, event_id: str) -> None: ...
 )
 def newest_live(txn: Transaction, room_nid: int, after: int, upto: int, count: int) -> None:
     """Live events in (after, upto], newest first."""
+
+
+@many(
+    EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.position > :after AND e.position > 0 "
+    "AND e.status = 0 ORDER BY e.position LIMIT :count",
+)
+def live_after(txn: Transaction, room_nid: int, after: int, count: int) -> None:
+    """Live events after a position, oldest first."""
 
 
 @many(
@@ -105,38 +224,71 @@ def history_on(txn: Transaction, room_nid: int, depth: int, position: int, count
     """Events after a place, earliest first."""
 
 
+_PLACES = "SELECT room_nid, depth, position, snapshot_nid, current_nid FROM events WHERE room_nid = :room_nid"
+
+
 @maybe(
     Place,
-    "SELECT room_nid, depth, position, snapshot_nid FROM events WHERE room_nid = :room_nid AND position <= :position "
-    "AND position <> 0 AND status = 0 ORDER BY position DESC LIMIT 1",
+    f"{_PLACES} AND (depth < :depth OR (depth = :depth AND position <= :position)) AND position <> 0 AND status = 0 "
+    "ORDER BY depth DESC, position DESC LIMIT 1 OFFSET :skipped",
+)
+def place_back(txn: Transaction, room_nid: int, depth: int, position: int, skipped: int) -> None:
+    """The latest event at or before a place, or one of those before it."""
+
+
+@maybe(
+    Place,
+    f"{_PLACES} AND (depth > :depth OR (depth = :depth AND position > :position)) AND position <> 0 AND status = 0 "
+    "ORDER BY depth, position LIMIT 1 OFFSET :skipped",
+)
+def place_on(txn: Transaction, room_nid: int, depth: int, position: int, skipped: int) -> None:
+    """The earliest event after a place, or one of those after it."""
+
+
+@maybe(Place, f"{_PLACES} AND position > 0 AND position <= :position AND status = 0 ORDER BY position DESC LIMIT 1")
+def last_live(txn: Transaction, room_nid: int, position: int) -> None:
+    """The newest live event up to a stream position."""
+
+
+@maybe(Place, f"{_PLACES} AND position > 0 AND position > :position AND status = 0 ORDER BY position LIMIT 1")
+def first_live(txn: Transaction, room_nid: int, position: int) -> None:
+    """The first live event after a stream position."""
+
+
+@maybe(
+    Place,
+    "SELECT room_nid, depth, position, snapshot_nid, current_nid FROM events WHERE room_nid = :room_nid "
+    "AND position <= :position AND position <> 0 AND status = 0 ORDER BY position DESC LIMIT 1",
 )
 def last_place(txn: Transaction, room_nid: int, position: int) -> None:
     """The newest event up to a stream position."""
 
 
-@maybe(
-    Place,
-    "SELECT room_nid, depth, position, snapshot_nid FROM events WHERE room_nid = :room_nid AND position > :position "
-    "AND status = 0 ORDER BY position LIMIT 1",
-)
-def first_place_after(txn: Transaction, room_nid: int, position: int) -> None:
-    """The first live event after a stream position."""
-
-
-@maybe(
+@many(
     EventRow,
     f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts >= :ts AND e.position <> 0 "
-    "AND e.status = 0 ORDER BY e.origin_server_ts, e.depth, e.position LIMIT 1",
+    "AND e.status = 0 ORDER BY e.origin_server_ts, e.depth, e.position LIMIT :count",
 )
-def first_at_or_after(txn: Transaction, room_nid: int, ts: int) -> None: ...
+def first_at_or_after(txn: Transaction, room_nid: int, ts: int, count: int) -> None:
+    """Events of the timeline from a time on, the earliest first."""
+
+
+@many(
+    EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts <= :ts AND e.position <> 0 "
+    "AND e.status = 0 ORDER BY e.origin_server_ts DESC, e.depth DESC, e.position DESC LIMIT :count",
+)
+def last_at_or_before(txn: Transaction, room_nid: int, ts: int, count: int) -> None:
+    """Events of the timeline up to a time, the latest first."""
 
 
 @maybe(
-    EventRow,
-    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts <= :ts AND e.position <> 0 "
-    "AND e.status = 0 ORDER BY e.origin_server_ts DESC, e.depth DESC, e.position DESC LIMIT 1",
+    int,
+    "SELECT gap FROM events WHERE room_nid = :room_nid AND origin_server_ts > :ts AND position <> 0 AND status = 0 "
+    "ORDER BY origin_server_ts, depth, position LIMIT 1",
 )
-def last_at_or_before(txn: Transaction, room_nid: int, ts: int) -> None: ...
+def gap_after(txn: Transaction, room_nid: int, ts: int) -> None:
+    """Whether events are missing before the first one after a time."""
 
 
 @maybe(
@@ -162,6 +314,27 @@ def replace_redacted(txn: Transaction, event_nid: int, pdu: bytes, redaction_nid
 def insert_redactions(txn: Transaction, rows: object) -> None: ...
 
 
+@many(
+    int,
+    "SELECT redaction_nid FROM redactions WHERE redacts_id = :event_id AND room_nid = :room_nid AND applied = 0 "
+    "ORDER BY redaction_nid LIMIT 20",
+)
+def waiting_redactions(txn: Transaction, event_id: str, room_nid: int) -> None:
+    """The redactions of an event that came before it."""
+
+
+@many(
+    str,
+    "SELECT redacts_id FROM redactions WHERE redacts_id = ANY(:event_ids) AND room_nid = :room_nid AND applied = 0",
+)
+def with_waiting_redactions(txn: Transaction, event_ids: Sequence[str], room_nid: int) -> None:
+    """Those of some events that redactions wait for."""
+
+
+@none("UPDATE redactions SET applied = 1 WHERE redacts_id = :event_id AND redaction_nid = :redaction_nid")
+def redaction_applied(txn: Transaction, event_id: str, redaction_nid: int) -> None: ...
+
+
 @none("UPDATE counters SET next = next + :count WHERE name = :name")
 def _advance(txn: Transaction, name: str, count: int) -> None: ...
 
@@ -181,8 +354,3 @@ async def take_block(txn: Transaction, name: str, count: int) -> int:
     following = await _next(txn, name)
     assert following is not None
     return following - count
-
-
-@one(int, "SELECT COUNT(*) FROM events WHERE room_nid = :room_nid AND snapshot_nid = :snapshot_nid")
-def references(txn: Transaction, room_nid: int, snapshot_nid: int) -> None:
-    """How many events stand on a snapshot."""

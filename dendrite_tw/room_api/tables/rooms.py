@@ -19,10 +19,24 @@ class RoomRow(msgspec.Struct, frozen=True):
     depth: int
     extremities: bytes
     snapshot_nid: int
+    tape_nid: int
+    standing: int
+    rewritten: int
+
+
+class RoomEnds(msgspec.Struct, frozen=True):
+    """``extremities``: a JSON list of event IDs."""
+
+    room_id: str
+    extremities: bytes
+
+
+RESIDENT, PARTIAL, ELSEWHERE = 0, 1, 2
+"""Standings of this server in a room: it has the state; members are still missing; it is not in the room."""
 
 
 class MembershipRow(msgspec.Struct, frozen=True):
-    """A user's current membership, with where its event stands."""
+    """A user's current membership: its event, and the stream position since which it is current."""
 
     room_nid: int
     room_id: str
@@ -49,13 +63,13 @@ class RelationRow(msgspec.Struct, frozen=True):
 
 @one(
     int,
-    "INSERT INTO rooms (room_id, version, depth, extremities, snapshot_nid) VALUES (:room_id, :version, 0, "
-    ":extremities, 0) RETURNING room_nid",
+    "INSERT INTO rooms (room_id, version, depth, extremities, snapshot_nid, standing) VALUES (:room_id, :version, 0, "
+    ":extremities, 0, :standing) RETURNING room_nid",
 )
-def insert_room(txn: Transaction, room_id: str, version: str, extremities: bytes) -> None: ...
+def insert_room(txn: Transaction, room_id: str, version: str, extremities: bytes, standing: int) -> None: ...
 
 
-_ROOM = "SELECT room_nid, room_id, version, depth, extremities, snapshot_nid FROM rooms"
+_ROOM = "SELECT room_nid, room_id, version, depth, extremities, snapshot_nid, tape_nid, standing, rewritten FROM rooms"
 
 
 @maybe(RoomRow, f"{_ROOM} WHERE room_id = :room_id")
@@ -67,40 +81,99 @@ def room_by_nid(txn: Transaction, room_nid: int) -> None: ...
 
 
 @none(
-    "UPDATE rooms SET depth = :depth, extremities = :extremities, snapshot_nid = :snapshot_nid "
+    "UPDATE rooms SET depth = :depth, extremities = :extremities, snapshot_nid = :snapshot_nid, tape_nid = :tape_nid "
     "WHERE room_nid = :room_nid"
 )
-def update_room(txn: Transaction, room_nid: int, depth: int, extremities: bytes, snapshot_nid: int) -> None: ...
+def update_room(
+    txn: Transaction, room_nid: int, depth: int, extremities: bytes, snapshot_nid: int, tape_nid: int
+) -> None: ...
+
+
+@none("UPDATE rooms SET rewritten = :position WHERE room_nid = :room_nid")
+def set_rewritten(txn: Transaction, room_nid: int, position: int) -> None:
+    """The state was replaced as a whole at a position."""
+
+
+class PartialRow(msgspec.Struct, frozen=True):
+    """A room of which members are still missing; ``servers`` is a JSON list."""
+
+    room_id: str
+    join_nid: int
+    resident: str
+    servers: bytes
+
+
+_PARTIAL = (
+    "SELECT r.room_id, p.join_nid, p.resident, p.servers FROM partial_rooms p JOIN rooms r ON r.room_nid = p.room_nid"
+)
+
+
+@many(PartialRow, f"{_PARTIAL} ORDER BY p.room_nid")
+def partial_rooms(txn: Transaction) -> None: ...
+
+
+@maybe(PartialRow, f"{_PARTIAL} WHERE p.room_nid = :room_nid")
+def partial_room(txn: Transaction, room_nid: int) -> None: ...
+
+
+@none(
+    "INSERT INTO partial_rooms (room_nid, join_nid, resident, servers) "
+    "SELECT :room_nid, event_nid, :resident, :servers FROM events WHERE event_id = :join_id "
+    "ON CONFLICT (room_nid) DO UPDATE "
+    "SET join_nid = excluded.join_nid, resident = excluded.resident, servers = excluded.servers"
+)
+def insert_partial(txn: Transaction, room_nid: int, join_id: str, resident: str, servers: bytes) -> None: ...
+
+
+@none("DELETE FROM partial_rooms WHERE room_nid = :room_nid")
+def delete_partial(txn: Transaction, room_nid: int) -> None: ...
+
+
+@none("UPDATE rooms SET standing = :standing WHERE room_nid = :room_nid")
+def set_standing(txn: Transaction, room_nid: int, standing: int) -> None: ...
 
 
 class NewestRow(msgspec.Struct, frozen=True):
     room_id: str
     position: int
+    rewritten: int
 
 
 @many(
     NewestRow,
     "SELECT r.room_id, COALESCE((SELECT MAX(e.position) FROM events e WHERE e.room_nid = r.room_nid "
-    "AND e.status = 0), 0) FROM rooms r WHERE r.room_id = ANY(:room_ids)",
+    "AND e.status = 0), 0), r.rewritten FROM rooms r WHERE r.room_id = ANY(:room_ids)",
 )
 def newest_positions(txn: Transaction, room_ids: Sequence[str]) -> None:
-    """The position of the newest live event of each room."""
+    """The position of the newest live event of each room, and where its state was last replaced as a whole."""
+
+
+@many(RoomEnds, "SELECT room_id, extremities FROM rooms WHERE room_id = ANY(:room_ids)")
+def extremities_of(txn: Transaction, room_ids: Sequence[str]) -> None: ...
 
 
 # --- memberships ---
 
 
 @each(
-    "INSERT INTO memberships (user_nid, room_nid, membership, event_nid, local, forgotten) VALUES (:user_nid, "
-    ":room_nid, :membership, :event_nid, :local, 0) ON CONFLICT (user_nid, room_nid) DO UPDATE SET "
-    "membership = excluded.membership, event_nid = excluded.event_nid, forgotten = 0",
-    row="user_nid room_nid membership event_nid local",
+    "INSERT INTO memberships (user_nid, room_nid, membership, event_nid, position, local, forgotten) VALUES "
+    "(:user_nid, :room_nid, :membership, :event_nid, :position, :local, 0) ON CONFLICT (user_nid, room_nid) DO UPDATE "
+    "SET membership = excluded.membership, event_nid = excluded.event_nid, position = excluded.position, forgotten = 0",
+    row="user_nid room_nid membership event_nid position local",
 )
 def upsert_memberships(txn: Transaction, rows: object) -> None: ...
 
 
+@many(int, "SELECT room_nid FROM memberships WHERE user_nid = :user_nid AND membership = 'join'")
+def joined_rooms(txn: Transaction, user_nid: int) -> None: ...
+
+
+@each("DELETE FROM memberships WHERE user_nid = :user_nid AND room_nid = :room_nid", row="user_nid room_nid")
+def delete_memberships(txn: Transaction, rows: object) -> None: ...
+
+
 _MEMBERSHIP = (
-    "SELECT m.room_nid, r.room_id, u.name, m.membership, m.event_nid, e.event_id, s.name, e.position, m.forgotten "
+    "SELECT m.room_nid, r.room_id, u.name, m.membership, m.event_nid, e.event_id, s.name, m.position, m.forgotten "
     "FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid JOIN events e ON e.event_nid = m.event_nid "
     "JOIN names u ON u.name_nid = m.user_nid JOIN names s ON s.name_nid = e.sender_nid"
 )
@@ -114,18 +187,42 @@ def memberships_of(txn: Transaction, user_nid: int) -> None: ...
 def membership_in(txn: Transaction, user_nid: int, room_nid: int) -> None: ...
 
 
+@many(MembershipRow, f"{_MEMBERSHIP} WHERE m.room_nid = :room_nid AND m.local = 1 ORDER BY m.user_nid")
+def local_memberships(txn: Transaction, room_nid: int) -> None:
+    """The memberships of this server's users."""
+
+
 class MemberEventRow(msgspec.Struct, frozen=True):
+    depth: int
     position: int
     pdu: bytes
 
 
 @many(
     MemberEventRow,
-    "SELECT position, pdu FROM events WHERE room_nid = :room_nid AND slot_nid = :slot_nid AND status = 0 "
+    "SELECT depth, position, pdu FROM events WHERE room_nid = :room_nid AND slot_nid = ANY(:slot_nids) AND status = 0 "
     "ORDER BY position DESC LIMIT 50",
 )
-def member_events_of(txn: Transaction, room_nid: int, slot_nid: int) -> None:
-    """The newest values of a state slot in a room."""
+def member_events_of(txn: Transaction, room_nid: int, slot_nids: Sequence[int]) -> None:
+    """The newest values of some state slots in a room."""
+
+
+class MemberSlot(msgspec.Struct, frozen=True):
+    """A user with a membership in a room, and the place of the member events."""
+
+    user_id: str
+    membership: str
+    slot_nid: int
+
+
+@many(
+    MemberSlot,
+    "SELECT n.name, m.membership, s.slot_nid FROM memberships m JOIN names n ON n.name_nid = m.user_nid "
+    "JOIN state_slots s ON s.type = 'm.room.member' AND s.state_key = n.name "
+    "WHERE m.room_nid = :room_nid AND n.name LIKE :pattern ORDER BY m.position",
+)
+def member_slots(txn: Transaction, room_nid: int, pattern: str) -> None:
+    """The users with a membership of any kind whose IDs fit a pattern, those of the longest standing first."""
 
 
 @many(
@@ -147,6 +244,15 @@ def some_joined_users(txn: Transaction, room_nid: int, count: int) -> None: ...
 @many(
     str,
     "SELECT n.name FROM memberships m JOIN names n ON n.name_nid = m.user_nid WHERE m.room_nid = :room_nid "
+    "AND m.local = 0 ORDER BY m.position DESC LIMIT :count",
+)
+def some_others(txn: Transaction, room_nid: int, count: int) -> None:
+    """Users of other servers who have any membership, those first whose is the newest."""
+
+
+@many(
+    str,
+    "SELECT n.name FROM memberships m JOIN names n ON n.name_nid = m.user_nid WHERE m.room_nid = :room_nid "
     "AND m.membership = 'join' AND m.local = 1 LIMIT :count",
 )
 def some_local_members(txn: Transaction, room_nid: int, count: int) -> None: ...
@@ -159,6 +265,15 @@ def some_local_members(txn: Transaction, room_nid: int, count: int) -> None: ...
 )
 def local_members(txn: Transaction, room_nid: int) -> None:
     """The joined users of this server."""
+
+
+@many(
+    str,
+    "SELECT n.name FROM memberships m JOIN names n ON n.name_nid = m.user_nid WHERE m.room_nid = :room_nid "
+    "AND m.membership = ANY(:memberships) ORDER BY m.event_nid LIMIT :count",
+)
+def first_members(txn: Transaction, room_nid: int, memberships: Sequence[str], count: int) -> None:
+    """Those who have one of the memberships, for the longest time first."""
 
 
 @many(int, "SELECT event_nid FROM memberships WHERE room_nid = :room_nid AND membership = :membership")
@@ -176,8 +291,9 @@ def rooms_without_local_members(txn: Transaction) -> None: ...
 
 @many(
     RoomRow,
-    "SELECT r.room_nid, r.room_id, r.version, r.depth, r.extremities, r.snapshot_nid FROM memberships a "
-    "JOIN memberships b ON b.room_nid = a.room_nid JOIN rooms r ON r.room_nid = a.room_nid "
+    "SELECT r.room_nid, r.room_id, r.version, r.depth, r.extremities, r.snapshot_nid, r.tape_nid, r.standing, "
+    "r.rewritten FROM memberships a JOIN memberships b ON b.room_nid = a.room_nid "
+    "JOIN rooms r ON r.room_nid = a.room_nid "
     "WHERE a.user_nid = :user_nid AND a.membership = 'join' AND b.user_nid = :other_nid AND b.membership = 'join' "
     "AND r.room_nid > :after ORDER BY r.room_nid LIMIT :count",
 )
