@@ -87,7 +87,7 @@ class Walk:
         while (gap := await self._next(place, count)) is not None:
             if not await self._is_worth_it(gap):
                 self._passed.add(gap.event_nid)
-            elif self.rounds >= ROUNDS or not self._deadline.left_ms() or not await self._is_whole():
+            elif self.rounds >= ROUNDS or not self._deadline.left_ms() or not await self._is_whole(place, gap):
                 break
             elif not await self._search(gap):
                 if self._direction == "b":
@@ -106,13 +106,16 @@ class Walk:
             return True
         return missing != await self._database.read(edge_table.missing_before, gap.event_nid, WANTED)
 
-    async def _is_whole(self) -> bool:
-        """Whether the state is here on which history can be placed."""
-        if self._room.standing == PARTIAL:
-            try:
-                await self._whole(self._room)
-            except MatrixError:
-                return False
+    async def _is_whole(self, place: Place, gap: GapRow) -> bool:
+        """Whether the state is here on which history can be placed; a page that would be empty waits for it."""
+        if self._room.standing != PARTIAL:
+            return True
+        if self._direction == "f" or place >= Place(gap.depth, gap.position):
+            return False
+        try:
+            await self._whole(self._room)
+        except MatrixError:
+            return False
         return True
 
     async def _is_worth_it(self, gap: GapRow) -> bool:
