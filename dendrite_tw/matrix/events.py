@@ -229,7 +229,7 @@ def _event(
 
 
 def _checked_pdu(
-    pdu: Mapping[str, Any] | bytes, version: RoomVersion
+    pdu: Mapping[str, Any] | bytes, version: RoomVersion, limited: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The PDU, format checked and without what it must not have; and its ``unsigned``."""
     if isinstance(pdu, bytes):
@@ -241,7 +241,7 @@ def _checked_pdu(
     unsigned = bounded_unsigned(fields.pop("unsigned", {}))
     if version.event_id_format != "origin":
         fields.pop("event_id", None)
-    check_fields(fields, version)
+    check_fields(fields, version, limited=limited)
     check_hashes_and_signatures(fields)
     return fields, unsigned
 
@@ -257,9 +257,11 @@ def _encode_received(fields: Mapping[str, Any], version: RoomVersion) -> bytes:
     return encoded
 
 
-def _parse(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> tuple[Event, dict[str, Any], bytes]:
+def _parse(
+    pdu: Mapping[str, Any] | bytes, version: RoomVersion, limited: bool = True
+) -> tuple[Event, dict[str, Any], bytes]:
     try:
-        fields, unsigned = _checked_pdu(pdu, version)
+        fields, unsigned = _checked_pdu(pdu, version, limited)
         encoded = _encode_received(fields, version)
         covered = _signed_bytes(fields, version)
     except CanonicalJSONError as error:
@@ -281,14 +283,15 @@ def parse_event(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> Event:
     return _parse(pdu, version)[0]
 
 
-def receive_event(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> ReceivedEvent:
+def receive_event(pdu: Mapping[str, Any] | bytes, version: RoomVersion, *, limited: bool = True) -> ReceivedEvent:
     """Read a PDU that another server sent, with all that its signature check needs.
 
     Steps 1 and 3 of "Checks performed on receipt of a PDU": the format is checked
     (`EventFormatError`), and if the content hash does not match, the event is
-    redacted.  The signatures are left to the caller, who fetches keys.
+    redacted.  The signatures are left to the caller, who fetches keys.  Without ``limited``
+    it may refer to any number of others, as the specification has it for ``/backfill``.
     """
-    event, fields, covered = _parse(pdu, version)
+    event, fields, covered = _parse(pdu, version, limited)
     intact = _content_hash_matches(fields, version)
     return ReceivedEvent(
         event=event if intact else redact_event(event),

@@ -59,7 +59,7 @@ class Arrivals:
             return Outcome(event.event_id, "known"), None
         if arrival.way is Way.ASIDE:
             return Outcome(event.event_id), await self._aside(batch, arrival, row, event_nid)
-        if event.type == "m.room.create" and batch.head.extremities:
+        if event.type == "m.room.create" and batch.head.extremities and not await self._is_create(batch, arrival, row):
             return Outcome(event.event_id, "dropped", "the room has its create event"), None
         before, missing = await self._before(batch, arrival)
         if before is None:
@@ -78,6 +78,12 @@ class Arrivals:
         status = _STATUS[verdict.verdict]
         step = await self._step(batch, arrival, verdict.event, row, event_nid, before, missing, status, snapshot_nids)
         return outcome, step
+
+    async def _is_create(self, batch: Batch, arrival: Arrival, row: EventRow | None) -> bool:
+        """Whether an arrival is the room's create event, which was known apart from the timeline so far."""
+        if row is None or arrival.way is not Way.HISTORY:
+            return False
+        return batch.head.state.get(await self._states.slot_nid(("m.room.create", ""))) == row.event_nid
 
     # --- judging ---
 

@@ -127,9 +127,14 @@ class Missing:
 
     # --- authority ---
 
-    async def authority(self, room: Room, server: str, event: Event, deadline: Deadline) -> bool:
-        """Fetch the auth events of an event, with all that authorises them; whether they are here now."""
-        wanted = await self._absent(event.auth_events)
+    async def authority(
+        self, room: Room, server: str, event: Event, deadline: Deadline, among: Collection[str] = ()
+    ) -> bool:
+        """Fetch the auth events of an event, with all that authorises them; whether they are here now.
+
+        Those `among` come by themselves.
+        """
+        wanted = await self._absent([event_id for event_id in event.auth_events if event_id not in among])
         if wanted:
             pdus = await self._peers.event_auth(server, room.room_id, event.event_id, deadline)
             await self.store_apart(room, await self._state_events(room, pdus or []))

@@ -31,16 +31,19 @@ class Verifying:
         self._clock = clock
         self._time = time
 
-    async def read(self, room: Room, pdus: Sequence[bytes], refused: dict[str, str]) -> list[ReceivedEvent]:
+    async def read(
+        self, room: Room, pdus: Sequence[bytes], refused: dict[str, str], *, limited: bool = True
+    ) -> list[ReceivedEvent]:
         """The events among `pdus` that are of the room and signed as they must be, each once, in their order.
 
         Why others are dropped is put into `refused`, by ID where it can be told.  All keys are asked for at once.
+        ``limited`` as of `receive_event`.
         """
         received: dict[str, ReceivedEvent] = {}
         for index, pdu in enumerate(pdus):
             await self._pause(index)
             try:
-                one = receive_event(pdu, room.version)
+                one = receive_event(pdu, room.version, limited=limited)
             except EventFormatError as error:
                 refused[f"#{index}"] = str(error)
                 continue

@@ -5,9 +5,9 @@ membership, are looked up in the snapshot that each event stands on; events on
 the same snapshot share the look-up (Client-Server API, "Room History
 Visibility").
 
-Where history is shared, it counts too whether the user has joined since.  In the live
-stream that is a matter of positions; events that were fetched later, or are known apart from
-the timeline, are compared by their depth.
+Where history is shared, it counts too whether the user has joined since: one who is joined has,
+whatever the event.  For others that is a matter of positions in the live stream; events that
+were fetched later, or are known apart from the timeline, are compared by their depth.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import orjson
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import forbidden
-from ..matrix.visibility import HISTORY_VISIBILITY, MEMBER, Visibility, may_see_event, visibility_from
+from ..matrix.visibility import HISTORY_VISIBILITY, MEMBER, Visibility, may_see, may_see_event, visibility_from
 from .snapshots import Snapshots
 from .store import EventStore
+from .tables.edges import GapRow
 from .tables.events import EventRow, event_by_id
 from .tables.names import Names
 from .tables.rooms import MemberEventRow, MembershipRow, member_events_of, membership_in, room_by_id, room_by_nid
@@ -36,8 +37,13 @@ class Joined(NamedTuple):
     is_current: bool = False
 
     def follows(self, row: EventRow) -> bool:
-        """Whether the join happened after an event."""
-        if self.is_current or (row.position > 0 and self.position > 0):
+        """Whether the join happened after an event.
+
+        What happened on another branch before the room heard of the join counts as earlier for one who is joined.
+        """
+        if self.is_current:
+            return True
+        if row.position > 0 and self.position > 0:
             return row.position < self.position
         return row.depth < self.depth
 
@@ -77,6 +83,14 @@ class Viewer:
             ):
                 visible.append(row)
         return visible
+
+    async def may_see_before(self, user_id: str, gap: GapRow, room_nid: int) -> bool:
+        """Whether a user may see events just before one, so that it is of use to fetch them."""
+        current = await self.membership(room_nid, user_id)
+        if current is None or current.forgotten or await self._last_join(room_nid, user_id, current) is None:
+            return False
+        visibility, membership = (await self._sides([gap.snapshot_nid], user_id))[gap.snapshot_nid]
+        return may_see(visibility, membership, joined_since=True)
 
     async def membership(self, room_nid: int, user_id: str) -> MembershipRow | None:
         """The user's current membership in a room."""

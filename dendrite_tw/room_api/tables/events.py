@@ -223,6 +223,37 @@ def history_on(txn: Transaction, room_nid: int, depth: int, position: int, count
     """Events after a place, earliest first."""
 
 
+_PLACES = "SELECT room_nid, depth, position, snapshot_nid, current_nid FROM events WHERE room_nid = :room_nid"
+
+
+@maybe(
+    Place,
+    f"{_PLACES} AND (depth < :depth OR (depth = :depth AND position <= :position)) AND position <> 0 AND status = 0 "
+    "ORDER BY depth DESC, position DESC LIMIT 1 OFFSET :skipped",
+)
+def place_back(txn: Transaction, room_nid: int, depth: int, position: int, skipped: int) -> None:
+    """The latest event at or before a place, or one of those before it."""
+
+
+@maybe(
+    Place,
+    f"{_PLACES} AND (depth > :depth OR (depth = :depth AND position > :position)) AND position <> 0 AND status = 0 "
+    "ORDER BY depth, position LIMIT 1 OFFSET :skipped",
+)
+def place_on(txn: Transaction, room_nid: int, depth: int, position: int, skipped: int) -> None:
+    """The earliest event after a place, or one of those after it."""
+
+
+@maybe(Place, f"{_PLACES} AND position > 0 AND position <= :position AND status = 0 ORDER BY position DESC LIMIT 1")
+def last_live(txn: Transaction, room_nid: int, position: int) -> None:
+    """The newest live event up to a stream position."""
+
+
+@maybe(Place, f"{_PLACES} AND position > 0 AND position > :position AND status = 0 ORDER BY position LIMIT 1")
+def first_live(txn: Transaction, room_nid: int, position: int) -> None:
+    """The first live event after a stream position."""
+
+
 @maybe(
     Place,
     "SELECT room_nid, depth, position, snapshot_nid, current_nid FROM events WHERE room_nid = :room_nid "
