@@ -110,7 +110,9 @@ def shared_unsigned(event: RoomEvent) -> bytes:
     if event.prev_sender is not None:
         parts.append(b'"prev_sender":' + orjson.dumps(event.prev_sender) + b",")
     if event.redacted_by is not None:
-        parts.append(b'"redacted_because":' + event.redacted_by + b",")
+        # The name alone is older than the specification; clients still look for it.
+        redaction_id = orjson.dumps(orjson.loads(event.redacted_by).get("event_id"))
+        parts.append(b'"redacted_by":' + redaction_id + b',"redacted_because":' + event.redacted_by + b",")
     return b"".join(parts)
 
 
