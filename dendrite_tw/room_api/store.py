@@ -28,6 +28,10 @@ FEW = 100
 """Events that are read on the reactor thread."""
 
 
+FEW = 200
+"""Rows that are read on the reactor thread."""
+
+
 def stored_event(row: EventRow) -> Event:
     """The event in a row."""
     return event_from_storage(row.pdu, ROOM_VERSIONS[row.version], row.event_id)
