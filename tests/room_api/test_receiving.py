@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 from twisted.internet.defer import Deferred, fail
@@ -16,7 +17,7 @@ from dendrite_tw.matrix.keys import signing_key
 from dendrite_tw.matrix.room_versions import ROOM_VERSIONS
 from dendrite_tw.matrix.signing import encode_base64, sign_bytes
 from dendrite_tw.room_api.api import NewEvent
-from dendrite_tw.room_api.tables.events import ACCEPTED, SOFT_FAILED
+from dendrite_tw.room_api.tables.events import ACCEPTED, REJECTED, SOFT_FAILED
 from tests.room_api.federated import count
 from tests.room_api.test_arrivals import ALICE, BOB, CAROL, MEMBER, MESSAGE, NAME, TOPIC, TwoServers
 
@@ -80,7 +81,7 @@ class MissingEventTests(TwoServers):
         self.a.change(room_id, ALICE, "ban", BOB)
         dream = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "dream"}, prev=start, state=state)
         said = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "evading"}, prev=[dream], state=state)
-        self.network.answers["b", "get_missing_events"] = lambda request: {"events": []}
+        self.network.answers["b", "get_missing_events"] = lambda request: RawAnswer(404, b"{}")
         self.network.answers["b", "event"] = lambda request: {"pdus": [orjson.loads(dream.pdu)]}
         self.network.answers["b", "state_ids"] = lambda request: {
             "pdu_ids": [one.event_id for one in state],
@@ -236,6 +237,45 @@ class HostileServerTests(TwoServers):
                 self.assertLess(len(self.network.asked), 40)
         said = self.b.say(room_id, BOB, "fine")
         self.assertEqual(self.pass_on("b", room_id, [said]), {})
+
+    def test_a_state_with_what_nobody_would_accept(self) -> None:
+        """What is rejected is left out of a state that is told; what it leaves counts, and what came after it."""
+        for version in ("1", "10"):
+            room_id = self.shared_room(version)
+            state = [self.a.event(one) for one in self.a.state(room_id).values()]
+            start = [self.a.event(one) for one in self.a.room(room_id).head.extremities]
+
+            def make(
+                type: str,
+                content: dict[str, Any],
+                key: str | None = None,
+                prev: list[Event] = start,
+                room_id: str = room_id,
+                state: list[Event] = state,
+            ) -> Event:
+                version = self.a.room(room_id).version
+                return self.b.make(version, room_id, BOB, type, content, key, prev=prev, state=state)
+
+            evil = make("m.room.power_levels", {"users": {BOB: 100}}, "")
+            named = make(NAME, {"name": "n"}, "")
+            topic = make(TOPIC, {"topic": "t"}, "", prev=[named])
+            said = make(MESSAGE, {"body": "x"}, prev=[topic])
+            last = make(MESSAGE, {"body": "y"}, prev=[said])
+            told = {(one.type, one.state_key): one for one in [*state, evil, named]}
+            events = {one.event_id: one.pdu_dict() for one in [*told.values(), topic]}
+            self.network.answers["b", "get_missing_events"] = lambda request, said=said: {"events": [said.pdu_dict()]}  # type: ignore[misc]
+            self.network.answers["b", "state_ids"] = lambda request, told=told: {  # type: ignore[misc]
+                "pdu_ids": [one.event_id for one in told.values()],
+                "auth_chain_ids": [],
+            }
+            self.network.answers["b", "event"] = lambda request, events=events: {  # type: ignore[misc]
+                "pdus": [events[unquote(request.path.rsplit("/", 1)[1])]]
+            }
+            before = self.a.state(room_id)
+            self.assertEqual(self.pass_on("b", room_id, [last]), {})
+            self.assertEqual(self.a.status(evil.event_id), REJECTED)
+            fresh = {(NAME, ""): named.event_id, (TOPIC, ""): topic.event_id}
+            self.assertEqual(self.a.state(room_id), before | fresh)
 
     def test_a_past_without_end(self) -> None:
         """Each event that is given refers to further ones, ever more of them."""
