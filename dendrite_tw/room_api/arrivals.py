@@ -14,7 +14,7 @@ from ..matrix.errors import forbidden
 from ..matrix.events import Event, redact_event
 from .placing import Placing
 from .policies import Policies
-from .redactions import Redactions
+from .redactions import Redaction, Redactions
 from .room import Arrival, Outcome, State, Way
 from .states import States
 from .steps import Batch, Step
@@ -189,7 +189,7 @@ class Arrivals:
             place, current_nid = self._placing.unseen(
                 batch, event, nid, slot_nid, before, status, snapshot_nids, keep_after=is_history
             )
-        redaction = await self._redactions.waiting_for(batch, event) if status == ACCEPTED else None
+        redaction = await self._redaction(batch, event, row) if status == ACCEPTED else None
         target_nid = target = None
         if status == ACCEPTED and event.redacts is not None:
             target_nid, target = await self._redactions.of_arrival(batch, event, before.slots)
@@ -221,6 +221,13 @@ class Arrivals:
             known=row is not None,
             distribute=arrival.distribute and status == ACCEPTED,
         )
+
+    async def _redaction(self, batch: Batch, event: Event, row: EventRow | None) -> Redaction | None:
+        """What has redacted an event before it takes its place."""
+        if row is not None and row.redacted_by_nid is not None:
+            events = await self._states.events([row.redacted_by_nid], batch)
+            return Redaction(row.redacted_by_nid, events[row.redacted_by_nid])
+        return await self._redactions.waiting_for(batch, event)
 
     async def _aside(self, batch: Batch, arrival: Arrival, row: EventRow | None, event_nid: int) -> Step:
         """An event of a room that this server is not in: told, and nothing of the room is changed by it."""

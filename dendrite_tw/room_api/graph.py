@@ -205,8 +205,10 @@ class Resolver:
         self._chains = chains
 
     async def resolve(self, version: RoomVersion, states: list[StateMap], batch: Batch) -> StateMap:
-        """The resolution of two or more different states of a room."""
+        """The resolution of two or more states of a room."""
         differing = _differing(states)
+        if not differing:
+            return states[0]
         rows = await self._database.read(name_table.slots_by_nid, list(differing))
         keys: dict[int, Slot] = {row.slot_nid: (row.type, row.state_key) for row in rows}
         slots = {key: slot for slot, key in keys.items()}

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
 
+from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.federation_api.api import RawAnswer
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.events import Event, parse_event, signed_bytes
@@ -335,3 +337,67 @@ class PolicyTests(TwoServers):
         self.a.send(room_id, ALICE, "m.room.policy", content, "")
         self.a.say(room_id, ALICE, "spam")
         self.assertEqual(self.signed, [])
+
+
+class FailingDatabaseTests(TwoServers):
+    def test_a_failure_at_any_moment_loses_nothing(self) -> None:
+        """The database fails at one write after the other; received again, all is there, and once."""
+        for failing in range(60):
+            room_id = self.shared_room()
+            named = self.a.send(room_id, ALICE, NAME, {"name": "n"}, "")
+            for number in range(105):
+                self.a.say(room_id, ALICE, str(number))
+            last = [self.a.send(room_id, ALICE, TOPIC, {"topic": "t"}, ""), self.a.say(room_id, ALICE, "last")]
+            writes, write = iter(range(10_000)), self.b.database.write
+
+            def fail_once(*args: Any, failing: int = failing, **kwargs: Any) -> Any:
+                return fail(Unavailable("the disk is full")) if next(writes) == failing else write(*args, **kwargs)  # noqa: B023
+
+            self.b.database.write = fail_once  # type: ignore[method-assign]
+            pdus = [self.a.event(one).pdu for one in last]
+            first = self.outcome(self.b.rooms.receive("a", room_id, pdus))
+            self.b.database.write = write  # type: ignore[method-assign]
+            self.network.memory.clock.advance(1000)
+            self.b.restart()
+            self.assertEqual(self.b.do(self.b.rooms.receive("a", room_id, pdus)), {})
+            self.assert_same_state(room_id)
+            self.assertEqual(self.b.timeline(room_id)[-2:], last)
+            self.assertIn(named, self.b.state(room_id).values())
+            if next(writes) <= failing:
+                self.assertEqual(first, {})
+                return
+        self.fail("there is no end of writes")
+
+    def outcome(self, coroutine: Any) -> Any:
+        done: list[Any] = []
+        Deferred.fromCoroutine(coroutine).addBoth(done.append)
+        for _ in range(100):
+            self.network.memory.clock.advance(0)
+        [result] = done
+        if isinstance(result, Failure):
+            result.trap(Unavailable)
+        return result
+
+
+class ManyEndsTests(TwoServers):
+    def test_the_ends_of_a_timeline_are_kept_in_memory(self) -> None:
+        """A server that answers to old events only makes branch after branch; it costs no more for each."""
+        room_id = self.shared_room()
+        start = [self.a.event(one) for one in self.a.room(room_id).head.extremities]
+        said = [self.b.make_on(self.a, room_id, BOB, MESSAGE, {"body": str(n)}, prev=start) for n in range(80)]
+        for one in said:
+            self.assertEqual(self.a.receive(self.b, room_id, [one]), {})
+        reads = 0
+        read = self.a.database.read
+
+        async def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return await read(*args, **kwargs)
+
+        self.a.database.read = counted  # type: ignore[method-assign]
+        another = self.b.make_on(self.a, room_id, BOB, MESSAGE, {"body": "another"}, prev=start)
+        reads = 0
+        self.assertEqual(self.a.receive(self.b, room_id, [another]), {})
+        self.assertLess(reads, 25)
+        self.assertEqual(len(self.a.room(room_id).head.extremities), 81)
