@@ -22,7 +22,7 @@ from ..matrix.room_versions import RoomVersion
 from ..matrix.state_res import resolve_conflicts
 from .snapshots import StateMap
 from .steps import Batch
-from .store import EventStore
+from .store import FEW, EventStore
 from .tables import auth_chains as chain_table
 from .tables import events as event_table
 from .tables import names as name_table
@@ -30,9 +30,6 @@ from .tables.names import Names, Slot
 
 ROUNDS = 4
 """Rounds in which only what lacks is loaded; after them, all that is behind it."""
-
-FEW = 200
-"""Rows that are read on the reactor thread."""
 
 AT_ONCE = 1000
 """Chains that are made or put together before the reactor may do something else."""
