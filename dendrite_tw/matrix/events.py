@@ -197,6 +197,23 @@ def signatures(event: Event) -> dict[str, dict[str, str]]:
     return found
 
 
+# --- what many events say -------------------------------------------------------------------------
+
+SHARED_TEXTS = 1024
+
+_shared: dict[str, str] = {}
+
+
+def shared(text: str) -> str:
+    """The same text, in one object for all that say it about now: a room's id is in each of its events.
+
+    Not `sys.intern`, which in some releases of Python keeps for ever what strangers send.
+    """
+    if len(_shared) >= SHARED_TEXTS and text not in _shared:
+        _shared.clear()
+    return _shared.setdefault(text, text)
+
+
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -204,7 +221,7 @@ def _event(
     pdu: dict[str, Any], version: RoomVersion, event_id: str, encoded: bytes, unsigned: dict[str, Any]
 ) -> Event:
     """Make the event from a PDU whose format is known to be right."""
-    event_type = pdu["type"]
+    event_type, sender, state_key = shared(pdu["type"]), shared(pdu["sender"]), pdu.get("state_key")
     room_id = pdu.get("room_id")
     prev_events, auth_events = pdu["prev_events"], pdu["auth_events"]
     if version.event_format == "pairs":
@@ -213,10 +230,10 @@ def _event(
     return Event(
         version=version,
         event_id=event_id,
-        room_id="!" + event_id[1:] if room_id is None else room_id,
-        sender=pdu["sender"],
+        room_id=shared("!" + event_id[1:] if room_id is None else room_id),
+        sender=sender,
         type=event_type,
-        state_key=pdu.get("state_key"),
+        state_key=sender if state_key == sender else state_key,
         content=pdu["content"],
         origin_server_ts=pdu["origin_server_ts"],
         depth=pdu["depth"],

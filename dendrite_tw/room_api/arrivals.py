@@ -125,10 +125,7 @@ class Arrivals:
         if isinstance(question, admission.StateBefore):
             return await self._state(batch, arrival, before, question.keys)
         if isinstance(question, admission.CurrentState):
-            head = batch.head
-            if arrival.way is not Way.LIVE or before.slots is head.state:
-                return None
-            return await self._state(batch, arrival, State(head.state, 0), question.keys)
+            return await self._current_state(batch, arrival, before, question.keys)
         if isinstance(question, admission.FindPolicyServer):
             return await self._policies.of(batch) if arrival.way is Way.LIVE else None
         if isinstance(question, admission.AskPolicyServer):
@@ -136,6 +133,20 @@ class Arrivals:
                 raise _PolicyMissing
             return None
         raise TypeError(f"an unexpected question: {question!r}")
+
+    async def _current_state(
+        self, batch: Batch, arrival: Arrival, before: State, keys: Iterable[Slot]
+    ) -> dict[Slot, Event] | None:
+        """What an event that happens now must be allowed by as well; `None` if that is the state before it.
+
+        Behind a gap the room may have changed in ways that are only seen now: who speaks has joined in between.
+        """
+        current = State(batch.head.state, batch.head.snapshot_nid)
+        if arrival.way is not Way.LIVE or before.slots is current.slots:
+            return None
+        if arrival.before is not None or arrival.branches:
+            current = await self._placing.resolved(batch, [current, before])
+        return await self._state(batch, arrival, current, keys)
 
     async def _known(self, batch: Batch, event_ids: Iterable[str]) -> dict[str, KnownEvent]:
         standings = await self._store.standings(event_ids, batch)

@@ -160,12 +160,13 @@ class RoomWriter:
         room.writing = False
         room.stale = True
         while room.waiting:
-            _refuse(room.waiting.popleft(), _internal())
+            _refuse(room.waiting.pop(0), _internal())
 
     async def _write(self, room: Room) -> None:
         """Write until nothing waits."""
         while room.waiting:
-            works = [room.waiting.popleft() for _ in range(min(BATCH, len(room.waiting)))]
+            works = room.waiting[:BATCH]
+            del room.waiting[:BATCH]
             try:
                 await self._write_batch(room, works)
             except Exception:

@@ -7,7 +7,7 @@ room as it was.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -171,7 +171,7 @@ class Room:
     standing: int = RESIDENT
     placed: OrderedDict[str, Placed] = field(default_factory=OrderedDict)
     resolutions: OrderedDict[tuple[int, ...], StateMap] = field(default_factory=OrderedDict)
-    waiting: deque[Work] = field(default_factory=deque)
+    waiting: list[Work] = field(default_factory=list)
     writing: bool = False
     summary: tuple[int, PublicRoom] | None = None
     stale: bool = False

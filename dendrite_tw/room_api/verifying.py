@@ -41,7 +41,7 @@ class Verifying:
         """
         received: dict[str, ReceivedEvent] = {}
         for index, pdu in enumerate(pdus):
-            await self._pause(index)
+            await self.pause(index)
             try:
                 one = receive_event(pdu, room.version, limited=limited)
             except EventFormatError as error:
@@ -59,7 +59,7 @@ class Verifying:
         keys = await self._keys(received)
         now, signed = self._clock.now_ms(), []
         for index, one in enumerate(received):
-            await self._pause(index)
+            await self.pause(index)
             try:
                 check_signatures(one, keys, now_ms=now)
             except SignatureError as error:
@@ -76,6 +76,7 @@ class Verifying:
         found = await self._federation.fetch_keys(wanted)
         return {(one.server_name, one.key_id): VerifyKey(one.key, one.valid_until_ts, one.expired_ts) for one in found}
 
-    async def _pause(self, index: int) -> None:
-        if index % AT_ONCE == AT_ONCE - 1:
+    async def pause(self, index: int) -> None:
+        """Let others have the reactor, before the work goes on at `index`."""
+        if index and not index % AT_ONCE:
             await deferLater(self._time, 0, lambda: None)

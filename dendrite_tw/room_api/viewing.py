@@ -68,19 +68,28 @@ class Viewer:
         forgotten = current is not None and current.forgotten
         sides = await self._sides({row.snapshot_nid for row in rows}, user_id)
         last_join = await self._last_join(room.room_nid, user_id, current)
+        if forgotten:
+            last_join = None
         visible = []
+        verdicts: dict[tuple[int, bool], bool] = {}
         for row in rows:
-            visibility, membership = sides[row.snapshot_nid]
-            visibility_after, membership_after = _after(row, user_id)
-            if forgotten:
-                membership = membership_after = last_join = None
-            if may_see_event(
-                visibility=visibility,
-                membership=membership,
-                joined_since=last_join is not None and last_join.follows(row),
-                visibility_after=visibility_after,
-                membership_after=membership_after,
-            ):
+            joined_since = last_join is not None and last_join.follows(row)
+            after = _after(row, user_id)
+            # What changes neither side is judged like all others on the same snapshot.
+            verdict = verdicts.get((row.snapshot_nid, joined_since)) if after is None else None
+            if verdict is None:
+                visibility, membership = sides[row.snapshot_nid]
+                visibility_after, membership_after = after or (None, None)
+                verdict = may_see_event(
+                    visibility=visibility,
+                    membership=None if forgotten else membership,
+                    joined_since=joined_since,
+                    visibility_after=visibility_after,
+                    membership_after=None if forgotten else membership_after,
+                )
+                if after is None:
+                    verdicts[row.snapshot_nid, joined_since] = verdict
+            if verdict:
                 visible.append(row)
         return visible
 
@@ -173,14 +182,14 @@ def newest_join(rows: Iterable[MemberEventRow]) -> Joined | None:
     return None
 
 
-def _after(row: EventRow, user_id: str) -> tuple[Visibility | None, str | None]:
-    """What the event itself sets of the two sides."""
-    if b"m.room.member" not in row.pdu and b"m.room.history_visibility" not in row.pdu:
-        return None, None
+def _after(row: EventRow, user_id: str) -> tuple[Visibility | None, str | None] | None:
+    """What the event itself sets of the two sides; `None` where it sets neither."""
+    if row.slot_nid is None or (b"m.room.member" not in row.pdu and b"m.room.history_visibility" not in row.pdu):
+        return None
     pdu = orjson.loads(row.pdu)
     if pdu.get("type") == HISTORY_VISIBILITY and pdu.get("state_key") == "":
         return visibility_from(pdu["content"]), None
     if pdu.get("type") == MEMBER and pdu.get("state_key") == user_id:
         membership = pdu["content"].get("membership")
         return None, membership if isinstance(membership, str) else None
-    return None, None
+    return None

@@ -62,6 +62,33 @@ class MissingEventTests(TwoServers):
         self.b.restart()
         self.assert_same_state(room_id)
 
+    def test_who_came_behind_a_gap_may_speak(self) -> None:
+        for version in ("1", "10", "12"):
+            room_id = self.shared_room(version)
+            self.a.change(room_id, "@new:a", "join")
+            for number in range(110):
+                self.a.say(room_id, ALICE, str(number))
+            said = self.a.say(room_id, "@new:a", "hello")
+            self.assertEqual(self.pass_on("a", room_id, [said]), {})
+            self.assertEqual(self.b.status(said), ACCEPTED)
+            self.assert_same_state(room_id)
+
+    def test_who_was_banned_may_not_speak_from_behind_a_gap(self) -> None:
+        room_id = self.shared_room()
+        start = [self.a.event(one) for one in self.a.room(room_id).head.extremities]
+        state = [self.a.event(one) for one in self.a.state(room_id).values()]
+        self.a.change(room_id, ALICE, "ban", BOB)
+        dream = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "dream"}, prev=start, state=state)
+        said = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "evading"}, prev=[dream], state=state)
+        self.network.answers["b", "get_missing_events"] = lambda request: {"events": []}
+        self.network.answers["b", "event"] = lambda request: {"pdus": [orjson.loads(dream.pdu)]}
+        self.network.answers["b", "state_ids"] = lambda request: {
+            "pdu_ids": [one.event_id for one in state],
+            "auth_chain_ids": [],
+        }
+        self.assertIn("not allowed now", self.pass_on("b", room_id, [said])[said.event_id])
+        self.assertEqual(self.a.status(said.event_id), SOFT_FAILED)
+
     def test_a_whole_state_is_asked_for_at_once(self) -> None:
         room_id = self.shared_room()
         users = [f"@user{number}:a" for number in range(60)]
