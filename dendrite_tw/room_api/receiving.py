@@ -99,11 +99,12 @@ class Receiving:
                 raise not_found("This server is not in the room.")
             return await self.aside(origin, room, pdus)
         refused: dict[str, str] = {}
-        received = await self._verifying.read(room, pdus, refused)
         try:
             await self._participation.check_server(room_id, origin)
         except MatrixError as error:
-            return {**refused, **{one.event.event_id: error.error for one in received}}
+            unread = await self._verifying.parse(room, pdus, refused)
+            return {**refused, **{one.event.event_id: error.error for one in unread}}
+        received = await self._verifying.read(room, pdus, refused)
         outcomes = await self._writer.take(room, [Arrival(one) for one in received]) if received else []
         for one, first in zip(received, outcomes, strict=True):
             outcome = first
