@@ -51,15 +51,22 @@ class Introductions:
 
     async def joined(self, user_id: str, room_id: str, servers: Sequence[str], parcel: Parcel) -> None:
         """A local user joined a room in which the other servers `servers` are."""
-        known: set[str] = set()
-        for member in await self._rooms.memberships(user_id) if servers else ():
-            if member.membership == "join" and member.room_id != room_id:
-                known.update(await self._servers_in(member.room_id))
-        strangers = [server for server in servers if server not in known]
+        strangers = await self._strangers(user_id, room_id, servers) if servers else []
         if strangers:
             await self._tell_devices(user_id, strangers, parcel)
             if self._presence is not None:
                 self._presence.introduce([user_id], strangers)
+
+    async def _strangers(self, user_id: str, room_id: str, servers: Sequence[str]) -> list[str]:
+        """Those of `servers` that share no other room with the user."""
+        strangers = dict.fromkeys(servers)
+        for member in await self._rooms.memberships(user_id):
+            if not strangers:
+                break
+            if member.membership == "join" and member.room_id != room_id:
+                for server in await self._servers_in(member.room_id):
+                    strangers.pop(server, None)
+        return list(strangers)
 
     async def _servers_in(self, room_id: str) -> list[str]:
         try:

@@ -216,18 +216,37 @@ class TwoHousesTests(ServerTestCase):
         seen = self.bob.ok(self.bob.get("/presence/@alice:test/status"))
         self.assertEqual((seen["presence"], seen["status_msg"]), ("unavailable", "at the masque"))
 
+    def upload_keys(self, client: Client) -> None:
+        device = client.device_id
+        keys = {
+            "user_id": client.user_id,
+            "device_id": device,
+            "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
+            "keys": {f"curve25519:{device}": "A" * 43, f"ed25519:{device}": "B" * 43},
+            "signatures": {client.user_id: {f"ed25519:{device}": "C" * 86}},
+        }
+        client.ok(client.post("/keys/upload", {"device_keys": keys}))
+
+    def test_who_meets_for_the_first_time_is_introduced(self) -> None:
+        dora, carol = self.here.register("dora"), self.there.register("carol")
+        room = dora.create_room(preset="public_chat")
+        for client in (dora, carol):
+            self.upload_keys(client)
+            client.ok(client.put(f"/presence/{client.user_id}/status", {"presence": "unavailable"}))
+        self.settle(10)
+        carol.ok(carol.post(f"/join/{quote(room)}?server_name=test"))
+        self.settle()
+        self.there.cut()
+        # Carol's list came without being asked for, and is here now that her server cannot be asked.
+        found = dora.ok(dora.post("/keys/query", {"device_keys": {carol.user_id: []}}))
+        self.assertEqual((set(found["device_keys"][carol.user_id]), found["failures"]), ({carol.device_id}, {}))
+        for client, other in ((dora, carol), (carol, dora)):
+            seen = client.ok(client.get(f"/presence/{other.user_id}/status"))
+            self.assertEqual(seen["presence"], "unavailable")
+
     def test_a_changed_device_is_told(self) -> None:
         since = self.bob.sync()["next_batch"]
-        algorithms = ["m.olm.v1.curve25519-aes-sha2"]
-        device = self.alice.device_id
-        keys = {
-            "user_id": "@alice:test",
-            "device_id": device,
-            "algorithms": algorithms,
-            "keys": {f"curve25519:{device}": "A" * 43, f"ed25519:{device}": "B" * 43},
-            "signatures": {"@alice:test": {f"ed25519:{device}": "C" * 86}},
-        }
-        self.alice.ok(self.alice.post("/keys/upload", {"device_keys": keys}))
+        self.upload_keys(self.alice)
         self.settle()
         changed = self.bob.sync(since)["device_lists"]["changed"]
         self.assertIn("@alice:test", changed)
