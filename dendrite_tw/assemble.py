@@ -7,17 +7,16 @@ component tells the others leaves its outbox through a relay to the queue.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, cast
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.resource import IResource, Resource
+from twisted.web.resource import Resource
 
 from .cache import CacheBudget
 from .client_api.keys import KeysRoutes, RequireUIA
@@ -27,43 +26,51 @@ from .client_api.room_admin import RoomAdminRoutes
 from .client_api.room_keys import RoomKeysRoutes
 from .client_api.rooms import RoomRoutes
 from .client_api.routes import account_routes
-from .client_api.settings import CaptchaSettings, ClientSettings, Notices, Turn
 from .client_api.spaces import SpaceRoutes
 from .client_api.to_device import ToDeviceRoutes
-from .client_api.uia import PASSWORD, Captcha, InteractiveAuth
+from .client_api.uia import PASSWORD, InteractiveAuth
 from .client_api.user_directory import UserDirectoryRoutes
-from .config import Component as DatabaseOwner
 from .config import Config
-from .config import Database as DatabaseSection
 from .config.key_files import signing_key
-from .database.engines import Database, SQLiteDatabase, Unavailable
+from .database.engines import Database
 from .database.outbox import Outbox
+from .databases import Databases, ended
+from .federation_api.api import FederationAPI, NoFederation
+from .federation_api.component import FederationComponent
+from .federation_api.inbound import Inbound
 from .jetstream.disk_thread import DiskThread
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
-from .locks import InUseError, Locks
-from .matrix.room_versions import ROOM_VERSIONS
 from .media_api.api import Method, ThumbnailSize
 from .media_api.component import MediaComponent
-from .metrics import Metrics, MetricsResource
+from .media_api.remote import RemoteFiles
+from .metrics import Metrics
 from .monitor import MonitorRoutes
 from .room_api.api import RoomAPI
 from .room_api.component import RoomComponent
+from .settings import (
+    captcha,
+    client_options,
+    client_settings,
+    federates,
+    limiter,
+    metrics_resource,
+    name_cache,
+    own_keys,
+    perspectives,
+    user_settings,
+)
 from .sync_api.component import SyncComponent
 from .user_api.api import Caller, KeyAPI, UserAPI
 from .user_api.component import UserComponent
 from .user_api.keys_component import KeyComponent
-from .user_api.settings import UserSettings
+from .user_api.resync import Resyncs
 from .web.auth import TokenAuthenticator
-from .web.limits import SlotLimiter
 from .web.resource import Exchange
 from .web.routes import client_paths
 from .web.site import make_root
 from .world import World
-
-if TYPE_CHECKING:
-    from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
 
 log = Logger()
 
@@ -83,96 +90,6 @@ class Component(Protocol):
 
     def stop(self) -> Any:
         """May take its time: a coroutine or a `Deferred`."""
-
-
-class Databases:
-    """The databases that the configuration names: one object for each connection string."""
-
-    def __init__(self, config: Config, world: World) -> None:
-        self._config = config
-        self._world = world
-        self._open: dict[str, SQLiteDatabase | PostgreSQLDatabase | InlinePostgreSQL] = {}
-        self._locks = Locks()
-
-    def of(self, component: DatabaseOwner) -> Database:
-        """The database of a component, as ``dendrite.yaml`` names it."""
-        wanted = self._config.database_of(component)
-        name = wanted.sqlite_path if wanted.is_sqlite else wanted.connection_string
-        if name not in self._open:
-            make = self._sqlite if wanted.is_sqlite else self._postgresql
-            self._open[name] = make(self._config.key_of_database(component), wanted)
-        return self._open[name]
-
-    def _sqlite(self, key: str, wanted: DatabaseSection) -> SQLiteDatabase:
-        path = wanted.sqlite_path
-        if path != ":memory:":
-            self.lock(key, Path(f"{path}-lock"))
-        try:
-            return SQLiteDatabase(path, self._world.threads)
-        except (sqlite3.Error, OSError) as error:
-            raise self._config.error(
-                key, f"{path} cannot be opened: {error}.", "Check the file and the permissions of its directory."
-            ) from None
-
-    def _postgresql(self, key: str, wanted: DatabaseSection) -> PostgreSQLDatabase | InlinePostgreSQL:
-        # The driver is of no use, and five megabytes of memory, to a server on SQLite.
-        from .database.connections import dsn_of
-        from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
-
-        try:
-            dsn = dsn_of(wanted.connection_string)
-        except ValueError as error:
-            advice = "Write postgresql://user:password@host/name?sslmode=disable, or file:name.db for SQLite."
-            raise self._config.error(key, f"This is no address of a database: {error}.", advice) from None
-        most, kept = pool_size(wanted)
-        try:
-            if self._world.threads is None:
-                return InlinePostgreSQL(dsn)
-            return PostgreSQLDatabase(dsn, self._world.time, most, kept, max(0.0, wanted.conn_max_lifetime))
-        except Unavailable as error:
-            advice = "Start PostgreSQL, and see that the user may connect to the database (psql with the same string)."
-            raise self._config.error(key, f"PostgreSQL cannot be used: {error.__cause__}".strip(), advice) from None
-
-    def begin(self) -> None:
-        """Called when the reactor runs, which may be in another process than the one that opened them."""
-        for database in self._open.values():
-            database.begin()
-
-    def lock(self, key: str, path: Path) -> None:
-        """Keep other servers away from what the configuration names under `key`."""
-        try:
-            self._locks.take(path)
-        except InUseError as error:
-            by = f" ({error.holder})" if error.holder else ""
-            raise self._config.error(
-                key, f"Another server{by} uses it.", "Stop that one, or give each server files of its own."
-            ) from None
-        except OSError as error:
-            raise self._config.error(key, f"{path} cannot be written: {error.strerror or error}.") from None
-
-    @property
-    def degraded(self) -> list[str]:
-        """The databases that do not take changes at the moment."""
-        failing = [database for database in self._open.values() if database.failing]
-        return [f"{database.label}: {database.failing}" for database in failing]
-
-    async def probe(self) -> None:
-        """Find out whether databases that failed take changes again."""
-        for database in self._open.values():
-            if database.failing:
-                await database.probe()
-
-    async def close(self) -> None:
-        for database in self._open.values():
-            await _ended(database.close())
-        self._locks.release()
-
-
-def pool_size(wanted: DatabaseSection) -> tuple[int, int]:
-    """The most connections and the most idle ones, with Go's meaning of 0 and of negative numbers."""
-    unlimited = 1000
-    most, kept = wanted.max_open_conns or type(wanted)().max_open_conns, wanted.max_idle_conns or 2
-    return (unlimited if most < 0 else most), (unlimited if kept < 0 else kept)
 
 
 class Server(MultiService):
@@ -202,6 +119,7 @@ class Parts:
     def __init__(self, config: Config, world: World) -> None:
         server_name = config.global_.server_name
         budget = CacheBudget(config.global_.cache.max_size_estimated)
+        metrics = Metrics(budget)
         self.databases = Databases(config, world)
         queue_folder = config.global_.jetstream.storage_path
         if not config.global_.jetstream.in_memory:
@@ -216,27 +134,47 @@ class Parts:
         )
         client = self.queue.client
 
-        to_rooms, to_users, to_keys = Direct(), Direct(), Direct()
+        to_rooms, to_users, to_keys, to_federation = Direct(), Direct(), Direct(), Direct()
         rooms, users, keys = handle(RoomAPI, to_rooms), handle(UserAPI, to_users), handle(KeyAPI, to_keys)
+        self.others = handle(FederationAPI, to_federation)
+        """Asks other servers, for whoever has a question; without federation nobody is to be reached."""
 
         user_database = self.databases.of("user_api")
         self.users = UserComponent(
-            user_settings(config), user_database, Outbox("user_api", user_database), client, world, rooms, budget
+            user_settings(config),
+            user_database,
+            Outbox("user_api", user_database),
+            client,
+            world,
+            rooms,
+            budget,
+            self.others,
         )
         self.rooms = RoomComponent(
             database=self.databases.of("room_server"),
             users=users,
+            federation=self.others,
             world=world,
             budget=budget,
             server_name=server_name,
             key=signing_key(config),
             default_room_version=config.room_server.default_room_version,
         )
-        self.keys = KeyComponent(user_database, self.users.outbox, world.clock, world.random, server_name, budget)
+        self.keys = KeyComponent(
+            user_database,
+            self.users.outbox,
+            world,
+            server_name,
+            budget,
+            rooms,
+            self.others,
+            config.user_api.worker_count,
+        )
         self.users.on_device_deleted.append(self.keys.device_deleted)
         self.users.on_device_changed.append(self.keys.device_changed)
         self.users.is_device_id_taken.append(self.keys.is_key_of)
         self.users.on_account_deactivated.append(self.keys.account_deactivated)
+        self.users.on_memberships.append(self.keys.memberships_changed)
         self.sync = SyncComponent(
             rooms,
             users,
@@ -257,11 +195,30 @@ class Parts:
             config.media_api.max_thumbnail_generators,
             world,
             server_name,
+            RemoteFiles(self.others).fetch if federates(config, world) else None,
+            remote_lifetime_ms=int(config.media_api.remote_media_lifetime * 1000),
         )
         to_rooms.connect(self.rooms)
         to_users.connect(self.users)
         to_keys.connect(self.keys)
         self.components: list[Component] = [self.users, self.rooms, self.sync, self.media]
+        self.federation: FederationComponent | None = None
+        self.inbound: Inbound | None = None
+        if federates(config, world):
+            self.federation = federation_component(config, world, self.databases.of("federation_api"), metrics)
+            self.inbound = Inbound(
+                self.databases.of("federation_api"),
+                cast(Any, rooms),
+                users,
+                keys,
+                client,
+                world,
+                server_name,
+                config.global_.presence.enable_inbound,
+            )
+            self.components += [self.federation, self.inbound]
+            show_inbound(metrics, self.inbound)
+        to_federation.connect(self.federation or NoFederation())
         self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
         self._prune_keys.clock = world.time
@@ -288,12 +245,13 @@ class Parts:
             self.media,
             MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]),
         ]
+        sections += [part for part in (self.federation, self.inbound) if part is not None]
         self.last_seen = LastSeen(users, world)
-        metrics = Metrics(budget)
         notifier = self.sync.notifier
         metrics.gauge("dendrite_syncapi_active_sync_requests", "Syncs that are being answered.", self._active_syncs)
         metrics.gauge("dendrite_syncapi_waiting_sync_requests", "Syncs that wait for news.", lambda: notifier.waiting)
         metrics.gauge("dendrite_syncapi_active_users", "Users who sync.", lambda: notifier.streams)
+        show_resyncs(metrics, self.keys.resyncs)
         self.routes = client_paths(row for section in sections for row in section.routes())
         self.routes += account_routes(settings, users, rooms, client, world, auth)
         self.root = make_root(
@@ -303,6 +261,7 @@ class Parts:
             metrics.observe,
             metrics_resource(config, metrics),
             config.sync_api.real_ip_header,
+            self.federation.servers if self.federation is not None else None,
         )
 
     async def start(self) -> None:
@@ -315,6 +274,7 @@ class Parts:
         self._users_reached(await self.users.unread_store.stored_position())
         for relay in self.relays:
             await relay.start()
+        await self.keys.start()
         self.last_seen.start()
         self._prune_keys.start(PRUNE_SECONDS, now=False)
         self._probe.start(PROBE_SECONDS, now=False)
@@ -333,10 +293,11 @@ class Parts:
             if loop.running:
                 loop.stop()
         await self.last_seen.stop()
+        await self.keys.stop()
         for relay in self.relays:
             relay.stop()
         for component in reversed(self.components):
-            await _ended(component.stop())
+            await ended(component.stop())
         await self.queue.stop()
         if self._disk is not None:
             self._disk.stop()
@@ -347,12 +308,6 @@ def unpruned(failure: Failure) -> None:
     log.failure("what is kept for a while only could not be deleted", failure=failure)
 
 
-async def _ended(stopping: Any) -> None:
-    """Wait for what `Component.stop` returned."""
-    if isinstance(stopping, Deferred) or hasattr(stopping, "__await__"):
-        await stopping
-
-
 def monolith(config: Config, world: World) -> Server:
     """All components in one process, over the embedded queue.
 
@@ -360,6 +315,55 @@ def monolith(config: Config, world: World) -> Server:
     `ConfigError` where the operator can mend it.
     """
     return Server(Parts(config, world))
+
+
+def show_resyncs(metrics: Metrics, resyncs: Resyncs) -> None:
+    """How device lists of other servers' users are fetched, under Dendrite's names."""
+    metrics.counter("dendrite_keyserver_device_list_update", "Device lists asked for.", [], resyncs.attempts)
+    metrics.gauge(
+        "dendrite_keyserver_worker_backpressure",
+        "Servers to be asked for device lists that wait for their turn.",
+        lambda: resyncs.waiting_servers,
+    )
+    metrics.gauge(
+        "dendrite_keyserver_worker_servers_retrying",
+        "Servers to be asked for device lists that did not answer.",
+        lambda: resyncs.retrying_servers,
+    )
+
+
+def show_inbound(metrics: Metrics, inbound: Inbound) -> None:
+    """What other servers send, under Dendrite's names."""
+    metrics.counter("dendrite_federationapi_recv_pdus", "Events of other servers.", ["status"], inbound.pdus)
+    metrics.counter("dendrite_federationapi_recv_edus", "EDUs of other servers.", ["type"], inbound.edus)
+    metrics.gauge(
+        "dendrite_federationapi_staged_pdus", "Events of other servers that wait.", lambda: inbound.inbox.waiting
+    )
+
+
+def federation_component(config: Config, world: World, database: Database, metrics: Metrics) -> FederationComponent:
+    """What speaks to other servers."""
+    internet = world.internet
+    assert internet is not None
+    names = internet.names(name_cache(config))
+    asked: dict[tuple[str, ...], int] = {}
+    metrics.counter("dendrite_federationapi_requests", "Requests to other servers.", ["method", "outcome"], asked)
+
+    def observe(method: str, outcome: str) -> None:
+        asked[method, outcome] = asked.get((method, outcome), 0) + 1
+
+    return FederationComponent(
+        database,
+        internet.client(names, client_options(config)),
+        names,
+        own_keys(config, world),
+        world,
+        perspectives(config),
+        config.federation_api.prefer_direct_fetch,
+        config.federation_api.send_max_retries,
+        internet.locator,
+        observe,
+    )
 
 
 def relay(outbox: Outbox, client: Any, world: World) -> OutboxRelay:
@@ -402,87 +406,3 @@ def password_again(auth: InteractiveAuth) -> RequireUIA:
         return await auth.require(request, purpose, caller.user_id, body.get("auth"), [[PASSWORD]])
 
     return require
-
-
-# --- configuration, cut to what each part needs ---
-
-
-def user_settings(config: Config) -> UserSettings:
-    notices = config.global_.server_notices
-    return UserSettings(
-        server_name=config.global_.server_name,
-        bcrypt_cost=config.user_api.bcrypt_cost,
-        openid_token_lifetime_ms=config.user_api.openid_token_lifetime_ms,
-        auto_join_rooms=tuple(config.user_api.auto_join_rooms),
-        reserved_localparts=frozenset([notices.local_part] if notices.local_part else []),
-    )
-
-
-def client_settings(config: Config) -> ClientSettings:
-    api, turn = config.client_api, config.client_api.turn
-    captcha = CaptchaSettings(
-        public_key=api.recaptcha_public_key,
-        private_key=api.recaptcha_private_key,
-        siteverify_api=api.recaptcha_siteverify_api,
-        api_js_url=api.recaptcha_api_js_url,
-        form_field=api.recaptcha_form_field,
-        sitekey_class=api.recaptcha_sitekey_class,
-        bypass_secret=api.recaptcha_bypass_secret,
-    )
-    return ClientSettings(
-        server_name=config.global_.server_name,
-        registration_disabled=api.registration_disabled,
-        registration_requires_token=api.registration_requires_token,
-        guests_disabled=api.guests_disabled,
-        registration_shared_secret=api.registration_shared_secret,
-        captcha=captcha if api.enable_registration_captcha else None,
-        turn=Turn(
-            uris=tuple(turn.turn_uris),
-            lifetime_seconds=int(turn.turn_user_lifetime or 300),
-            shared_secret=turn.turn_shared_secret,
-            username=turn.turn_username,
-            password=turn.turn_password,
-        ),
-        well_known_client_name=config.global_.well_known_client_name,
-        well_known_server_name=config.global_.well_known_server_name,
-        well_known_sliding_sync_proxy=config.global_.well_known_sliding_sync_proxy,
-        default_room_version=config.room_server.default_room_version,
-        notices=notices_settings(config),
-        room_versions={name: "stable" if version.stable else "unstable" for name, version in ROOM_VERSIONS.items()},
-    )
-
-
-def notices_settings(config: Config) -> Notices | None:
-    notices = config.global_.server_notices
-    if not notices.enabled:
-        return None
-    return Notices(
-        local_part=notices.local_part or "_server",
-        display_name=notices.display_name,
-        avatar_url=notices.avatar_url,
-        room_name=notices.room_name,
-    )
-
-
-def captcha(settings: ClientSettings, world: World) -> Captcha | None:
-    """Who judges captchas, where they are asked for."""
-    if settings.captcha is None:
-        return None
-    from treq.client import HTTPClient
-    from twisted.web.client import Agent
-
-    from .client_api.captcha import HttpCaptcha
-
-    return HttpCaptcha(settings.captcha, HTTPClient(Agent(world.time)), world.time)
-
-
-def limiter(config: Config, world: World) -> SlotLimiter:
-    limits = config.client_api.rate_limiting
-    return SlotLimiter(world.clock, limits.enabled, limits.threshold, limits.cooloff_ms, limits.exempt_user_ids)
-
-
-def metrics_resource(config: Config, metrics: Metrics) -> dict[bytes, IResource]:
-    if not config.global_.metrics.enabled:
-        return {}
-    auth = config.global_.metrics.basic_auth
-    return {b"metrics": MetricsResource(metrics, auth.username, auth.password)}

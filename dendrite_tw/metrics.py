@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -30,6 +30,7 @@ class Metrics:
         self._budget = budget
         self._requests: dict[tuple[str, str, int], int] = {}
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
+        self._counters: list[tuple[str, str, tuple[str, ...], Mapping[tuple[str, ...], int]]] = []
         self.registry = CollectorRegistry()
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -43,6 +44,12 @@ class Metrics:
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Show a number that is read when it is asked for."""
         self._gauges.append((name, documentation, read))
+
+    def counter(
+        self, name: str, documentation: str, labels: Sequence[str], counts: Mapping[tuple[str, ...], int]
+    ) -> None:
+        """Show what is counted in `counts`, by the values of the labels, under exactly this name."""
+        self._counters.append((name, documentation, tuple(labels), counts))
 
     def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("dendrite_up", "The server runs.", labels=["version"])
@@ -64,6 +71,12 @@ class Metrics:
         yield lookups
         for name, documentation, read in self._gauges:
             yield GaugeMetricFamily(name, documentation, value=read())
+        for name, documentation, labels, counts in self._counters:
+            # Dendrite's names have no suffix, which the library gives to all that it calls a counter.
+            counter = Metric(name, documentation, "unknown")
+            for values, count in counts.items():
+                counter.add_sample(name, dict(zip(labels, values, strict=True)), count)
+            yield counter
 
 
 class MetricsResource(Resource):

@@ -1,4 +1,4 @@
-"""The world outside: clock, chance and threads, handed in as plain arguments.
+"""The world outside: clock, chance, threads and network, handed in as plain arguments.
 
 `assemble` opens a `World` and passes on only the parts that an object needs;
 nothing else in the project may ask the operating system for the time or for
@@ -12,9 +12,12 @@ import random
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
+
+if TYPE_CHECKING:
+    from .web.internet import Internet
 
 ALPHANUMERIC = string.ascii_letters + string.digits
 
@@ -84,13 +87,15 @@ class World:
 
     ``time`` schedules (`callLater`, `seconds`); ``clock`` gives Matrix
     timestamps; ``threads`` says how blocking work leaves the reactor:
-    `None` runs it inline, which tests use.
+    `None` runs it inline, which tests use.  ``internet`` is where connections
+    to others come from; `None` is a world without others.
     """
 
     time: IReactorTime
     clock: Clock
     random: Random
     threads: ThreadRunner | None
+    internet: Internet | None = None
 
 
 class ThreadRunner(Protocol):
@@ -111,9 +116,12 @@ class ReactorThreads:
 
 def system_world(reactor: Any) -> World:
     """The real world, for `tap` and the commands."""
-    return World(reactor, ReactorClock(reactor), SystemRandom(), ReactorThreads(reactor))
+    from .web.internet import SystemInternet
+
+    clock = ReactorClock(reactor)
+    return World(reactor, clock, SystemRandom(), ReactorThreads(reactor), SystemInternet(reactor, clock))
 
 
-def test_world(time: IReactorTime, seed: int | str = 0) -> World:
+def test_world(time: IReactorTime, seed: int | str = 0, internet: Internet | None = None) -> World:
     """A world that stands still: inline threads, a clock of the test's, chance from a seed."""
-    return World(time, ReactorClock(time), SeededRandom(seed), None)
+    return World(time, ReactorClock(time), SeededRandom(seed), None, internet)

@@ -68,7 +68,8 @@ class Answer:
 
     @property
     def body(self) -> bytes:
-        return self._split()[1]
+        body = self._split()[1]
+        return dechunked(body) if self.headers.get("transfer-encoding") == "chunked" else body
 
     @property
     def json(self) -> Any:
@@ -85,6 +86,20 @@ class Answer:
 
     def __repr__(self) -> str:
         return f"Answer({self._transport.value()!r})"
+
+
+def dechunked(body: bytes) -> bytes:
+    """What is in a chunked body that is complete."""
+    found = []
+    while True:
+        size, _, body = body.partition(b"\r\n")
+        length = int(size, 16)
+        if not length:
+            assert body == b"\r\n", "something is behind the last chunk"
+            return b"".join(found)
+        found.append(body[:length])
+        assert body[length : length + 2] == b"\r\n", "a chunk is longer than it says"
+        body = body[length + 2 :]
 
 
 class Web:
@@ -234,7 +249,23 @@ class Root(Resource):
         return self.api
 
 
-def serve(routes: Iterable[Route], clock: Clock, callers: Mapping[str, Caller] | None = None) -> Web:
-    """A `Web` that serves `routes` for `callers` (by default `CALLERS`), without limits."""
-    api = ApiResource(list(routes), KnownCallers(CALLERS if callers is None else callers), NoLimits())
+class KnownServers:
+    """Takes another server's word for its name, which is in a header."""
+
+    async def origin_of(self, exchange: Exchange) -> str:
+        name = exchange.header(b"x-server")
+        if name is None:
+            raise MatrixError(401, "M_UNAUTHORIZED", "The request is not signed.")
+        return name
+
+
+def serve(
+    routes: Iterable[Route],
+    clock: Clock,
+    callers: Mapping[str, Caller] | None = None,
+    servers: KnownServers | None = None,
+) -> Web:
+    """A `Web` that serves `routes` for `callers` (by default `CALLERS`) and for `servers`, without limits."""
+    known = KnownCallers(CALLERS if callers is None else callers)
+    api = ApiResource(list(routes), known, NoLimits(), servers=servers)
     return Web(Root(api), clock)

@@ -22,6 +22,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from dendrite_tw.assemble import Server, monolith
 from dendrite_tw.config import loads
 from dendrite_tw.matrix.keys import signing_key, write_pem
+from dendrite_tw.web.internet import Internet
 from dendrite_tw.world import test_world
 from tests.database.cluster import cluster
 from tests.harness import Answer, Web
@@ -126,10 +127,14 @@ class ServerTestCase(SynchronousTestCase):
         """Further sections of the configuration."""
         return ""
 
+    def internet(self) -> Internet | None:
+        """Where other servers are; `None` is a server that knows of no others, and serves none."""
+        return None
+
     def start(self, seed: int = 0) -> Server:
         """A server on the test's folder."""
         config = loads(self.config_text, "dendrite.yaml", allow_open_registration=True)
-        server = monolith(config, test_world(self.clock, f"{self.id()} {seed}"))
+        server = monolith(config, test_world(self.clock, f"{self.id()} {seed}", self.internet()))
         server.startService()
         self.pump()
         self.successResultOf(server.started)

@@ -1,4 +1,4 @@
-"""Our rows against the specification's list of client endpoints, and against themselves."""
+"""Our rows against the specification's lists of endpoints, and against themselves."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import re
 from pathlib import Path
 
 from dendrite_tw.web.routes import Access
+from tests.federation_api.whole import WholeServerTestCase
 from tests.server import ServerTestCase
 
 LIST = Path(__file__).parent / "data" / "client_endpoints.tsv"
 """Method, path and authentication of every endpoint of the Client-Server API v1.19."""
+
+SERVER_LIST = Path(__file__).parent / "data" / "server_endpoints.tsv"
+"""The same for the Server-Server API; the endpoint of policy servers is not ours to serve."""
 
 LATER = {
     "GET /_matrix/client/v1/auth_metadata",
@@ -72,3 +76,31 @@ EXPLAINED = {
     "POST /_matrix/client/v3/logout/all": ("user", Access.PUBLIC),
 }
 """Endpoints whose handlers look at the token themselves: who is locked out may still log out."""
+
+
+OLD_PATHS = {
+    "PUT /_matrix/federation/v1/send_join/{}/{}",
+    "PUT /_matrix/federation/v1/send_leave/{}/{}",
+}
+"""What the specification has no longer, and old servers still ask for."""
+
+
+class ServerRouteTests(WholeServerTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        rows = [line.split("\t") for line in SERVER_LIST.read_text(encoding="utf-8").splitlines()]
+        self.wanted = {normal(method, path): auth for method, path, auth in rows}
+        self.served = {normal(row.method, row.path): row for row in self.server.parts.routes}
+
+    def test_every_endpoint_is_served(self) -> None:
+        self.assertEqual(len(self.wanted), 35)
+        self.assertEqual({endpoint for endpoint in self.wanted if endpoint not in self.served}, set())
+
+    def test_authentication_is_what_the_specification_wants(self) -> None:
+        allowed = {"none": Access.PUBLIC, "server": Access.SERVER}
+        found = {endpoint: self.served[endpoint].access for endpoint in self.wanted}
+        self.assertEqual(found, {endpoint: allowed[auth] for endpoint, auth in self.wanted.items()})
+
+    def test_nothing_else_is_served_to_servers(self) -> None:
+        signed = {endpoint for endpoint, row in self.served.items() if row.access is Access.SERVER}
+        self.assertEqual(signed - self.wanted.keys(), OLD_PATHS)

@@ -19,6 +19,7 @@ from ..web.routes import Access, Route
 UPLOAD_BODY_LIMIT = 4 << 20
 SIGNATURES_BODY_LIMIT = 2 << 20
 DEFAULT_TIMEOUT_MS = 10_000
+"""How long other servers may take where the client does not say, or says 0."""
 
 RequireUIA = Callable[[Caller, Exchange, dict[str, Any]], Awaitable[object]]
 """User-interactive authentication: returns once the caller has proven who they are, raises the 401 before."""
@@ -26,8 +27,12 @@ RequireUIA = Callable[[Caller, Exchange, dict[str, Any]], Awaitable[object]]
 Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """An empty object, which some clients send for an empty list."""
+
+
 class QueryBody(msgspec.Struct):
-    device_keys: dict[str, list[str]]
+    device_keys: dict[str, list[str] | Nothing]
     timeout: Milliseconds | None = None
 
 
@@ -50,6 +55,7 @@ class KeysRoutes:
             Route("POST", f"{base}/upload", self.upload, Access.GUEST, body_limit=UPLOAD_BODY_LIMIT),
             Route("POST", f"{base}/query", self.query, Access.GUEST),
             Route("POST", f"{base}/claim", self.claim, Access.GUEST),
+            Route("POST", "/_dendrite/admin/refreshDevices/{user_id}", self.refresh, Access.ADMIN),
             *[
                 row
                 for prefix in (base, old)
@@ -75,8 +81,8 @@ class KeysRoutes:
 
     async def query(self, caller: Caller, body: QueryBody) -> dict[str, Any]:
         """``POST /keys/query``: devices and cross-signing keys of users."""
-        timeout = DEFAULT_TIMEOUT_MS if body.timeout is None else body.timeout
-        found = await self._keys.query_keys(caller.user_id, body.device_keys, timeout)
+        wanted = {user_id: ids if isinstance(ids, list) else [] for user_id, ids in body.device_keys.items()}
+        found = await self._keys.query_keys(caller.user_id, wanted, body.timeout or DEFAULT_TIMEOUT_MS)
         return {
             "device_keys": {user_id: spliced(devices) for user_id, devices in found.device_keys.items()},
             "failures": found.failures,
@@ -87,8 +93,7 @@ class KeysRoutes:
 
     async def claim(self, caller: Caller, body: ClaimBody) -> dict[str, Any]:
         """``POST /keys/claim``: a one-time key for each device that is named."""
-        timeout = DEFAULT_TIMEOUT_MS if body.timeout is None else body.timeout
-        claimed = await self._keys.claim_keys(body.one_time_keys, timeout)
+        claimed = await self._keys.claim_keys(body.one_time_keys, body.timeout or DEFAULT_TIMEOUT_MS)
         return {
             "failures": claimed.failures,
             "one_time_keys": {
@@ -114,6 +119,10 @@ class KeysRoutes:
         if not all(isinstance(objects, dict) for objects in body.values()):
             raise bad_json("The body must map user IDs to maps of key IDs to signed objects.")
         return {"failures": await self._keys.upload_signatures(caller.user_id, body)}
+
+    async def refresh(self, user_id: str) -> None:
+        """``POST /_dendrite/admin/refreshDevices/{userID}``: fetch the devices of another server's user anew."""
+        await self._keys.refresh_device_list(user_id)
 
 
 def device_of(caller: Caller) -> str:

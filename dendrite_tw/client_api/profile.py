@@ -1,17 +1,14 @@
-"""Profiles, one's own and others' (Client-Server API, "Profiles").
-
-Profiles of users of other servers come from there, through `RemoteProfiles`.
-"""
+"""Profiles, one's own and others' (Client-Server API, "Profiles"); those of users of other servers come from there."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from ..matrix.errors import bad_json, forbidden, invalid_param, missing_param, not_found
 from ..matrix.identifiers import is_historical_user_id
 from ..user_api.api import Caller, UserAPI
 from ..web.routes import Access, Route
-from .settings import PROFILE, ClientSettings
+from .settings import PROFILE
 
 CLIENT = "/_matrix/client/v3"
 BODY_LIMIT = 1 << 17
@@ -19,20 +16,11 @@ GUESTS_FIELD = "displayname"
 """The one field that guests may change ("Guest Access")."""
 
 
-class RemoteProfiles(Protocol):
-    """Asks other servers."""
-
-    async def remote_profile(self, user_id: str, field: str | None) -> dict[str, Any]:
-        """The profile of a remote user, or one field of it; 404 where there is none."""
-
-
 class ProfileSection:
     """``/profile``."""
 
-    def __init__(self, users: UserAPI, settings: ClientSettings, remote: RemoteProfiles | None) -> None:
+    def __init__(self, users: UserAPI) -> None:
         self._users = users
-        self._settings = settings
-        self._remote = remote
 
     def routes(self) -> list[Route]:
         field = f"{CLIENT}/profile/{{user_id}}/{{key_name}}"
@@ -56,12 +44,7 @@ class ProfileSection:
         """The profile of a user of any server; 404 where there is none."""
         if not is_historical_user_id(user_id):
             raise invalid_param("This is no user ID.")
-        if user_id.partition(":")[2] == self._settings.server_name:
-            fields = await self._users.profile_fields(user_id)
-        elif self._remote is not None:
-            fields = await self._remote.remote_profile(user_id, field)
-        else:
-            fields = None
+        fields = await self._users.profile_fields(user_id, field)
         if fields is None:
             raise not_found("There is no such user.")
         return fields

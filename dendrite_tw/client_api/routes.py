@@ -17,7 +17,7 @@ from .login import LoginSection
 from .notices import NoticesSection
 from .openid import OpenIdSection
 from .pages import PagesSection
-from .profile import ProfileSection, RemoteProfiles
+from .profile import ProfileSection
 from .push_rules import PushRulesSection
 from .pushers import PushersSection
 from .receipts import Queue, ReceiptsSection
@@ -39,19 +39,17 @@ def account_routes(
     queue: Queue,
     world: World,
     auth: InteractiveAuth,
-    remote: RemoteProfiles | None = None,
 ) -> list[Route]:
     """Every row of these sections, with the ``r0`` paths of older clients.
 
-    `auth` is shared with other sections that ask for user-interactive authentication;
-    `remote` looks up profiles of other servers' users, and is `None` without federation.
+    `auth` is shared with other sections that ask for user-interactive authentication.
     """
     sections: list[Section] = [
         LoginSection(users, settings, auth),
         RegisterSection(users, settings, auth, world),
         AccountSection(users, auth),
         DevicesSection(users, auth),
-        ProfileSection(users, settings, remote),
+        ProfileSection(users),
         AccountDataSection(users),
         PushRulesSection(users),
         PushersSection(users, rooms),

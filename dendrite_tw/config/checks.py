@@ -92,7 +92,7 @@ def not_yet(tree: Tree) -> list[Problem]:
 
 
 def complete(tree: Tree) -> Tree:
-    """The tree with what Dendrite fills in after reading: captcha addresses, the statistics endpoint."""
+    """The tree with what Dendrite fills in after reading: captcha addresses, the statistics endpoint; and IPv6."""
     client, general = tree.client_api, tree.global_
     if client.enable_registration_captcha:
         google = "https://www.google.com/recaptcha/api"
@@ -106,7 +106,11 @@ def complete(tree: Tree) -> Tree:
     if general.report_stats.endpoint == "https://matrix.org/report-usage-stats/push":
         report = msgspec.structs.replace(general.report_stats, endpoint="https://panopticon.matrix.org/push")
         general = msgspec.structs.replace(general, report_stats=report)
-    return msgspec.structs.replace(tree, client_api=client, global_=general)
+    federation = tree.federation_api
+    if federation.allow_networks == ("0.0.0.0/0",):
+        # Dendrite's sample means everything by it, from before it spoke IPv6; what is denied is in the other list.
+        federation = msgspec.structs.replace(federation, allow_networks=("0.0.0.0/0", "::/0"))
+    return msgspec.structs.replace(tree, client_api=client, global_=general, federation_api=federation)
 
 
 def _error(key: str, text: str, remedy: str = "") -> Problem:

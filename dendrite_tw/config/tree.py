@@ -489,6 +489,14 @@ class MediaApi(Section, frozen=True, kw_only=True):
     ] = 10485760
     dynamic_thumbnails: Annotated[bool, Key("Make thumbnails of other sizes than those below when asked for.")] = False
     max_thumbnail_generators: Annotated[int, Key("Thumbnails made at the same time.", at_least=0)] = 10
+    remote_media_lifetime: Annotated[
+        Seconds,
+        Key(
+            "Media of other servers for which nobody asked so long is deleted; should anybody ask again, it is fetched "
+            "again. 0 = never.",
+            commented=True,
+        ),
+    ] = 8760 * 3600.0
     thumbnail_sizes: Annotated[
         tuple[ThumbnailSize, ...],
         Key(

@@ -14,7 +14,20 @@ from ..links.codec import InterfaceCodec
 from ..matrix.errors import MatrixError
 from ..web.client import Unreachable
 
-__all__ = ["BackingOff", "FederationAPI", "FederationRequest", "RemoteRefused", "SignatureCheck", "Unreachable"]
+__all__ = [
+    "BackingOff",
+    "Download",
+    "DownloadRequest",
+    "FederationAPI",
+    "FederationRequest",
+    "KeysWanted",
+    "NoFederation",
+    "RawAnswer",
+    "RemoteRefused",
+    "ServerKey",
+    "SignatureCheck",
+    "Unreachable",
+]
 
 
 class BackingOff(Unreachable):
@@ -79,6 +92,69 @@ class SignatureCheck(msgspec.Struct, frozen=True):
     minimum_valid_until_ts: int = 0
 
 
+class KeysWanted(msgspec.Struct, frozen=True):
+    """Keys of a server for signatures made at ``ts`` (milliseconds), as `matrix.admission.KeyRequest`.
+
+    A copy of a key that is not known to have been valid then is fetched again; 0 is content with any.
+    """
+
+    server_name: str
+    key_ids: list[str]
+    ts: int
+
+
+class ServerKey(msgspec.Struct, frozen=True):
+    """A public key of a server, 32 bytes, and until when its signatures count (milliseconds).
+
+    ``expired_ts`` is set for a key that the server no longer signs with: since when.
+    """
+
+    server_name: str
+    key_id: str
+    key: bytes
+    valid_until_ts: int
+    expired_ts: int | None = None
+
+
+class RawAnswer(msgspec.Struct, frozen=True):
+    """What another server answered, whatever it was."""
+
+    status: int
+    body: bytes
+
+
+class DownloadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that another server is asked for, and where to write it.
+
+    ``path`` and ``query`` are as of `FederationRequest`.  ``into`` names the file that is written, on a disk that
+    whoever asks shares with this component; whoever asks removes it where the answer is no.  ``multipart``: the
+    request is signed, and answered as ``/_matrix/federation/v1/media/download`` is; otherwise it is neither.
+    """
+
+    destination: str
+    path: str
+    query: list[tuple[str, str]] = []
+    into: str
+    limit: int
+    timeout_ms: int = 120_000
+    multipart: bool = True
+
+
+class Download(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a download: with a ``status`` of 200 a file, else the reason.
+
+    ``sha256`` is in hexadecimal; ``content_type`` and ``disposition`` are what the other server said.
+    """
+
+    status: int
+    size: int = 0
+    sha256: str = ""
+    content_type: str | None = None
+    disposition: str | None = None
+    errcode: str | None = None
+    error: str | None = None
+
+
 class FederationAPI(Protocol):
     """The transport of federation: questions to other servers, and their keys."""
 
@@ -88,11 +164,49 @@ class FederationAPI(Protocol):
         Raises `Unreachable`, `BackingOff` or `RemoteRefused`.
         """
 
+    async def ask(self, request: FederationRequest) -> RawAnswer:
+        """The answer of another server with any status, for those who look at refusals too.
+
+        Raises `Unreachable` or `BackingOff`.
+        """
+
+    async def download(self, request: DownloadRequest) -> Download:
+        """Have a file written, from the server or from where it says that the file lies.
+
+        Raises `Unreachable`, `BackingOff`, and ``M_TOO_LARGE`` (502) beyond the limit.
+        """
+
     async def check_signatures(self, checks: list[SignatureCheck]) -> list[str | None]:
         """For each signature `None` where it is good, else the reason why it is not.
 
         Keys that are missing are fetched, those of many servers at once.
         """
 
+    async def fetch_keys(self, wanted: list[KeysWanted]) -> list[ServerKey]:
+        """The keys among `wanted` that anybody knows, whether or not they were valid at the time that is given."""
+
 
 InterfaceCodec(FederationAPI)
+
+
+class NoFederation:
+    """`FederationAPI` of a server that does not federate: nobody is to be reached."""
+
+    async def request(self, request: FederationRequest) -> dict[str, Any]:
+        raise _no_federation()
+
+    async def ask(self, request: FederationRequest) -> RawAnswer:
+        raise _no_federation()
+
+    async def download(self, request: DownloadRequest) -> Download:
+        raise _no_federation()
+
+    async def check_signatures(self, checks: list[SignatureCheck]) -> list[str | None]:
+        return ["this server does not federate, so it has no keys of others"] * len(checks)
+
+    async def fetch_keys(self, wanted: list[KeysWanted]) -> list[ServerKey]:
+        return []
+
+
+def _no_federation() -> Unreachable:
+    return Unreachable("this server does not federate")

@@ -6,18 +6,21 @@ Server-Server API, "Request Authentication" and "Resolving server names".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote, urlencode
 
+import msgspec
 import orjson
 from twisted.internet.defer import DeferredSemaphore, TimeoutError
 from twisted.internet.interfaces import IReactorTime
+from twisted.web.http_headers import Headers
 
 from ..matrix.errors import MatrixError
 from ..matrix.identifiers import is_server_name
-from ..web.client import DEFAULT_TIMEOUT, JSON_LIMIT, HttpAnswer, HttpClient, Peer, Stale
+from ..web.client import DEFAULT_TIMEOUT, JSON_LIMIT, HttpAnswer, Stale
+from ..web.internet import Locator, PeerRequests, Sink
 from ..web.routes import decode_object
-from .api import FederationRequest, RemoteRefused, Unreachable
+from .api import FederationRequest, RawAnswer, RemoteRefused, Unreachable
 from .destinations import Destinations
 from .signing_keys import OwnKeys
 from .xmatrix import sign_request
@@ -29,6 +32,7 @@ WAITING_PER_DESTINATION = 256
 PEERS_TRIED = 3
 """How many of the places where a server may be found are tried."""
 
+ERRCODE_LIMIT = 255
 ERROR_TEXT_LIMIT = 500
 
 Query = Sequence[tuple[str, str]]
@@ -40,22 +44,12 @@ class Busy(Unreachable):
     """This server has too much to ask the other one already; that says nothing about the other."""
 
 
-class Locator(Protocol):
-    """Where a server is found."""
-
-    async def resolve(self, server_name: str) -> Sequence[Peer]:
-        """The places to try, in order; `Unreachable` where there is none."""
-
-    def forget(self, server_name: str) -> None:
-        """None of the places answered: look anew the next time."""
-
-
 class FederationClient:
     """Makes requests to other servers."""
 
     def __init__(
         self,
-        http: HttpClient,
+        http: PeerRequests,
         locator: Locator,
         destinations: Destinations,
         own: OwnKeys,
@@ -68,12 +62,39 @@ class FederationClient:
         self._own = own
         self._time = time
         self._observe = observe
-        self._slots: dict[str, _Slots] = {}
+        self._slots: dict[tuple[str, bool], _Slots] = {}
 
     async def request(self, request: FederationRequest) -> dict[str, Any]:
         """`FederationAPI.request`."""
         body = None if request.body is None else _encoded(request.body)
         return await self._ask(request, _target(request.path, request.query), body, signed=True)
+
+    async def ask(self, request: FederationRequest) -> RawAnswer:
+        """`FederationAPI.ask`."""
+        body = None if request.body is None else _encoded(request.body)
+        answer = await self._answer(request, _target(request.path, request.query), body, True, _anything)
+        if 200 <= answer.status < 300:
+            await self._succeeded(request)
+        else:
+            await self._refused(request, answer)
+        return RawAnswer(answer.status, answer.body)
+
+    async def fetch(self, request: FederationRequest, sink: Sink, signed: bool = True) -> HttpAnswer:
+        """The answer to GET, whose body goes where `sink` says; errors as of `ask`, and what `sink` raises.
+
+        Such requests take turns among themselves: while many files come, other questions need not wait.  That a
+        file is not to be had says nothing against the server, unless it is a gateway that says so.
+        """
+        target = _target(request.path, request.query)
+        answer = await self._answer(request, target, None, signed, _anything, sink)
+        if answer.status < 400:
+            await self._succeeded(request)
+        elif answer.status < 500 or error_of(answer.body)[0] is not None:
+            self._observe(request.method, "refused")
+            await self._destinations.reached(request.destination)
+        else:
+            await self._refused(request, answer)
+        return HttpAnswer(answer.status, answer.headers, answer.body)
 
     async def get_json(
         self,
@@ -125,6 +146,23 @@ class FederationClient:
         return await self._ask(request, _target(path, query), encoded, signed)
 
     async def _ask(self, request: FederationRequest, target: str, body: bytes | None, signed: bool) -> dict[str, Any]:
+        """The JSON object of a good answer; `RemoteRefused` for another."""
+        answer = await self._answer(request, target, body, signed, _json_if_good)
+        if answer.content is None:
+            raise await self._refused(request, answer)
+        await self._succeeded(request)
+        return answer.content
+
+    async def _answer(
+        self,
+        request: FederationRequest,
+        target: str,
+        body: bytes | None,
+        signed: bool,
+        read: _Reader,
+        sink: Sink | None = None,
+    ) -> _Answer:
+        """The answer of the destination as `read` takes it; `Unreachable` where it raises that."""
         destination = request.destination
         if not is_server_name(destination):
             raise Unreachable("the server's name is malformed")
@@ -132,7 +170,7 @@ class FederationClient:
             raise Unreachable("this server does not ask itself")
         if not request.despite_backoff:
             self._destinations.check(destination)
-        headers = [("Accept", "application/json")]
+        headers = [("Accept", "application/json" if sink is None else "multipart/mixed, */*")]
         if body is not None:
             headers.append(("Content-Type", "application/json"))
         if signed:
@@ -140,8 +178,7 @@ class FederationClient:
             header = sign_request(own.key, own.server_name, destination, request.method, target, body)
             headers.append(("Authorization", header))
         try:
-            answer = await self._in_turn(request, target, headers, body)
-            content = answer.json_object() if 200 <= answer.status < 300 else None
+            return read(await self._in_turn(request, target, headers, body, sink))
         except Busy:
             self._observe(request.method, "unreachable")
             raise
@@ -150,36 +187,33 @@ class FederationClient:
             self._locator.forget(destination)
             await self._destinations.failed(destination)
             raise
-        if content is not None:
-            self._observe(request.method, "ok")
-            await self._destinations.reached(destination)
-            return content
-        self._observe(request.method, "refused")
-        raise await self._refused(destination, answer)
 
-    async def _refused(self, destination: str, answer: HttpAnswer) -> RemoteRefused:
+    async def _succeeded(self, request: FederationRequest) -> None:
+        self._observe(request.method, "ok")
+        await self._destinations.reached(request.destination)
+
+    async def _refused(self, request: FederationRequest, answer: _Answer) -> RemoteRefused:
         """The error that was answered.  Only that of a homeserver that works shows that it can be reached."""
-        try:
-            said = decode_object(answer.body)
-        except MatrixError:
-            said = {}
-        errcode, text = said.get("errcode"), said.get("error")
-        if answer.status >= 500 or not isinstance(errcode, str):
-            await self._destinations.failed(destination)
+        self._observe(request.method, "refused")
+        errcode, text = error_of(answer.body)
+        if answer.status >= 500 or errcode is None:
+            await self._destinations.failed(request.destination)
         else:
-            await self._destinations.reached(destination)
-        return RemoteRefused(
-            answer.status,
-            errcode[:255] if isinstance(errcode, str) else "M_UNKNOWN",
-            text[:ERROR_TEXT_LIMIT] if isinstance(text, str) else f"status {answer.status}",
-        )
+            await self._destinations.reached(request.destination)
+        return RemoteRefused(answer.status, errcode or "M_UNKNOWN", text or f"status {answer.status}")
 
     async def _in_turn(
-        self, request: FederationRequest, target: str, headers: list[tuple[str, str]], body: bytes | None
+        self,
+        request: FederationRequest,
+        target: str,
+        headers: list[tuple[str, str]],
+        body: bytes | None,
+        sink: Sink | None,
     ) -> HttpAnswer:
         """Wait for a turn at the destination, then ask it; all in the request's time."""
         deadline = self._time.seconds() + request.timeout_ms / 1000
-        slots = self._slots.setdefault(request.destination, _Slots())
+        line = request.destination, sink is not None
+        slots = self._slots.setdefault(line, _Slots())
         if slots.wanted >= RUNNING_PER_DESTINATION + WAITING_PER_DESTINATION:
             raise Busy("too many requests to this server wait already")
         slots.wanted += 1
@@ -189,13 +223,13 @@ class FederationClient:
             except TimeoutError:
                 raise Busy("requests before this one took too long") from None
             try:
-                return await self._anywhere(request, target, headers, body, deadline)
+                return await self._anywhere(request, target, headers, body, deadline, sink)
             finally:
                 slots.turn.release()
         finally:
             slots.wanted -= 1
             if not slots.wanted:
-                self._slots.pop(request.destination, None)
+                self._slots.pop(line, None)
 
     async def _anywhere(
         self,
@@ -204,6 +238,7 @@ class FederationClient:
         headers: list[tuple[str, str]],
         body: bytes | None,
         deadline: float,
+        sink: Sink | None,
     ) -> HttpAnswer:
         """The first answer from one of the places where the destination may be found."""
         problem = Unreachable("there is nowhere to find this server")
@@ -214,13 +249,47 @@ class FederationClient:
                     raise Unreachable("there was no answer in time")
                 try:
                     return await self._http.request_at(
-                        peer, request.method, target, headers, body, seconds, request.response_limit
+                        peer, request.method, target, headers, body, seconds, request.response_limit, sink
                     )
                 except Unreachable as error:
                     problem = error
                     if attempt or not isinstance(error, Stale):
                         break
         raise problem
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    """What was answered; ``content`` is the JSON object in a good answer, where that was asked for."""
+
+    status: int
+    headers: Headers
+    body: bytes
+    content: dict[str, Any] | None = None
+
+
+_Reader = Callable[[HttpAnswer], _Answer]
+
+
+def _anything(answer: HttpAnswer) -> _Answer:
+    return _Answer(answer.status, answer.headers, answer.body)
+
+
+def _json_if_good(answer: HttpAnswer) -> _Answer:
+    good = 200 <= answer.status < 300
+    return _Answer(answer.status, answer.headers, answer.body, answer.json_object() if good else None)
+
+
+def error_of(body: bytes) -> tuple[str | None, str | None]:
+    """The ``errcode`` and the sentence of an error, where they are there."""
+    try:
+        said = decode_object(body)
+    except MatrixError:
+        return None, None
+    errcode, text = said.get("errcode"), said.get("error")
+    return (
+        errcode[:ERRCODE_LIMIT] if isinstance(errcode, str) else None,
+        text[:ERROR_TEXT_LIMIT] if isinstance(text, str) else None,
+    )
 
 
 class _Slots:

@@ -15,13 +15,15 @@ from twisted.python.failure import Failure
 
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
-from ..web.client import HttpClient
+from ..web.internet import HttpRequests, Locator
 from ..web.names import Names
 from ..web.routes import Route
 from ..world import World
-from .api import FederationRequest, SignatureCheck
-from .client import FederationClient, Locator, Observer
+from .api import Download, DownloadRequest, FederationRequest, KeysWanted, RawAnswer, ServerKey, SignatureCheck
+from .client import FederationClient, Observer
 from .destinations import Destinations
+from .downloads import Downloads
+from .failures import FailedRequests
 from .keyring import KeyRing, Perspective
 from .resolver import ServerResolver
 from .routes import KeyRoutes
@@ -44,7 +46,7 @@ class FederationComponent:
     def __init__(
         self,
         database: Database,
-        http: HttpClient,
+        http: HttpRequests,
         names: Names,
         own: OwnKeys,
         world: World,
@@ -60,11 +62,16 @@ class FederationComponent:
         self.destinations = Destinations(database, world.clock, send_max_retries)
         self.locator = locator or ServerResolver(http, names, world.clock, world.random)
         self.client = FederationClient(http, self.locator, self.destinations, own, world.time, observe)
+        self.downloads = Downloads(self.client, http)
         self.keys = KeyRing(
             own, database, KeyQuestions(self.client), world.time, world.clock, perspectives, prefer_direct_fetch
         )
         self.servers = ServerAuthenticator(
-            frozenset([own.server_name]), self.keys, world.clock.now_ms, self.destinations.reached
+            frozenset([own.server_name]),
+            self.keys,
+            world.clock.now_ms,
+            self.destinations.reached,
+            FailedRequests(world.clock),
         )
         self._http = http
         self._pruning = LoopingCall(lambda: Deferred.fromCoroutine(self.prune()).addErrback(_unpruned))
@@ -89,6 +96,18 @@ class FederationComponent:
     async def request(self, request: FederationRequest) -> dict[str, Any]:
         """`FederationAPI.request`."""
         return await self.client.request(request)
+
+    async def ask(self, request: FederationRequest) -> RawAnswer:
+        """`FederationAPI.ask`."""
+        return await self.client.ask(request)
+
+    async def fetch_keys(self, wanted: list[KeysWanted]) -> list[ServerKey]:
+        """`FederationAPI.fetch_keys`."""
+        return await self.keys.fetch(wanted)
+
+    async def download(self, request: DownloadRequest) -> Download:
+        """`FederationAPI.download`."""
+        return await self.downloads.download(request)
 
     async def check_signatures(self, checks: list[SignatureCheck]) -> list[str | None]:
         """`FederationAPI.check_signatures`."""

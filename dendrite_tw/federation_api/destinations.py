@@ -7,6 +7,7 @@ seconds; after that many it is given up until it is heard of.  Both survive a re
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from ..database.engines import Database
 from ..world import Clock
@@ -36,6 +37,8 @@ class Destinations:
         self._clock = clock
         self._max_retries = max_retries
         self._failing: OrderedDict[str, UnreachableRow] = OrderedDict()
+        self.on_reached: Callable[[str], None] = lambda server_name: None
+        """Is told whenever a server answers or is heard of: what waits for it may go out."""
 
     def prepare(self) -> None:
         """Read what is stored, before the reactor runs."""
@@ -83,6 +86,7 @@ class Destinations:
         """The server answered, or was heard of."""
         if self._failing.pop(server_name, None) is not None:
             await self._database.write(store_reachable, [(server_name,)])
+        self.on_reached(server_name)
 
     async def prune(self) -> None:
         """Forget servers that nobody tried for long."""

@@ -27,7 +27,7 @@ from ..matrix.errors import MatrixError
 from ..matrix.identifiers import is_server_name
 from ..matrix.signing import SignatureError
 from ..world import Clock
-from .api import SignatureCheck
+from .api import KeysWanted, ServerKey, SignatureCheck
 from .key_documents import KEY_ID_LIMIT, DocumentError, Published, read_document
 from .shared import SharedCalls
 from .signing_keys import OwnKeys
@@ -172,6 +172,19 @@ class KeyRing:
         signing.verify_bytes(check.message, check.signature, key)
 
     # --- keys ---
+
+    async def fetch(self, wanted: Sequence[KeysWanted]) -> list[ServerKey]:
+        """The wanted keys that can be had; this server's own among them."""
+        wants: dict[str, Wanted] = {}
+        for one in wanted:
+            ids = wants.setdefault(one.server_name, {})
+            for key_id in one.key_ids:
+                ids[key_id] = max(ids.get(key_id, 0), one.ts)
+        found = await self._keys(wants)
+        keys = [
+            _server_key(row) for name, rows in found.items() for key_id, row in rows.items() if key_id in wants[name]
+        ]
+        return keys + self._own.keys(wants.get(self._own.server_name, ()))
 
     async def _keys(self, wants: Mapping[str, Wanted]) -> dict[str, dict[str, KeyRow]]:
         """What is known of the keys of these servers, after others were asked for what is missing."""
@@ -413,6 +426,11 @@ class _NotaryRound:
     async def _ask(self) -> None:
         await self._ring.ask_notaries(self._wants)
         self._is_over = True
+
+
+def _server_key(row: KeyRow) -> ServerKey:
+    expired = row.valid_until_ts if row.expired else None
+    return ServerKey(row.server_name, row.key_id, row.verify_key, row.valid_until_ts, expired)
 
 
 async def _nothing() -> None:

@@ -13,7 +13,8 @@ import msgspec
 
 from ..matrix import discovery
 from ..matrix.discovery import Answer, FetchWellKnown, LookUpSRV, NoAddress, Question, SRVRecord, Target
-from ..web.client import HttpAnswer, HttpClient, Peer, Unreachable
+from ..web.client import HttpAnswer, Peer, Unreachable
+from ..web.internet import HttpRequests
 from ..web.names import Names, UnknownName
 from ..world import Clock, Random
 from .shared import SharedCalls
@@ -39,7 +40,7 @@ class _File(msgspec.Struct, frozen=True):
 class ServerResolver:
     """Finds servers."""
 
-    def __init__(self, http: HttpClient, names: Names, clock: Clock, random: Random) -> None:
+    def __init__(self, http: HttpRequests, names: Names, clock: Clock, random: Random) -> None:
         self._http = http
         self._names = names
         self._clock = clock

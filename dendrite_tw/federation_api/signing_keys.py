@@ -5,7 +5,7 @@ Server-Server API, "Retrieving server keys".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import orjson
@@ -13,6 +13,7 @@ import orjson
 from ..matrix import signing
 from ..matrix.keys import MAX_VALIDITY_MS, OldVerifyKey, SigningKey, server_keys_document
 from ..world import Clock
+from .api import ServerKey
 
 SHORTEST_VALIDITY_MS = 3_600_000
 """A shorter validity would only make others ask again and again."""
@@ -67,6 +68,17 @@ class OwnKeys:
             return self.key.verify_key
         key, expired = self._old.get(key_id, (None, 0))
         return key if minimum_valid_until_ts <= expired else None
+
+    def keys(self, key_ids: Collection[str]) -> list[ServerKey]:
+        """Those of this server's public keys, old ones too, that have one of these ids."""
+        found = []
+        if self.key.key_id in key_ids:
+            until = self._clock.now_ms() + self.validity_ms
+            found.append(ServerKey(self.server_name, self.key.key_id, self.key.verify_key, until))
+        for key_id, (key, expired) in self._old.items():
+            if key_id in key_ids and key_id != self.key.key_id:
+                found.append(ServerKey(self.server_name, key_id, key, expired, expired))
+        return found
 
     def countersign(self, document: dict[str, Any]) -> dict[str, Any]:
         """Another server's document, with this server's signature beside its own."""

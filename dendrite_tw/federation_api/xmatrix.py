@@ -20,6 +20,7 @@ from ..matrix.identifiers import is_server_name
 from ..matrix.keys import SigningKey
 from ..matrix.signing import SignatureError
 from ..web.resource import Exchange
+from .failures import FailedRequests
 
 HEADER_LIMIT = 4096
 """No honest header is longer: two names of 255 bytes, a key id and a signature."""
@@ -132,12 +133,14 @@ class ServerAuthenticator:
         verifier: Verifier,
         now_ms: Callable[[], int],
         on_seen: Callable[[str], Awaitable[None]],
+        failures: FailedRequests,
     ) -> None:
         """`server_names` are those of this server; `on_seen` is told of every server that proved who it is."""
         self._server_names = server_names
         self._verifier = verifier
         self._now_ms = now_ms
         self._on_seen = on_seen
+        self._failures = failures
 
     async def origin_of(self, exchange: Exchange) -> str:
         """The name of the server that signed a request; ``M_UNAUTHORIZED`` where none did."""
@@ -152,6 +155,18 @@ class ServerAuthenticator:
             raise unauthorized("The request is signed for another server.")
         if said.origin in self._server_names:
             raise unauthorized("The request claims to be from this server.")
+        self._failures.check(exchange.ip, said.origin)
+        try:
+            await self._verify(exchange, said)
+        except MatrixError:
+            self._failures.failed(exchange.ip, said.origin)
+            raise
+        self._failures.passed(exchange.ip, said.origin)
+        await self._on_seen(said.origin)
+        return said.origin
+
+    async def _verify(self, exchange: Exchange, said: XMatrix) -> None:
+        """Raise `MatrixError` unless the request is signed as it says."""
         try:
             uri = exchange.uri.decode("ascii")
             content = exchange.body or None
@@ -163,8 +178,6 @@ class ServerAuthenticator:
             raise MatrixError(400, "M_NOT_JSON", "The request body is not valid JSON.") from None
         except SignatureError as error:
             raise unauthorized(f"The signature of {said.origin} cannot be confirmed: {error}.") from None
-        await self._on_seen(said.origin)
-        return said.origin
 
 
 def unauthorized(error: str) -> MatrixError:

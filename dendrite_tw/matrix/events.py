@@ -32,6 +32,7 @@ from dendrite_tw.matrix.event_format import (
     check_hashes_and_signatures,
     redacts_of,
 )
+from dendrite_tw.matrix.identifiers import is_event_id
 from dendrite_tw.matrix.redaction import redact
 from dendrite_tw.matrix.room_versions import RoomVersion
 
@@ -295,6 +296,24 @@ def receive_event(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> Recei
         signatures=fields["signatures"],
         redacted=not intact,
     )
+
+
+def received_event_id(pdu: bytes, version: RoomVersion) -> str:
+    """The id of a PDU that is to be read closely only later; raises `EventFormatError` where it can have none."""
+    try:
+        fields = _decode(pdu, version)
+        if version.event_id_format == "origin":
+            event_id = fields.get("event_id")
+            if not is_event_id(event_id):
+                raise EventFormatError("event_id is no event id")
+            return event_id
+        fields.pop("event_id", None)
+        fields.pop("unsigned", None)
+        return compute_event_id(fields, version)
+    except EventFormatError:
+        raise
+    except (CanonicalJSONError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise EventFormatError(f"malformed: {error}") from None
 
 
 def event_from_storage(pdu: bytes, version: RoomVersion, event_id: str) -> Event:

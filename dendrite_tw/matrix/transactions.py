@@ -121,3 +121,8 @@ def build_transaction(origin: str, now_ms: int, pdus: Iterable[bytes], edus: Ite
 def transaction_result(outcomes: Mapping[str, str | None]) -> dict[str, Any]:
     """The answer to ``/send``: for each event id nothing, or what was wrong with it."""
     return {"pdus": {event_id: {"error": error} if error else {} for event_id, error in outcomes.items()}}
+
+
+def transaction_bytes(outcomes: Mapping[str, str | None]) -> bytes:
+    """`transaction_result` as JSON."""
+    return orjson.dumps(transaction_result(outcomes))

@@ -7,8 +7,8 @@ component share; whoever serves it may open it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 import msgspec
 
@@ -55,18 +55,20 @@ class MediaQuestion(msgspec.Struct, frozen=True, kw_only=True):
     anonymous: bool = False
 
 
-class RemoteMedia(msgspec.Struct, frozen=True):
-    """What another server said of the media it sent."""
+class RemoteMedia(msgspec.Struct, frozen=True, kw_only=True):
+    """Media that another server sent, and what it said of it; ``sha256`` is in hexadecimal."""
 
+    size: int
+    sha256: str
     content_type: str | None = None
     name: str | None = None
 
 
-RemoteFetcher = Callable[[str, str, Callable[[bytes], None], int], Awaitable[RemoteMedia]]
-"""Fetches media of another server: ``(server_name, media_id, write, timeout_ms)``.
+RemoteFetcher = Callable[[str, str, str, int, int], Coroutine[Any, Any, RemoteMedia]]
+"""Fetches media of another server: ``(server_name, media_id, into, limit, timeout_ms)``.
 
-It gives the bytes to ``write``, which raises ``M_TOO_LARGE`` (502) where they are
-too many, and raises ``M_NOT_FOUND`` or another `MatrixError` where there is no media.
+It writes the file ``into``, with ``limit`` bytes at most, or raises ``M_TOO_LARGE`` (502), ``M_NOT_FOUND`` or another
+`MatrixError` where there is no media.
 """
 
 

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -25,16 +25,19 @@ from ..world import World
 from .api import MediaFile, MediaQuestion, RemoteFetcher, RemoteMedia, ThumbnailSize
 from .endpoints import MediaEndpoints
 from .headers import checked_name, clean_content_type, clean_name
-from .store import Incoming, MediaStore
+from .store import Incoming, MediaStore, Received
 from .tables.media import (
     MediaRow,
     complete_media,
     delete_expired,
+    delete_unused,
+    forget_unused_file,
     hash_in_use,
     insert_media,
     media_row,
     pending_of,
     touch_media,
+    unused_files,
 )
 from .tables.thumbnails import forget_thumbnails
 from .thumbnailer import Original, Thumbnailer
@@ -61,6 +64,7 @@ REMOTE_FETCHES = 32
 ACCESS_SECONDS = 60
 SWEEP_SECONDS = 900
 ACCESSES_HELD = 10_000
+PRUNED_AT_ONCE = 500
 
 
 RowWriter = Callable[[Transaction, str, int, int], Awaitable[None]]
@@ -82,19 +86,22 @@ class MediaComponent:
         server_name: str,
         remote: RemoteFetcher | None = None,
         serve_unauthenticated: bool = True,
+        remote_lifetime_ms: int = 0,
     ) -> None:
         """The arguments are ``media_api``'s keys, and what the component needs.
 
         ``max_file_size_bytes`` 0 means no limit; sizes of 0 pixels are left out.  ``remote`` fetches other servers'
         media; without it there is none.  With ``serve_unauthenticated`` the old
         endpoints go on serving everything, as Dendrite's do; without it they are
-        *frozen*: they serve what was stored before, and nothing new.
+        *frozen*: they serve what was stored before, and nothing new.  Other servers' media that nobody asked for
+        during ``remote_lifetime_ms`` is deleted; 0 keeps it.
         """
         self._database = database
         self._world = world
         self._server_name = server_name
         self._remote = remote
         self._authenticated = int(not serve_unauthenticated)
+        self._remote_lifetime_ms = remote_lifetime_ms
         self.max_file_size_bytes = max_file_size_bytes
         self._limit = max_file_size_bytes or UNLIMITED
         self._store = MediaStore(Path(base_path), world.random, world.threads)
@@ -105,6 +112,7 @@ class MediaComponent:
         self._arrivals = Arrivals(world.time, WAITER_LIMIT)
         self._work = Shared()
         self._fetches = DeferredSemaphore(REMOTE_FETCHES)
+        self._asking: set[Deferred[RemoteMedia]] = set()
         self._accesses: dict[tuple[str, str], int] = {}
         self._calls: dict[str, IDelayedCall] = {}
 
@@ -121,11 +129,13 @@ class MediaComponent:
         self._every("sweep", SWEEP_SECONDS, self.sweep, first=0)
 
     async def stop(self) -> None:
-        """Finish what was begun."""
+        """Finish what was begun, but for what others take their time with."""
         calls, self._calls = self._calls, {}
         for call in calls.values():
             if call.active():
                 call.cancel()
+        for asking in list(self._asking):
+            asking.cancel()
         await self._work.idle()
         await self._thumbnails.idle()
         await self.write_accesses()
@@ -155,18 +165,35 @@ class MediaComponent:
             await self._database.write(touch_media, [(ts, *key) for key, ts in accesses.items()])
 
     async def sweep(self) -> None:
-        """Forget uploads that did not come, and remove files that no row names."""
+        """Forget uploads that did not come and media that nobody wants, and remove files that no row names."""
         now = self._world.clock.now_ms()
         await self._database.write(delete_expired, now)
+        if self._remote_lifetime_ms:
+            await self.write_accesses()
+            await self._prune(now - self._remote_lifetime_ms)
+        await self._remove_unused()
         for hash in await self._store.sweep(now, self._in_use):
             await self._database.write(forget_thumbnails, hash)
+
+    async def _prune(self, before: int) -> None:
+        """Delete the rows of other servers' media that was last asked for before a time."""
+        while await self._database.write(delete_unused, self._server_name, before, PRUNED_AT_ONCE) == PRUNED_AT_ONCE:
+            pass
+
+    async def _remove_unused(self) -> None:
+        """Remove files whose rows were deleted, also before a crash."""
+        while hashes := await self._database.read(unused_files, PRUNED_AT_ONCE):
+            for hash in hashes:
+                if await self._store.remove(hash, self._in_use):
+                    await self._database.write(forget_thumbnails, hash)
+                await self._database.write(forget_unused_file, hash)
 
     async def _in_use(self, hash: str) -> bool:
         return await self._database.read(hash_in_use, hash) is not None
 
     def routes(self) -> list[Route]:
         """The rows of the media endpoints; `client_paths` adds their ``r0`` forms."""
-        return MediaEndpoints(self, self._limit).routes()
+        return MediaEndpoints(self, self._limit, self._server_name, self._world.random).routes()
 
     # --- upload ---
 
@@ -251,7 +278,7 @@ class MediaComponent:
     def _new_media_id(self) -> str:
         return self._world.random.token(MEDIA_ID_LENGTH)
 
-    async def _keep(self, body: Incoming, write_row: RowWriter) -> Original:
+    async def _keep(self, body: Incoming | Received, write_row: RowWriter) -> Original:
         """Bring a body to the disk, then its row, then begin with its thumbnails."""
         try:
             claim = await self._store.keep(body)
@@ -336,16 +363,18 @@ class MediaComponent:
         assert self._remote is not None
         await self._fetches.acquire()
         try:
-            too_much = MatrixError(502, "M_TOO_LARGE", "The content is too large for this server.")
+            path = self._store.incoming_path()
+            asking = Deferred.fromCoroutine(self._remote(server_name, media_id, str(path), self._limit, timeout_ms))
+            self._asking.add(asking)
             try:
-                body = self._store.open_incoming(self._limit, too_much)
-            except OSError as error:
-                raise no_space(error) from error
-            try:
-                said = await self._remote(server_name, media_id, _writer(body), timeout_ms)
-                await self._keep(body, self._remote_row(server_name, media_id, said))
+                said = await asking
+                received = Received(path, said.size, said.sha256)
+                await self._keep(received, self._remote_row(server_name, media_id, said))
+            except CancelledError:
+                raise MatrixError(503, "M_UNKNOWN", "The server is being stopped.") from None
             finally:
-                body.close()
+                self._asking.discard(asking)
+                path.unlink(missing_ok=True)
         finally:
             self._fetches.release()
 
@@ -365,15 +394,3 @@ class MediaComponent:
 def _is_expired(row: MediaRow, now: int) -> bool:
     """Whether the content did not come in time."""
     return row.hash is None and (row.expires_ts or 0) <= now
-
-
-def _writer(body: Incoming) -> Callable[[bytes], None]:
-    """`Incoming.write`, with a disk's failure told as a `MatrixError`."""
-
-    def write(data: bytes) -> None:
-        try:
-            body.write(data)
-        except OSError as error:
-            raise no_space(error) from error
-
-    return write

@@ -10,18 +10,29 @@ from typing import Any, Protocol
 import msgspec
 
 from ..matrix.errors import MatrixError
+from ..matrix.multipart import framed
 from ..user_api.api import Caller
 from ..web.resource import Exchange
 from ..web.routes import Access, Limit, Response, Route
+from ..world import Random
 from .api import DEFAULT_TIMEOUT_MS, MediaFile, MediaQuestion, Method, ThumbnailSize
-from .headers import checked_name, media_headers
+from .headers import checked_name, content_disposition, media_headers
 from .store import Incoming
 
 MEDIA = Limit("media")
+SERVERS = Limit("federation_media", factor=20)
+"""Other servers ask for the media that all of their users look at."""
+
+
+BOUNDARY_LENGTH = 32
 
 
 class UploadQuery(msgspec.Struct, frozen=True):
     filename: str | None = None
+
+
+class ServerQuery(msgspec.Struct, frozen=True):
+    timeout_ms: int = DEFAULT_TIMEOUT_MS
 
 
 class DownloadQuery(msgspec.Struct, frozen=True):
@@ -32,12 +43,15 @@ class DownloadQuery(msgspec.Struct, frozen=True):
     allow_redirect: bool = False
 
 
-class ThumbnailQuery(msgspec.Struct, frozen=True):
+class ServerThumbnailQuery(msgspec.Struct, frozen=True):
     width: int
     height: int
     method: Method = Method.SCALE
     animated: bool = False
     timeout_ms: int = DEFAULT_TIMEOUT_MS
+
+
+class ThumbnailQuery(ServerThumbnailQuery, frozen=True):
     allow_remote: bool = True
     allow_redirect: bool = False
 
@@ -65,9 +79,12 @@ class MediaService(Protocol):
 class MediaEndpoints:
     """Handlers and their rows."""
 
-    def __init__(self, media: MediaService, limit: int) -> None:
+    def __init__(self, media: MediaService, limit: int, server_name: str, random: Random) -> None:
+        """``random`` makes the boundaries of answers to other servers."""
         self._media = media
         self._limit = limit
+        self._server_name = server_name
+        self._random = random
 
     async def upload(self, caller: Caller, query: UploadQuery, request: Exchange, body: Incoming) -> dict[str, Any]:
         """``POST /_matrix/media/v3/upload``."""
@@ -130,8 +147,7 @@ class MediaEndpoints:
         return file_response(file, checked_name(file_name) or file.name, not anonymous)
 
     async def _thumbnail(self, server_name: str, media_id: str, query: ThumbnailQuery, anonymous: bool) -> Response:
-        if query.width <= 0 or query.height <= 0:
-            raise MatrixError(400, "M_UNKNOWN", "A thumbnail's width and height are greater than 0.")
+        check_size(query)
         file = await self._media.thumbnail(
             MediaQuestion(
                 server_name=server_name,
@@ -145,9 +161,37 @@ class MediaEndpoints:
         )
         return file_response(file, file.name, not anonymous)
 
+    # --- for other servers ---
+
+    async def download_for_server(self, media_id: str, query: ServerQuery) -> Response:
+        """``GET /_matrix/federation/v1/media/download/{mediaId}``."""
+        return self._mixed(await self._media.media(self._own(media_id, query.timeout_ms)))
+
+    async def thumbnail_for_server(self, media_id: str, query: ServerThumbnailQuery) -> Response:
+        """``GET /_matrix/federation/v1/media/thumbnail/{mediaId}``."""
+        check_size(query)
+        size = ThumbnailSize(query.width, query.height, query.method)
+        return self._mixed(
+            await self._media.thumbnail(self._own(media_id, query.timeout_ms), size, query.animated),
+        )
+
+    def _own(self, media_id: str, timeout_ms: int) -> MediaQuestion:
+        """A question about media of this server."""
+        return MediaQuestion(
+            server_name=self._server_name, media_id=media_id, timeout_ms=timeout_ms, allow_remote=False
+        )
+
+    def _mixed(self, file: MediaFile) -> Response:
+        """The answer that has the file as its second part."""
+        boundary = self._random.token(BOUNDARY_LENGTH)
+        disposition = content_disposition(file.content_type, file.name)
+        head, tail = framed(boundary, file.content_type, disposition)
+        kind = f"multipart/mixed; boundary={boundary}".encode()
+        return Response(200, head, kind, (), file.path, 0, file.size, tail)
+
     def routes(self) -> list[Route]:
         """A row for each endpoint; the old ones as ``v3`` and ``v1``."""
-        new, old = "/_matrix/client/v1/media", "/_matrix/media"
+        new, old, servers = "/_matrix/client/v1/media", "/_matrix/media", "/_matrix/federation/v1/media"
         whole, part = "download/{server_name}/{media_id}", "thumbnail/{server_name}/{media_id}"
         rows = [
             Route("GET", f"{new}/config", self.config, Access.USER, MEDIA),
@@ -155,6 +199,17 @@ class MediaEndpoints:
             Route("GET", f"{new}/{whole}/{{file_name}}", self.download_as, Access.GUEST, MEDIA),
             Route("GET", f"{new}/{part}", self.thumbnail, Access.GUEST),
             Route("POST", f"{old}/v1/create", self.create, Access.USER, MEDIA),
+            Route(
+                "GET", f"{servers}/download/{{media_id}}", self.download_for_server, Access.SERVER, SERVERS, cors=False
+            ),
+            Route(
+                "GET",
+                f"{servers}/thumbnail/{{media_id}}",
+                self.thumbnail_for_server,
+                Access.SERVER,
+                SERVERS,
+                cors=False,
+            ),
             self._upload("PUT", f"{old}/v3/upload/{{server_name}}/{{media_id}}", self.upload_to),
         ]
         for version in ("v3", "v1"):
@@ -171,6 +226,11 @@ class MediaEndpoints:
         return Route(
             method, path, handler, Access.USER, MEDIA, body_limit=self._limit, body_file=self._media.open_upload
         )
+
+
+def check_size(query: ServerThumbnailQuery) -> None:
+    if query.width <= 0 or query.height <= 0:
+        raise MatrixError(400, "M_UNKNOWN", "A thumbnail's width and height are greater than 0.")
 
 
 def file_response(file: MediaFile, name: str | None, private: bool) -> Response:

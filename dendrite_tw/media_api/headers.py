@@ -7,7 +7,7 @@ descriptions of ``Content-Disposition``; file names by RFC 6266 and RFC 8187.
 from __future__ import annotations
 
 import re
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from ..matrix.errors import invalid_param
 
@@ -39,6 +39,12 @@ CACHE_SECONDS = 86400
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _CONTENT_TYPE = re.compile(rf"{_WORD}/{_WORD}(?:[ \t]*;[\x20-\x7e\t]*)?\Z")
 _QUOTABLE = re.compile(r"[\x20-\x7e]*\Z")
+_FILENAME = re.compile(
+    r""";\s*(?:filename\*\s*=\s*utf-8'[^']{0,40}'(?P<extended>[^;\s]+)
+    |filename\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<bare>[^;\s"]+)))""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_ESCAPED = re.compile(r"\\(.)")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -65,6 +71,19 @@ def checked_name(name: str | None) -> str | None:
         return clean_name(name)
     except ValueError as error:
         raise invalid_param(f"{error}.") from None
+
+
+def name_in_disposition(value: str | None) -> str | None:
+    """The file's name in another server's ``Content-Disposition``: the extended form of it, if it is there."""
+    plain = extended = None
+    for match in _FILENAME.finditer(value or ""):
+        if match["extended"] is not None:
+            extended = extended or unquote(match["extended"], "utf-8", "replace")
+        elif match["quoted"] is not None:
+            plain = plain or _ESCAPED.sub(r"\1", match["quoted"])
+        else:
+            plain = plain or match["bare"]
+    return extended or plain
 
 
 def is_inline(content_type: str) -> bool:

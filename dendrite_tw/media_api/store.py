@@ -70,7 +70,7 @@ class Incoming:
 
     @property
     def hash(self) -> str:
-        return urlsafe_b64encode(self._hash.digest()).rstrip(b"=").decode()
+        return _name_of(self._hash.digest())
 
     def take(self) -> None:
         """From now on `close` leaves the file to whoever called this."""
@@ -89,6 +89,28 @@ class Incoming:
     def discard(self) -> None:
         self._taken = True
         self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class Received:
+    """A whole file in ``tmp`` that somebody else wrote, on its way into the store as an `Incoming` is."""
+
+    def __init__(self, path: Path, size: int, sha256: str) -> None:
+        self.path = path
+        self.size = size
+        self.hash = _name_of(bytes.fromhex(sha256))
+
+    def take(self) -> None:
+        """Whoever made it throws away what nobody took by its path."""
+
+    def sync(self) -> None:
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def discard(self) -> None:
         self.path.unlink(missing_ok=True)
 
 
@@ -120,9 +142,13 @@ class MediaStore:
 
     def open_incoming(self, limit: int, too_large: MatrixError) -> Incoming:
         """A new place to write bytes to; `OSError` where there is none."""
-        return Incoming(self._tmp / f"incoming.{self._random.token(24)}", limit, too_large)
+        return Incoming(self.incoming_path(), limit, too_large)
 
-    async def keep(self, incoming: Incoming) -> Claim:
+    def incoming_path(self) -> Path:
+        """Where a file may be written that is then kept as `Received`."""
+        return self._tmp / f"incoming.{self._random.token(24)}"
+
+    async def keep(self, incoming: Incoming | Received) -> Claim:
         """Put `incoming` in its place, durably.  Write its row, then call `settle`.
 
         Where no row is written, `sweep` removes the file in time.  `OSError` where the disk fails.
@@ -132,7 +158,7 @@ class MediaStore:
         await in_thread(self._threads, self._keep, incoming, claim)
         return claim
 
-    def _keep(self, incoming: Incoming, claim: Claim) -> None:
+    def _keep(self, incoming: Incoming | Received, claim: Claim) -> None:
         try:
             claim.path.touch()
             _sync_directory(self._tmp)
@@ -247,6 +273,10 @@ class MediaStore:
                 if len(found) == _SWEEP_LIMIT:
                     break
         return found
+
+
+def _name_of(digest: bytes) -> str:
+    return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def _size(path: Path) -> int | None:

@@ -26,7 +26,8 @@ class RoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     ``unsigned`` and ``room_id``, ready to be spliced.  ``position`` is 0 for an
     event that was never part of the live stream, negative for history fetched
     later.  ``replaces`` and ``prev_content`` (JSON) tell what a state event
-    took the place of.  ``transaction_id`` belongs to the device
+    took the place of.  ``gap``: events before this one are missing here, so a timeline begins with
+    it.  ``transaction_id`` belongs to the device
     ``transaction_device`` of the sender alone.  ``redacted_by`` is the client
     form of the redaction, where there is one, with its event ID.
     """
@@ -50,6 +51,7 @@ class RoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     transaction_id: str | None = None
     transaction_device: str | None = None
     redacted_by: bytes | None = None
+    gap: bool = False
 
 
 class OutputRoomEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,8 +60,13 @@ class OutputRoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     ``local_members`` tells how many users of this server were joined after the
     event, ``joined_members`` how many of all servers.  ``state_changed`` says
     whether the event became current state.  ``also_replaced`` lists further
-    state that changed with it (after a resolution): the new current events.
-    ``redacts`` is the event whose content went with this one.
+    state that changed with it (after a resolution): the new current events, each
+    with the position that it has of its own, which may be older or 0;
+    ``also_removed`` the places (type and state key) that are now empty.
+    ``rewrites_state``: the state of the room was replaced as a whole, as by a
+    join through another server; what changed is not listed, who keeps the state
+    loads `RoomAPI.room_view` anew.  ``redacts`` is the event whose content went
+    with this one.  ``distribute``: this server sends the event to the others in the room.
     """
 
     event: RoomEvent
@@ -69,6 +76,9 @@ class OutputRoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     room_version: str
     redacts: str | None = None
     also_replaced: list[RoomEvent] = []
+    also_removed: list[tuple[str, str]] = []
+    rewrites_state: bool = False
+    distribute: bool = False
 
 
 PURGE_ROOM = "purge_room"
@@ -77,6 +87,18 @@ PURGE_ROOM = "purge_room"
 
 class RoomPurged(msgspec.Struct, frozen=True, kw_only=True):
     """The message of the stream ``OutputRoomEvent`` with the type `PURGE_ROOM`: forget all about the room."""
+
+    room_id: str
+    position: int
+
+
+STATE_COMPLETE = "state_complete"
+"""As `PURGE_ROOM`, for a message that is a `StateComplete`."""
+
+
+class StateComplete(msgspec.Struct, frozen=True, kw_only=True):
+    """The message of the stream ``OutputRoomEvent`` with the type `STATE_COMPLETE`: the members that were missing
+    since the room was joined through another server are here, so who keeps the state loads it anew."""
 
     room_id: str
     position: int
@@ -341,6 +363,9 @@ class RoomAPI(Protocol):
     ) -> tuple[list[PublicRoom], str | None, str | None, int]:
         """A page of the directory: rows, the next and the previous page's token, and how many there are in all."""
 
+    async def room_version(self, room_id: str) -> str | None:
+        """The version of a room, which never changes; `None` where this server does not know the room."""
+
     async def room_summary(self, room_id: str) -> PublicRoom | None: ...
 
     async def room_summary_for(self, room_id: str, user_id: str | None) -> tuple[PublicRoom, str | None]:
@@ -464,6 +489,20 @@ class RoomAPI(Protocol):
 
     async def timestamp_to_event(self, room_id: str, user_id: str, ts: int, direction: str) -> tuple[str, int]:
         """The nearest event in a direction: its ID and time in milliseconds."""
+
+    # --- servers ---
+
+    async def check_server(self, room_id: str, server: str) -> None:
+        """Raise ``M_FORBIDDEN`` for a server that the room's access control list keeps out.
+
+        ``M_NOT_FOUND`` for a room that is not known here.
+        """
+
+    async def room_servers(self, room_id: str) -> list[str]:
+        """The servers with joined users in a room, this one too; from memory.  ``M_NOT_FOUND`` as above."""
+
+    async def servers_of_user(self, user_id: str) -> list[str]:
+        """The servers that share a joined room with a user."""
 
     async def visible(self, user_id: str, events: Sequence[RoomEvent]) -> list[RoomEvent]:
         """Those of `events` (of any rooms) that history visibility lets the user see, in the same order."""

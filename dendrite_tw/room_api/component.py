@@ -6,22 +6,33 @@ from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
 from ..database.outbox import Outbox
+from ..federation_api.api import FederationAPI
 from ..matrix.keys import SigningKey
 from ..user_api.api import UserAPI
 from ..world import World
 from .actions import Actions, to_the_end
+from .adoption import Adoption
+from .arrivals import Arrivals
 from .directory import Directory
+from .drafts import Drafting
 from .duties import GUESTS, PURGE, TOMBSTONE, Duties
+from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
+from .participation import Participation
+from .placing import Placing
 from .purge import Purges
 from .queries import Queries
+from .redactions import Redactions
 from .relations import Relations
 from .reports import Reports
 from .room import Rooms
+from .servers import Servers
 from .snapshots import Snapshots
+from .states import States
 from .store import EventStore, RoomEvents
+from .storing import Storing
 from .succession import Succession
 from .tables.names import Names
 from .upgrade import Upgrades
@@ -37,6 +48,7 @@ class RoomComponent:
         *,
         database: Database,
         users: UserAPI,
+        federation: FederationAPI,
         world: World,
         budget: CacheBudget,
         server_name: str,
@@ -44,6 +56,7 @@ class RoomComponent:
         default_room_version: str,
     ) -> None:
         self.database = database
+        self.federation = federation
         self.outbox = Outbox("room_api", database)
         names = Names()
         snapshots = Snapshots(budget)
@@ -53,18 +66,57 @@ class RoomComponent:
         user_directory = UserDirectory(database, names, users)
         self.duties = duties = Duties(database, world.time)
         self.rooms = Rooms(database, snapshots, budget)
+        self.servers = servers = Servers(database, budget)
+        states = States(database, names, store, servers)
+        self.chains = chains = AuthChains(database, store, budget)
+        self.placing = placing = Placing(
+            database=database,
+            store=store,
+            snapshots=snapshots,
+            resolver=Resolver(database, names, store, chains),
+            server_name=server_name,
+        )
+        redactions = Redactions(database, states, store, snapshots)
         self.writer = RoomWriter(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            shown=shown,
+            states=states,
+            servers=servers,
+            drafting=Drafting(
+                states=states,
+                store=store,
+                placing=placing,
+                redactions=redactions,
+                clock=world.clock,
+                random=world.random,
+                server_name=server_name,
+                key=key,
+            ),
+            arrivals=Arrivals(states=states, store=store, placing=placing, redactions=redactions),
+            storing=Storing(
+                outbox=self.outbox,
+                names=names,
+                duties=duties,
+                user_directory=user_directory,
+                server_name=server_name,
+            ),
+        )
+        self.adoption = Adoption(
             database=database,
             outbox=self.outbox,
             names=names,
             rooms=self.rooms,
-            store=store,
-            clock=world.clock,
-            random=world.random,
-            server_name=server_name,
-            key=key,
-            duties=duties,
+            writer=self.writer,
+            snapshots=snapshots,
+            redactions=redactions,
+            servers=servers,
             user_directory=user_directory,
+            server_name=server_name,
+        )
+        participation = Participation(
+            database=database, names=names, rooms=self.rooms, store=store, servers=servers, budget=budget
         )
         actions = Actions(
             database=database,
@@ -183,6 +235,7 @@ class RoomComponent:
         self.published = directory.published
         self.set_published = to_the_end(directory.set_published)
         self.public_rooms = directory.public_rooms
+        self.room_version = directory.room_version
         self.room_summary = directory.room_summary
         self.memberships = queries.memberships
         self.membership = queries.membership
@@ -209,6 +262,9 @@ class RoomComponent:
         self.aggregations = relations.aggregations
         self.timestamp_to_event = queries.timestamp_to_event
         self.visible = queries.visible
+        self.room_servers = participation.room_servers
+        self.servers_of_user = participation.servers_of_user
+        self.check_server = participation.check_server
 
     def prepare(self) -> None:
         """Bring the database up to date and take up its positions; before the reactor runs."""

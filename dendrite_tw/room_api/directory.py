@@ -164,13 +164,18 @@ class Directory:
         room = await self._rooms.find(room_id)
         return await self.describe(room) if room is not None else None
 
+    async def room_version(self, room_id: str) -> str | None:
+        """The version of a room; `None` where this server does not know it."""
+        room = await self._rooms.find(room_id)
+        return None if room is None else room.version.identifier
+
     async def room_summary(self, room_id: str) -> PublicRoom | None:
         """What a room shows of itself; `None` where this server does not know it."""
         return await self._entry(room_id)
 
     async def describe(self, room: Room) -> PublicRoom:
         """What a room shows of itself."""
-        snapshot_nid = room.head.chain.snapshot_nid
+        snapshot_nid = room.head.snapshot_nid
         if room.summary is None or room.summary[0] != snapshot_nid:
             room.summary = (snapshot_nid, await self._described(room))
         return room.summary[1]

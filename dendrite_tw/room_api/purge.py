@@ -120,6 +120,8 @@ class Purges:
         await table.delete_aliases(txn, room.room_nid)
         await room_table.unpublish(txn, room.room_nid)
         await table.delete_open(txn, room.room_nid)
+        await table.delete_invites(txn, room.room_nid)
+        await room_table.delete_partial(txn, room.room_nid)
         await self._duties.note(txn, PURGE, room.room_nid, room.room_id)
         txn.after_commit(lambda: self._rooms.forget(room))
         await self._outbox.append(

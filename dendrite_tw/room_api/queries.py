@@ -128,11 +128,11 @@ class Queries:
         """What one who is invited or knocks is shown of a room."""
         room = await self._rooms.get(room_id)
         slots = [*STRIPPED_STATE, (MEMBER, user_id)]
-        nids = await self._look_up(room.head.chain.snapshot_nid, slots)
+        nids = await self._look_up(room.head.snapshot_nid, slots)
         events = await self._store.by_nid(nids)
         inviter = next((event.sender for event in events.values() if event.state_key == user_id), None)
         if inviter is not None and inviter != user_id:
-            found = await self._look_up(room.head.chain.snapshot_nid, [(MEMBER, inviter)])
+            found = await self._look_up(room.head.snapshot_nid, [(MEMBER, inviter)])
             events |= await self._store.by_nid(found)
         return [orjson.dumps(stripped(event)) for event in events.values()]
 
@@ -189,12 +189,9 @@ class Queries:
         return await self._database.read_long(self._state_events, row.snapshot_nid) if row else []
 
     async def _snapshot_after(self, room_nid: int, position: int) -> int:
-        """The snapshot that holds after the last live event up to a position."""
-        following = await self._database.read(event_table.first_place_after, room_nid, position)
-        if following is not None:
-            return following.snapshot_nid
-        row = await self._database.read(room_table.room_by_nid, room_nid)
-        return row.snapshot_nid if row else 0
+        """The snapshot that holds after the last event up to a position."""
+        last = await self._database.read(event_table.last_place, room_nid, position)
+        return last.current_nid if last is not None else 0
 
     async def _state_events(self, txn: Transaction, snapshot_nid: int) -> list[RoomEvent]:
         state = await self._snapshots.state(txn, snapshot_nid)
@@ -209,7 +206,7 @@ class Queries:
             raise forbidden("You are not in this room.")
         membership = await self._viewer.require_member(room.room_nid, user_id)
         if membership is None or membership.membership == "join":
-            return room.room_nid, room.head.chain.snapshot_nid
+            return room.room_nid, room.head.snapshot_nid
         return room.room_nid, await self._snapshot_after(room.room_nid, membership.position)
 
     async def current_state(self, room_id: str, user_id: str) -> list[RoomEvent]:

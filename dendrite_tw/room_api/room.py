@@ -7,24 +7,27 @@ room as it was.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+import msgspec
 import orjson
 from twisted.internet.defer import Deferred, DeferredLock
 
 from ..cache import Cache, CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
+from ..matrix.admission import PolicyServer
 from ..matrix.errors import MatrixError
-from ..matrix.events import Event
+from ..matrix.events import Event, ReceivedEvent
 from ..matrix.room_versions import ROOM_VERSIONS, RoomVersion
 from .api import PublicRoom
-from .snapshots import EMPTY, NEW_CHAIN, Chain, Snapshots, StateMap
-from .tables.rooms import RoomRow, member_counts, room_by_id
+from .snapshots import EMPTY, NEW_TAPE, Snapshots, StateMap, Tape, overlaid
+from .tables.rooms import RESIDENT, RoomRow, member_counts, room_by_id
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,83 @@ class Draft:
     transaction_id: str | None = None
 
 
+class Way(Enum):
+    """How an event that exists already comes into a room."""
+
+    LIVE = "live"
+    """It happens now: it joins the timeline and may change the current state."""
+    HISTORY = "history"
+    """It happened long ago: it goes to the timeline at a negative position and changes nothing."""
+    TAKEOVER = "takeover"
+    """The join by which this server comes in: the state before it becomes the room's, whatever was known before."""
+    ASIDE = "aside"
+    """It is of a room that this server is not in, and concerns one of its users, who is told: an invite, a knock."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An event that exists already: signatures and hashes were checked, its auth events are stored.
+
+    Its ``prev_events`` are stored with their states, or ``before`` is the state before it (slots to event numbers, as
+    `Adoption.store_outliers` and `Placing.after` give them); where some of them are, that state is resolved with those
+    after them.  What is missing makes the event one with a gap before it.
+
+    ``strict``: an event that would not be accepted refuses the whole work with 403 and is not stored.
+    ``distribute``: this server sends the event to the others in the room, as the first that took it.
+    ``policy``: the policy server that was asked about the event, whatever it said.  ``known``: events of ``before``
+    that are in memory and need not be read again.  ``position`` is given by the writer.
+    """
+
+    received: ReceivedEvent
+    way: Way = Way.LIVE
+    before: StateMap | None = None
+    strict: bool = False
+    distribute: bool = False
+    policy: PolicyServer | None = None
+    known: Mapping[int, Event] = field(default_factory=dict)
+    position: int = 0
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of a draft or an arrival.
+
+    ``verdict`` beyond those of `matrix.admission`: ``known``, it was here before; ``unasked``, the policy server named
+    by the room has to be asked about it first.  ``missing``: events that it was dropped for, and which may yet come.
+    """
+
+    event_id: str
+    verdict: str = "accepted"
+    reason: str = ""
+    missing: tuple[str, ...] = ()
+
+
+class State(NamedTuple):
+    """A state of a room and the number of its snapshot, 0 if it is not stored."""
+
+    slots: StateMap
+    snapshot_nid: int
+
+
+class Placed(NamedTuple):
+    """An event of the timeline as those that refer to it see it; ``after`` is the state after it."""
+
+    event_nid: int
+    status: int
+    prev_events: tuple[str, ...]
+    after: State
+
+
 @dataclass(frozen=True)
 class Head:
-    """The newest end of a room."""
+    """The newest end of a room.
+
+    ``state`` is the current state, stored as ``snapshot_nid``; ``extremities`` are the events that no other one
+    refers to, in the order of their arrival; ``joined`` and ``local`` count members, all and those of this server.
+    """
 
     state: StateMap = EMPTY
-    chain: Chain = NEW_CHAIN
+    snapshot_nid: int = 0
+    tape: Tape = NEW_TAPE
     extremities: tuple[str, ...] = ()
     depth: int = 0
     joined: int = 0
@@ -62,10 +136,10 @@ Before = Callable[[list[Event]], Awaitable[None]]
 
 @dataclass
 class Work:
-    """Drafts that are accepted together or not at all; ``answer`` fires with their event IDs."""
+    """Drafts that are accepted together or not at all, or arrivals; ``answer`` fires with what became of each."""
 
-    drafts: list[Draft]
-    answer: Deferred[list[str]]
+    items: Sequence[Draft | Arrival]
+    answer: Deferred[list[Outcome]]
     also: Also | None = None
     before: Before | None = None
 
@@ -74,6 +148,9 @@ class Work:
 class Room:
     """A room and its single writer's queue; ``room_nid`` is 0 until its first event is on disk.
 
+    ``standing`` is one of `tables.rooms`: whether this server is in the room.
+
+    ``placed`` remembers events of the newest part of a timeline that other servers take part in.
     ``summary`` remembers what the room shows of itself, with the number of the state that it was made from.
     ``stale`` says that a write failed in a way that leaves open what is on disk, so that the head has to be
     read again; ``closed`` that the room is being deleted and takes nothing more.
@@ -83,6 +160,8 @@ class Room:
     version: RoomVersion
     room_nid: int = 0
     head: Head = field(default_factory=Head)
+    standing: int = RESIDENT
+    placed: OrderedDict[str, Placed] = field(default_factory=OrderedDict)
     waiting: deque[Work] = field(default_factory=deque)
     writing: bool = False
     summary: tuple[int, PublicRoom] | None = None
@@ -130,6 +209,7 @@ class Rooms:
                 if loaded is None:
                     return None
                 room = Room(room_id, ROOM_VERSIONS[loaded.row.version], loaded.row.room_nid, loaded.head)
+                room.standing = loaded.row.standing
                 self.add(room)
         return room
 
@@ -144,18 +224,24 @@ class Rooms:
         loaded = await self._database.read(self._load, room.room_id)
         if loaded is None:
             room.room_nid, room.head = 0, Head()
+            room.placed.clear()
         else:
             room.room_nid, room.head = loaded.row.room_nid, loaded.head
+            room.standing = loaded.row.standing
         room.stale = False
 
     async def _load(self, txn: Transaction, room_id: str) -> _Loaded | None:
         row = await room_by_id(txn, room_id)
         if row is None:
             return None
-        chain, state = await self._snapshots.chain(txn, row.snapshot_nid)
+        chain, state = await self._snapshots.chain(txn, row.tape_nid)
+        tape = Tape(state, chain)
+        if row.snapshot_nid != row.tape_nid:
+            state = overlaid(state, await self._snapshots.state(txn, row.snapshot_nid))
         counts = await member_counts(txn, row.room_nid)
         extremities = tuple(orjson.loads(row.extremities))
-        return _Loaded(row, Head(state, chain, extremities, row.depth, counts.joined, counts.local))
+        head = Head(state, row.snapshot_nid, tape, extremities, row.depth, counts.joined, counts.local)
+        return _Loaded(row, head)
 
     def add(self, room: Room) -> None:
         """Take in a room whose first event is on its way to the disk."""

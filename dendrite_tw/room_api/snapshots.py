@@ -56,7 +56,29 @@ class Link(NamedTuple):
     changes: StateMap
 
 
+class Tape(NamedTuple):
+    """The stored states of a room follow each other on one tape: the newest one, and what the next stands on."""
+
+    state: StateMap
+    chain: Chain
+
+    def store(
+        self, state: StateMap, snapshot_nid: int, changes: Mapping[int, int] | None = None
+    ) -> tuple[Tape, Link | None]:
+        """The tape with `state` as its newest, and the link to be stored; none where it is the newest already.
+
+        ``changes`` are what leads there from the newest state, if the caller knows.
+        """
+        if changes is None:
+            changes = difference(self.state, state)
+        if not changes:
+            return self, None
+        chain, link = advance(self.chain, changes, state, snapshot_nid)
+        return Tape(state, chain), link
+
+
 NEW_CHAIN = Chain(0, 0, (Level(0, EMPTY),) * LEVELS)
+NEW_TAPE = Tape(EMPTY, NEW_CHAIN)
 
 
 def advance(chain: Chain, changes: Mapping[int, int], state: StateMap, snapshot_nid: int) -> tuple[Chain, Link]:
@@ -75,6 +97,29 @@ def advance(chain: Chain, changes: Mapping[int, int], state: StateMap, snapshot_
     return Chain(snapshot_nid, step, tuple(levels)), link
 
 
+def difference(old: StateMap, new: StateMap) -> dict[int, int]:
+    """What leads from one state to another, as `advance` takes it: 0 for a slot that is empty in the new one."""
+    if old is new:
+        return {}
+    look_up = old.get
+    changes = {slot: event for slot, event in new.items() if look_up(slot) != event}
+    if len(old) + sum(slot not in old for slot in changes) != len(new):
+        changes.update((slot, 0) for slot in old if slot not in new)
+    return changes
+
+
+def overlaid(old: StateMap, new: Mapping[int, int]) -> StateMap:
+    """The state `new` as a map that shares what it can with `old`."""
+    changing = old.mutate()
+    for slot in old:
+        if slot not in new:
+            del changing[slot]
+    for slot, event in new.items():
+        if old.get(slot) != event:
+            changing[slot] = event
+    return changing.finish()
+
+
 def _lowest_digit(step: int) -> int:
     """The place of the lowest digit that is not zero."""
     place = 0
@@ -84,11 +129,16 @@ def _lowest_digit(step: int) -> int:
     return place
 
 
-def encode_changes(changes: StateMap) -> bytes:
+def encode_changes(changes: Mapping[int, int]) -> bytes:
     return msgspec.msgpack.encode([number for pair in changes.items() for number in pair])
 
 
 _decoder = msgspec.msgpack.Decoder(list[int])
+
+
+def decode_changes(delta: bytes) -> dict[int, int]:
+    numbers = _decoder.decode(delta)
+    return dict(zip(numbers[::2], numbers[1::2], strict=True))
 
 
 class StoredLink(NamedTuple):
@@ -115,13 +165,16 @@ class Snapshots:
                 row = await snapshot(txn, snapshot_nid)
                 if row is None:
                     raise LookupError(f"there is no state snapshot {snapshot_nid}")
-                numbers = _decoder.decode(row.delta)
-                changes = dict(zip(numbers[::2], numbers[1::2], strict=True))
-                link = StoredLink(row.snapshot_nid, row.step, row.base_nid, changes)
+                link = StoredLink(row.snapshot_nid, row.step, row.base_nid, decode_changes(row.delta))
                 self._links.put(snapshot_nid, link)
             chain.append(link)
             snapshot_nid = link.base_nid
         return chain
+
+    def forget(self, snapshot_nids: Iterable[int]) -> None:
+        """Read these snapshots anew when they are next asked for."""
+        for snapshot_nid in snapshot_nids:
+            self._links.pop(snapshot_nid)
 
     async def state(self, txn: Transaction, snapshot_nid: int) -> dict[int, int]:
         """Every slot of a state with its event."""

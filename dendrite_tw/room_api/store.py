@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
@@ -18,12 +19,22 @@ from ..matrix.events import Event, client_json, event_from_storage
 from ..matrix.relations import relation_of
 from ..matrix.room_versions import ROOM_VERSIONS
 from .api import RoomEvent
-from .tables.events import EventRow, event_by_id, events_by_id, events_by_nid
+from .tables.events import REJECTED, EventRow, event_by_id, events_by_id, events_by_nid, known_events
+
+if TYPE_CHECKING:
+    from .steps import Batch
 
 
 def stored_event(row: EventRow) -> Event:
     """The event in a row."""
     return event_from_storage(row.pdu, ROOM_VERSIONS[row.version], row.event_id)
+
+
+class Standing(NamedTuple):
+    """An event as one that others name as their authority."""
+
+    event_nid: int
+    rejected: bool
 
 
 class EventStore:
@@ -58,6 +69,30 @@ class EventStore:
                 self._events.put(row.event_nid, event)
         return found
 
+    async def events(self, nids: Iterable[int], fresh: Mapping[int, Event]) -> dict[int, Event]:
+        """As `by_nid`; `fresh` are events that are not on disk yet."""
+        wanted = list(nids)
+        found = {nid: fresh[nid] for nid in wanted if nid in fresh}
+        if len(found) < len(wanted):
+            found.update(await self.by_nid(nid for nid in wanted if nid not in found))
+        return found
+
+    async def standings(self, event_ids: Iterable[str], batch: Batch | None = None) -> dict[str, Standing]:
+        """The numbers of events by their IDs, of those that are here."""
+        found: dict[str, Standing] = {}
+        wanted = []
+        for event_id in event_ids:
+            nid = batch.nids.get(event_id) if batch is not None else None
+            if batch is None or nid is None:
+                wanted.append(event_id)
+            else:
+                placed = batch.placed.get(event_id)
+                found[event_id] = Standing(nid, placed is not None and placed.status == REJECTED)
+        if wanted:
+            for row in await self._database.read(known_events, wanted):
+                found[row.event_id] = Standing(row.event_nid, row.status == REJECTED)
+        return found
+
     async def row(self, event_id: str) -> EventRow | None:
         return await self._database.read(event_by_id, event_id)
 
@@ -73,6 +108,7 @@ def room_event(
     txn_device: str | None = None,
     txn_id: str | None = None,
     redacted_by: bytes | None = None,
+    gap: bool = False,
 ) -> RoomEvent:
     """What callers are shown of an event; ``replaced`` is the state that it took the place of."""
     relation = relation_of(event.content)
@@ -96,6 +132,7 @@ def room_event(
         transaction_id=txn_id,
         transaction_device=txn_device,
         redacted_by=redacted_by,
+        gap=gap,
     )
 
 
@@ -106,6 +143,10 @@ class RoomEvents:
         self._database = database
         self._store = store
         self._shown: Cache[int, RoomEvent] = Cache("room_events", budget, lambda event: 900 + len(event.client))
+
+    def forget(self, event_nid: int) -> None:
+        """An event has another place than before."""
+        self._shown.pop(event_nid)
 
     async def show(self, rows: Sequence[EventRow]) -> list[RoomEvent]:
         """`RoomEvent`s of `rows`, in their order."""
@@ -144,4 +185,5 @@ def _shown(row: EventRow, others: Mapping[int, Event]) -> RoomEvent:
         txn_device=row.txn_device,
         txn_id=row.txn_id,
         redacted_by=client_json(redaction) if redaction else None,
+        gap=bool(row.gap),
     )

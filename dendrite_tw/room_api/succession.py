@@ -17,8 +17,8 @@ from ..database.engines import Database
 from ..database.statements import Transaction
 from ..user_api.api import UserAPI
 from .actions import MEMBER, Actions
-from .input import CREATE
 from .room import Room, Rooms
+from .steps import CREATE
 from .tables import rooms as room_table
 from .tables.duties import DutyRow
 

@@ -31,8 +31,9 @@ from ..world import Random
 from . import creation
 from .actions import CANONICAL_ALIAS, MEMBER, Actions
 from .api import NewRoom
-from .input import CREATE, POWER_LEVELS, RoomWriter
+from .input import RoomWriter
 from .room import Draft, Room, Rooms
+from .steps import CREATE, POWER_LEVELS
 from .store import EventStore
 from .succession import Succession
 from .tables import names as name_table

@@ -73,32 +73,40 @@ class UserDirectory:
     # --- kept up ---
 
     async def follow(
-        self, txn: Transaction, room_nid: int, events: Iterable[tuple[Event, bool]], nids: Mapping[str, int]
+        self,
+        txn: Transaction,
+        room_nid: int,
+        changes: Iterable[tuple[tuple[str, str], Event | None, bool]],
+        nids: Mapping[str, int],
     ) -> None:
-        """Take in state events of a room (with whether the member is of this server); in their transaction."""
+        """Take in changes of a room's state, in their transaction.
+
+        Each is a type with a state key, the event that is there now, and whether a member is of this server.
+        """
         joined: dict[int, tuple[Event, bool]] = {}
         gone: set[int] = set()
-        for event, local in events:
-            if event.membership is not None and event.state_key is not None:
-                nid = nids[event.state_key]
-                if event.membership == "join":
+        for (type, state_key), event, local in changes:
+            if type == "m.room.member":
+                nid = nids[state_key]
+                if event is not None and event.membership == "join":
                     joined[nid] = (event, local)
                     gone.discard(nid)
                 else:
                     joined.pop(nid, None)
                     gone.add(nid)
-            elif event.state_key == "":
-                await self._open_or_close(txn, room_nid, event)
+            elif state_key == "":
+                await self._open_or_close(txn, room_nid, type, event)
         if joined:
             await self._take_in(txn, joined)
         if gone:
             await table.forget_unjoined(txn, list(gone))
 
-    async def _open_or_close(self, txn: Transaction, room_nid: int, event: Event) -> None:
-        if event.type == "m.room.join_rules":
-            reason, is_open = "join", event.content.get("join_rule") == "public"
-        elif event.type == "m.room.history_visibility":
-            reason, is_open = "read", event.content.get("history_visibility") == "world_readable"
+    async def _open_or_close(self, txn: Transaction, room_nid: int, type: str, event: Event | None) -> None:
+        content = {} if event is None else event.content
+        if type == "m.room.join_rules":
+            reason, is_open = "join", content.get("join_rule") == "public"
+        elif type == "m.room.history_visibility":
+            reason, is_open = "read", content.get("history_visibility") == "world_readable"
         else:
             return
         await (table.open_rooms if is_open else table.close_rooms)(txn, [(room_nid, reason)])

@@ -17,7 +17,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, OutputRoomEvent, RoomAPI, RoomPurged
+from ..room_api.api import (
+    OUTPUT_ROOM_EVENT,
+    PURGE_ROOM,
+    STATE_COMPLETE,
+    OutputRoomEvent,
+    RoomAPI,
+    RoomPurged,
+    StateComplete,
+)
 from ..user_api.api import (
     OUTPUT_CLIENT_DATA,
     OUTPUT_KEY_CHANGE_EVENT,
@@ -215,8 +223,15 @@ class Feed:
         self._notifier.room_event(output)
 
     def _not_an_event(self, message: Message) -> bool:
-        """Take a message of the stream of events that tells something else: a room was deleted."""
-        if message.headers.get("output_room_event_type") != PURGE_ROOM:
+        """Take a message of the stream of events that tells something else: a room was deleted, or completed."""
+        kind = message.headers.get("output_room_event_type")
+        if kind == STATE_COMPLETE:
+            completed = msgspec.msgpack.decode(message.payload, type=StateComplete)
+            self._cache.forget(completed.room_id)
+            self._heard.room = max(self._heard.room, completed.position)
+            self._heard.advance()
+            return True
+        if kind != PURGE_ROOM:
             return False
         purged = msgspec.msgpack.decode(message.payload, type=RoomPurged)
         self._cache.forget(purged.room_id)

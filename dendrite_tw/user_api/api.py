@@ -192,21 +192,27 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToDeviceMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message for one device; ``event`` is the JSON object that sync shows (sender, type, content)."""
+    """A message for one device; ``event`` is the JSON object that sync shows (sender, type, content).
+
+    One for a user of another server goes there: those with the same ``message_id`` in one EDU.  Its
+    ``device_id`` may be ``*``.
+    """
 
     user_id: str
     device_id: str
     event: bytes
     position: int = 0
+    message_id: str = ""
 
 
 class KeyChange(msgspec.Struct, frozen=True, kw_only=True):
     """The devices or cross-signing keys of a user changed.
 
-    ``device_id`` names the device, empty where it was the cross-signing keys (or a
-    remote user, whose device is not known); ``previous`` is the position of
-    this user's change before.  ``only_for`` is set where only that user may
-    see the change: they signed the master key of ``user_id``.
+    ``device_id`` names the device, empty where it was the cross-signing keys (or
+    those of a user of another server, whatever changed); ``previous`` is the
+    position of the change of this user's devices before.  ``only_for`` is set
+    where only that user may see the change: they signed the master key of
+    ``user_id``.
     """
 
     user_id: str
@@ -269,13 +275,31 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceList(msgspec.Struct, frozen=True, kw_only=True):
-    """All devices of a local user that have identity keys, as other servers are told."""
+    """All devices of a local user that have identity keys, as other servers are told.
+
+    ``stream_id`` is the position of the newest change of a device.
+    """
 
     user_id: str
     stream_id: int
     devices: list[DeviceEntry]
     master_key: bytes | None = None
     self_signing_key: bytes | None = None
+
+
+class DeviceListUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of one device of a user of another server: ``m.device_list_update``.
+
+    ``prev_id`` names the updates directly before this one.  Without ``keys`` the device has none.
+    """
+
+    user_id: str
+    device_id: str
+    stream_id: int
+    prev_id: list[int] = []
+    deleted: bool = False
+    device_display_name: str | None = None
+    keys: dict[str, Any] | None = None
 
 
 class BackupInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -416,10 +440,16 @@ class UserAPI(Protocol):
     # --- user data ---
 
     async def profile(self, user_id: str) -> dict[str, str]:
-        """``displayname`` and ``avatar_url`` of a local user, those that are set; empty where there is no such user."""
+        """``displayname`` and ``avatar_url`` of a user, those that are set; empty where there is no such user.
 
-    async def profile_fields(self, user_id: str) -> dict[str, Any] | None:
-        """All fields of a local user's profile; `None` where there is no such user."""
+        Empty, too, where the server of a user of another one does not say.
+        """
+
+    async def profile_fields(self, user_id: str, field: str | None = None) -> dict[str, Any] | None:
+        """All fields of a user's profile, or the one that is named; `None` where there is no such user.
+
+        The server of a user of another one is asked.  Raises `Unreachable`, or 403 where it does not tell.
+        """
 
     async def set_profile_field(self, user_id: str, field: str, value: Any) -> None:
         """Set a field, and show it in the user's rooms if it is one that rooms show.
@@ -552,10 +582,28 @@ class KeyAPI(Protocol):
         """Take a one-time key (user, device, algorithm) of each; a fallback key where none is left."""
 
     async def device_list(self, user_id: str) -> DeviceList:
-        """All devices with keys of a local user, for ``/user/devices`` of the federation."""
+        """All devices with keys of a local user, for ``/user/devices``; 404 for one who never had a device."""
 
-    async def remote_keys_changed(self, user_ids: list[str]) -> None:
-        """Users of other servers changed their devices or cross-signing keys; tell those who share rooms."""
+    # --- lists of other servers ---
+
+    async def device_list_update(self, origin: str, update: DeviceListUpdate) -> None:
+        """The server `origin` says that a device of one of its users changed; tells those who share rooms.
+
+        What is not that server's to say, or about a user who shares no room with one of ours, is dropped;
+        where something before it was missed the whole list is fetched.
+        """
+
+    async def signing_key_update(
+        self,
+        origin: str,
+        user_id: str,
+        master_key: dict[str, Any] | None,
+        self_signing_key: dict[str, Any] | None,
+    ) -> None:
+        """The server `origin` says that the cross-signing keys of one of its users changed; as `device_list_update`."""
+
+    async def refresh_device_list(self, user_id: str) -> None:
+        """Fetch the list of a user of another server anew; 400 ``M_INVALID_PARAM`` for a local user."""
 
     # --- cross-signing ---
 

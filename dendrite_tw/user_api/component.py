@@ -12,6 +12,7 @@ from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
 from ..database.outbox import Outbox
 from ..database.statements import Transaction
+from ..federation_api.api import FederationAPI
 from ..room_api.api import RoomAPI
 from ..world import World
 from .account_data import AccountData
@@ -25,6 +26,7 @@ from .push_rules import PushRules
 from .pushers import Pushers
 from .receipts import Receipts
 from .registration_tokens import RegistrationTokens
+from .remote_profiles import RemoteProfiles
 from .settings import UserSettings
 from .tables import unread as unread_table
 from .tokens import DeviceHook, DeviceIdCheck, Tokens
@@ -42,7 +44,8 @@ class UserComponent:
 
     It is a `UserAPI`: each method is that of the part which knows.  Whoever keeps more of users
     in the same database (their keys) adds to ``on_device_deleted``, ``on_device_changed``,
-    ``is_device_id_taken`` and ``on_account_deactivated``, which run in the transaction of the change.
+    ``is_device_id_taken`` and ``on_account_deactivated``, which run in the transaction of the change,
+    and to ``on_memberships``.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class UserComponent:
         world: World,
         rooms: RoomAPI,
         budget: CacheBudget,
+        federation: FederationAPI,
         appservices: AppServices | None = None,
     ) -> None:
         self.settings = settings
@@ -62,7 +66,8 @@ class UserComponent:
         services = appservices or AppServices()
         self.tokens = Tokens(settings, database, world, budget)
         self.accounts = Accounts(settings, database, world, self.tokens, services, rooms)
-        self.profiles = Profiles(database, rooms, self.accounts)
+        elsewhere = RemoteProfiles(federation, world.time, budget)
+        self.profiles = Profiles(settings, database, rooms, self.accounts, elsewhere)
         self.data = AccountData(database, outbox, budget)
         self.rules = PushRules(database, self.data)
         self.unread_store = UnreadStore(database, budget)
@@ -77,6 +82,7 @@ class UserComponent:
         self.is_device_id_taken: list[DeviceIdCheck] = self.tokens.is_device_id_taken
         self.on_account_deactivated: list[AccountHook] = self.accounts.on_account_deactivated
         self.on_account_deactivated.append(self._forget_deactivated)
+        self.on_memberships = self.counts.on_memberships
         if settings.auto_join_rooms:
             self.accounts.on_registered.append(AutoJoin(settings, rooms, self.profiles).join)
         self._offer_accounts(Devices(database), RegistrationTokens(database, world))

@@ -20,7 +20,7 @@ from ..matrix.errors import MatrixError, bad_json, forbidden, missing_param, not
 from ..matrix.identifiers import server_name_of
 from ..matrix.signing import signed_payload
 from . import key_checks
-from .device_keys import DevicesOf, public_key_of
+from .device_keys import DevicesOf
 from .key_changes import KeyChanges
 from .key_checks import CrossSigningKey, invalid_signature
 from .tables import cross_signing as table
@@ -249,7 +249,7 @@ class CrossSigning:
             content = masters.get("master")
         else:
             content = remote_masters.get(target)
-        if content is None or public_key_of(content) != key_id:
+        if content is None or key_checks.public_key_of(content) != key_id:
             raise not_found("The user has no such master key.")
         payload = self._same_payload(content, value)
         name, verify_key = self._signing_key(signer, "user_signing")

@@ -94,7 +94,7 @@ class DeviceKeys:
             only = picked[row.user_id]
             names = devices.get(row.user_id, {})
             if row.device_id in names and (not only or row.device_id in only):
-                found[row.user_id][row.device_id] = with_display_name(row.content, names[row.device_id])
+                found[row.user_id][row.device_id] = key_checks.with_display_name(row.content, names[row.device_id])
         answer = QueriedKeys(device_keys=found)
         by_usage = {"master": answer.master_keys, "self_signing": answer.self_signing_keys}
         signed = {row.target: row for row in await signing_table.signatures_by(txn, requester, users)}
@@ -113,22 +113,23 @@ class DeviceKeys:
             for row in await self._database.read(signing_table.signatures_by, requester, list(master_keys))
         }
         return {
-            user_id: with_signature(content, public_key_of(content), requester, signed.get(user_id))
+            user_id: with_signature(content, key_checks.public_key_of(content), requester, signed.get(user_id))
             for user_id, content in master_keys.items()
         }
 
     async def list_of(self, user_id: str) -> DeviceList:
-        """All devices with keys; ``M_NOT_FOUND`` for a user without any device."""
+        """All devices with keys; ``M_NOT_FOUND`` for a user who never had a device."""
 
         async def read(txn: Transaction) -> DeviceList:
-            names = (await self._devices_of(txn, [user_id])).get(user_id)
-            if names is None:
-                raise not_found("There is no such user, or they have no devices.")
+            names = (await self._devices_of(txn, [user_id])).get(user_id, {})
+            changed = await change_table.of_user(txn, user_id)
+            if not names and changed is None:
+                raise not_found("There is no such user, or they never had a device.")
             rows = await table.of_users(txn, [user_id])
             keys = {key.usage: key.content for key in await signing_table.of_user(txn, user_id)}
             return DeviceList(
                 user_id=user_id,
-                stream_id=await change_table.position_of(txn, user_id) or 0,
+                stream_id=changed.device_position if changed is not None else 0,
                 devices=[
                     DeviceEntry(device_id=row.device_id, keys=row.content, display_name=names[row.device_id])
                     for row in rows
@@ -154,13 +155,6 @@ class DeviceKeys:
             await self.device_deleted(txn, user_id, row.device_id)
 
 
-def with_display_name(content: bytes, name: str | None) -> bytes:
-    """A device's JSON with its ``unsigned`` part."""
-    if name is None:
-        return content[:-1] + b',"unsigned":{}}'
-    return b'%b,"unsigned":{"device_display_name":%b}}' % (content[:-1], orjson.dumps(name))
-
-
 def with_signature(
     content: bytes, public_key: str, signer: str, signature: signing_table.UserSignature | None
 ) -> bytes:
@@ -172,12 +166,6 @@ def with_signature(
     others = signatures if isinstance(signatures, dict) else {}
     key["signatures"] = {**others, signer: {f"ed25519:{signature.signing_key}": signature.signature}}
     return orjson.dumps(key)
-
-
-def public_key_of(content: bytes) -> str:
-    """The public key of a cross-signing key's JSON; empty where it has none."""
-    keys = orjson.loads(content).get("keys")
-    return str(next(iter(keys.values()), "")) if isinstance(keys, dict) else ""
 
 
 def check_query(device_keys: Mapping[str, Sequence[str]]) -> None:

@@ -7,8 +7,6 @@ that a sync can ask what changed since its token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 
 from ..database.engines import Database
@@ -36,11 +34,12 @@ class KeyChanges:
 
     async def record(self, txn: Transaction, user_id: str, device_id: str = "", deleted: bool = False) -> int:
         """The keys of `user_id` (of that device, if one is named) change with this transaction."""
-        previous = await table.position_of(txn, user_id) or 0
+        before = await table.of_user(txn, user_id)
+        previous = before.device_position if before is not None else 0
         position = await self._tell(
             txn, KeyChange(user_id=user_id, device_id=device_id, deleted=deleted, previous=previous)
         )
-        await table.store(txn, user_id, position)
+        await table.store(txn, user_id, position, position if device_id else previous)
         txn.after_commit(lambda: self._committed(position))
         return position
 
@@ -56,15 +55,6 @@ class KeyChanges:
             return msgspec.msgpack.encode(msgspec.structs.replace(change, position=position))
 
         return await self._outbox.append(txn, OUTPUT_KEY_CHANGE_EVENT, payload)
-
-    async def record_remote(self, user_ids: Sequence[str]) -> None:
-        """The keys of users of other servers changed."""
-
-        async def transaction(txn: Transaction) -> None:
-            for user_id in user_ids:
-                await self.record(txn, user_id)
-
-        await self._database.write(transaction)
 
     async def since(self, after: int, upto: int) -> list[str]:
         """Users whose keys changed in (after, upto] and not again since."""

@@ -211,3 +211,16 @@ def cross_signing_key(value: dict[str, Any], owner: str, usage: str) -> CrossSig
     if verify_key is None or key_id != f"ed25519:{text}" or "=" in text:
         raise invalid_param(f"The {usage} key must be named ed25519: and its public key in unpadded base64.")
     return CrossSigningKey(usage, text, verify_key, value)
+
+
+def with_display_name(content: bytes, name: str | None) -> bytes:
+    """A device's JSON with its ``unsigned`` part."""
+    if name is None:
+        return content[:-1] + b',"unsigned":{}}'
+    return b'%b,"unsigned":{"device_display_name":%b}}' % (content[:-1], orjson.dumps(name))
+
+
+def public_key_of(content: bytes) -> str:
+    """The public key of a cross-signing key's JSON; empty where it has none."""
+    keys = orjson.loads(content).get("keys")
+    return str(next(iter(keys.values()), "")) if isinstance(keys, dict) else ""

@@ -2,22 +2,21 @@
 
 The user component makes one, over its own database and outbox, and calls
 `device_deleted` and `account_deactivated` in the transactions that delete
-devices and accounts.  Keys of users of other servers come through `RemoteKeys`,
-which the federation serves.
+devices and accounts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.outbox import Outbox
 from ..database.statements import Transaction
-from ..matrix.errors import MatrixError
+from ..federation_api.api import FederationAPI
 from ..matrix.identifiers import server_name_of
-from ..world import Clock, Random
+from ..room_api.api import OutputRoomEvent, RoomAPI
+from ..world import World
 from . import key_checks
 from .api import (
     BackupInfo,
@@ -25,6 +24,7 @@ from .api import (
     BackupState,
     ClaimedKeys,
     DeviceList,
+    DeviceListUpdate,
     KeyCounts,
     QueriedKeys,
     ToDeviceMessage,
@@ -34,26 +34,17 @@ from .device_keys import DeviceKeys, DevicesOf, check_query, stored_devices
 from .key_backup import KeyBackup
 from .key_changes import KeyChanges
 from .one_time_keys import OneTimeKeys, flatten
+from .remote_keys import RemoteKeys
+from .remote_lists import RemoteLists
+from .resync import Resyncs
 from .tables import cross_signing as signing_table
 from .to_device import ToDevice
 
 REMOTE_TIMEOUT_MS = 10_000
-MAX_REMOTE_TIMEOUT_MS = 60_000
-"""How long other servers may take, where the client does not say, and at most."""
+"""How long other servers may take where no client says."""
 
 MESSAGES_LIMIT = 1_000
 """Waiting messages that one question may return."""
-
-
-class RemoteKeys(Protocol):
-    """Keys of users of other servers, asked for over federation.
-
-    Both name the servers that could not be asked in ``failures`` and need not raise; keys are JSON objects.
-    """
-
-    async def query(self, device_keys: dict[str, list[str]], timeout_ms: int) -> QueriedKeys: ...
-
-    async def claim(self, one_time_keys: dict[str, dict[str, str]], timeout_ms: int) -> ClaimedKeys: ...
 
 
 class KeyComponent:
@@ -62,30 +53,42 @@ class KeyComponent:
     `devices_of` reads devices in the transaction that it is given, by default from the user
     component's table.  `exclusive`
     says that this process alone writes the database, so that counts and
-    positions may be remembered.
+    positions may be remembered.  `workers` lists of other servers are fetched at a time.
     """
 
     def __init__(
         self,
         database: Database,
         outbox: Outbox,
-        clock: Clock,
-        random: Random,
+        world: World,
         server_name: str,
         budget: CacheBudget,
+        rooms: RoomAPI,
+        federation: FederationAPI,
+        workers: int = 8,
         devices_of: DevicesOf = stored_devices,
-        remote: RemoteKeys | None = None,
         exclusive: bool = True,
     ) -> None:
+        clock = world.clock
         self._database = database
         self._server_name = server_name
-        self._remote = remote
         self._changes = KeyChanges(database, outbox, exclusive)
         self._devices = DeviceKeys(database, self._changes, devices_of)
         self._one_time = OneTimeKeys(database, clock, budget, exclusive)
         self._signing = CrossSigning(database, self._changes, devices_of, server_name)
-        self._to_device = ToDevice(database, outbox, clock, random, devices_of, server_name, budget, exclusive)
+        self._to_device = ToDevice(database, outbox, clock, world.random, devices_of, server_name, budget, exclusive)
         self._backup = KeyBackup(database)
+        self.lists = RemoteLists(database, self._changes, rooms, server_name)
+        self.resyncs = Resyncs(federation, self.lists, world, workers)
+        self.lists.on_stale = self.resyncs.wake
+        self._remote = RemoteKeys(federation, self.lists, self.resyncs, rooms, world.time)
+
+    async def start(self) -> None:
+        """Go on with what an earlier run left."""
+        await self.resyncs.start()
+
+    async def stop(self) -> None:
+        await self.resyncs.stop()
 
     # --- for the user component ---
 
@@ -106,6 +109,10 @@ class KeyComponent:
     async def device_changed(self, txn: Transaction, user_id: str, device_id: str) -> None:
         """A device was made, or its display name changed, which others see beside the keys."""
         await self._devices.device_changed(txn, user_id, device_id)
+
+    async def memberships_changed(self, told: OutputRoomEvent) -> None:
+        """Lists of users who share no rooms any more are forgotten; at least once for each event."""
+        await self.lists.memberships_changed(told)
 
     async def is_key_of(self, txn: Transaction, user_id: str, device_id: str) -> bool:
         """Whether a new device may not have this ID, because a cross-signing key of its user has it."""
@@ -169,21 +176,12 @@ class KeyComponent:
         local, remote = self._split(device_keys)
         found = await self._devices.query(requester, local)
         if remote and not local_only:
-            there = await self._query_remote(remote, timeout_ms)
-            found.device_keys.update(only_asked(there.device_keys, remote))
-            masters = only_asked(there.master_keys, remote)
-            found.master_keys.update(await self._devices.add_signatures(requester, masters))
-            found.self_signing_keys.update(only_asked(there.self_signing_keys, remote))
+            there = await self._remote.query(requester, remote, timeout_ms)
+            found.device_keys.update(there.device_keys)
+            found.master_keys.update(await self._devices.add_signatures(requester, there.master_keys))
+            found.self_signing_keys.update(there.self_signing_keys)
             found.failures.update(there.failures)
         return found
-
-    async def _query_remote(self, wanted: dict[str, list[str]], timeout_ms: int) -> QueriedKeys:
-        try:
-            if self._remote is not None:
-                return await self._remote.query(wanted, bounded(timeout_ms))
-        except MatrixError as error:
-            return QueriedKeys(failures=failed(wanted, error.error))
-        return QueriedKeys(failures=failed(wanted, "This server does not talk to other servers."))
 
     async def claim_keys(
         self, one_time_keys: dict[str, dict[str, str]], timeout_ms: int, local_only: bool = False
@@ -195,29 +193,33 @@ class KeyComponent:
         claimed = await self._one_time.claim([row for row in wanted if row[0] in local])
         if not remote or local_only:
             return ClaimedKeys(one_time_keys=claimed)
-        there = await self._claim_remote(remote, timeout_ms)
-        return ClaimedKeys(
-            one_time_keys={**claimed, **only_asked(there.one_time_keys, remote)}, failures=there.failures
-        )
-
-    async def _claim_remote(self, wanted: dict[str, dict[str, str]], timeout_ms: int) -> ClaimedKeys:
-        try:
-            if self._remote is not None:
-                return await self._remote.claim(wanted, bounded(timeout_ms))
-        except MatrixError as error:
-            return ClaimedKeys(failures=failed(wanted, error.error))
-        return ClaimedKeys(failures=failed(wanted, "This server does not talk to other servers."))
+        there = await self._remote.claim(remote, timeout_ms)
+        return ClaimedKeys(one_time_keys={**claimed, **there.one_time_keys}, failures=there.failures)
 
     async def device_list(self, user_id: str) -> DeviceList:
         return await self._devices.list_of(key_checks.user_id(user_id))
-
-    async def remote_keys_changed(self, user_ids: list[str]) -> None:
-        await self._changes.record_remote(user_ids)
 
     def _split(self, by_user: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """What concerns users of this server, and what concerns others."""
         local = {user: part for user, part in by_user.items() if server_name_of(user) == self._server_name}
         return local, {user: part for user, part in by_user.items() if user not in local}
+
+    # --- lists of other servers ---
+
+    async def device_list_update(self, origin: str, update: DeviceListUpdate) -> None:
+        await self.lists.device_list_update(origin, update)
+
+    async def signing_key_update(
+        self,
+        origin: str,
+        user_id: str,
+        master_key: dict[str, Any] | None,
+        self_signing_key: dict[str, Any] | None,
+    ) -> None:
+        await self.lists.signing_key_update(origin, user_id, master_key, self_signing_key)
+
+    async def refresh_device_list(self, user_id: str) -> None:
+        await self.lists.refresh(user_id)
 
     # --- cross-signing ---
 
@@ -230,8 +232,8 @@ class KeyComponent:
         for target in signed:
             key_checks.user_id(target)
         remote: dict[str, list[str]] = {user: [] for user in self._split(signed)[1]}
-        masters = (await self._query_remote(remote, REMOTE_TIMEOUT_MS)).master_keys if remote else {}
-        return await self._signing.upload_signatures(user_id, signed, only_asked(masters, remote))
+        masters = (await self._remote.query(user_id, remote, REMOTE_TIMEOUT_MS)).master_keys if remote else {}
+        return await self._signing.upload_signatures(user_id, signed, masters)
 
     # --- messages between devices ---
 
@@ -264,17 +266,3 @@ class KeyComponent:
         self, user_id: str, version: str, room_id: str | None, session_id: str | None
     ) -> BackupState:
         return await self._backup.delete_keys(user_id, version, room_id, session_id)
-
-
-def bounded(timeout_ms: int) -> int:
-    return max(0, min(timeout_ms, MAX_REMOTE_TIMEOUT_MS))
-
-
-def only_asked(answer: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """What other servers said of the users that they were asked about."""
-    return {user_id: part for user_id, part in answer.items() if user_id in wanted}
-
-
-def failed(user_ids: Iterable[str], error: str) -> dict[str, dict[str, Any]]:
-    """Failures of all servers of these users."""
-    return {server_name_of(user_id): {"status": 503, "message": error} for user_id in user_ids}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -12,7 +12,7 @@ from ..matrix.errors import MatrixError, invalid_param
 from ..matrix.identifiers import is_namespaced_identifier
 from ..room_api.api import RoomAPI
 from .accounts import Accounts, in_background
-from .settings import PROFILE_LIMIT
+from .settings import PROFILE_LIMIT, UserSettings
 from .tables import accounts
 from .tables import profiles as table
 
@@ -22,25 +22,41 @@ STRING_LIMIT = {"displayname": 256, "avatar_url": 1000}
 """Characters of the fields that appear in room members' events, whose size is limited."""
 
 
-class Profiles:
-    """The profiles of local users."""
+class Elsewhere(Protocol):
+    """Asks the servers of other users: see `RemoteProfiles`."""
 
-    def __init__(self, database: Database, rooms: RoomAPI, all_accounts: Accounts) -> None:
+    async def profile(self, user_id: str) -> dict[str, str]: ...
+
+    async def fields(self, user_id: str, field: str | None) -> dict[str, Any] | None: ...
+
+
+class Profiles:
+    """The profiles of local users, and the way to those of others."""
+
+    def __init__(
+        self, settings: UserSettings, database: Database, rooms: RoomAPI, all_accounts: Accounts, elsewhere: Elsewhere
+    ) -> None:
+        self._settings = settings
         self._database = database
         self._rooms = rooms
         self._accounts = all_accounts
+        self._elsewhere = elsewhere
         self._showing: dict[str, bool] = {}
 
     async def profile(self, user_id: str) -> dict[str, str]:
+        if not self._settings.is_local(user_id):
+            return await self._elsewhere.profile(user_id)
         rows = await self._database.read(table.fields, user_id)
         shown = {row.field: orjson.loads(row.value) for row in rows if row.field in SHOWN_IN_ROOMS}
         return {field: value for field, value in shown.items() if isinstance(value, str)}
 
-    async def profile_fields(self, user_id: str) -> dict[str, Any] | None:
+    async def profile_fields(self, user_id: str, field: str | None = None) -> dict[str, Any] | None:
+        if not self._settings.is_local(user_id):
+            return await self._elsewhere.fields(user_id, field)
         rows = await self._database.read(table.fields, user_id)
         if not rows and not await self._accounts.is_local_account(user_id):
             return None
-        return {row.field: orjson.loads(row.value) for row in rows}
+        return {row.field: orjson.loads(row.value) for row in rows if field is None or row.field == field}
 
     async def set_profile_field(self, user_id: str, field: str, value: Any) -> None:
         check_field(field)

@@ -20,6 +20,7 @@ from ..room_api.api import RoomAPI, RoomEvent
 from ..world import World
 from .account_data import FULLY_READ, AccountData
 from .api import OUTPUT_NOTIFICATION_DATA, OUTPUT_RECEIPT_EVENT, Receipt, UnreadChange
+from .counts import MAIN
 from .settings import UserSettings
 from .tables import account_data as account_data_table
 from .tables import receipts as table
@@ -114,36 +115,55 @@ class Receipts:
             await self._data.put(txn, user_id, event.room_id, FULLY_READ, content)
 
     async def put_receipts(self, receipts: list[Receipt]) -> None:
-        wanted = [receipt for receipt in receipts if receipt.receipt_type in RECEIPT_TYPES]
-        events = await self._rooms.events(list({receipt.event_id for receipt in wanted}))
+        wanted = [receipt for receipt in receipts if await self._may_be_taken(receipt)]
+        named = {receipt.event_id for receipt in wanted} | {receipt.thread_id for receipt in wanted}
+        events = await self._rooms.events([event_id for event_id in named if event_id and event_id != MAIN])
         positions = {(event.room_id, event.event_id): event.position for event in events}
-        rows = [(receipt, positions.get((receipt.room_id, receipt.event_id), 0)) for receipt in wanted]
+        rows = [
+            (receipt, positions.get((receipt.room_id, receipt.event_id), 0))
+            for receipt in wanted
+            if receipt.thread_id in (None, MAIN) or (receipt.room_id, receipt.thread_id) in positions
+        ]
         if rows:
             await self._database.write(self._store_all, rows)
+
+    async def _may_be_taken(self, receipt: Receipt) -> bool:
+        """Whether a receipt counts: another server's users are heard where they are joined, and what they read
+        in private is none of ours.  So there is one for each member, and for each of them and each thread."""
+        if self._settings.is_local(receipt.user_id):
+            return receipt.receipt_type in RECEIPT_TYPES
+        if receipt.receipt_type != READ:
+            return False
+        standing = await self._rooms.membership(receipt.room_id, receipt.user_id)
+        return standing is not None and standing.membership == "join"
 
     async def _store_all(self, txn: Transaction, rows: Sequence[tuple[Receipt, int]]) -> None:
         for receipt, position in rows:
             await self._store(txn, receipt, position)
 
     async def _store(self, txn: Transaction, receipt: Receipt, event_position: int) -> None:
-        """Store a receipt and tell of it, unless one that is as far is stored already."""
+        """Store a receipt and tell of it, unless one that is as far is stored already.
+
+        An event that is not known (position 0) is one that is still on its way, so that nobody has read further.
+        """
         room_id, user_id, type, thread = (
             receipt.room_id,
             receipt.user_id,
             receipt.receipt_type,
             receipt.thread_id or "",
         )
-        before = await table.event_position(txn, room_id, user_id, type, thread)
-        if before is not None and before >= event_position > 0:
-            return
+        before = await table.place(txn, room_id, user_id, type, thread)
+        if before is not None:
+            if before == table.Place(receipt.event_id, event_position):
+                return
+            if event_position and before.event_position >= event_position and before.event_position:
+                return
         position = await self._outbox.append(
             txn,
             OUTPUT_RECEIPT_EVENT,
             lambda position: msgspec.msgpack.encode(msgspec.structs.replace(receipt, position=position)),
         )
-        await table.put(
-            txn, room_id, user_id, type, thread, receipt.event_id, event_position, receipt.ts, position
-        )
+        await table.put(txn, room_id, user_id, type, thread, receipt.event_id, event_position, receipt.ts, position)
         if self._settings.is_local(user_id) and event_position > 0:
             await self._unread.mark_now(txn, user_id, room_id, thread, event_position)
             await self._outbox.append(

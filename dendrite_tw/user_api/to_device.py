@@ -4,8 +4,8 @@ Client-Server API, "Send-to-Device messaging".  A message for a local device is
 stored in the transaction that tells of it; its position is that of its outbox
 row.  A message for another server's user is told on the same stream with
 headers that the federation's senders need: ``destination``, ``sender``, ``type``
-and ``message_id``, the same for all messages of one request, so that they may
-travel in one EDU.
+and ``message_id``, the same for all messages that are to travel in one EDU.
+The other server takes an EDU of one ``message_id`` once, as this one does.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ CHECK_EVERY = 500
 
 COUNTED_INBOXES = 10_000
 """Devices whose arriving messages are counted for that."""
+
+EDU_MESSAGES = 500
+EDU_BYTES = 256 << 10
+"""Messages of one EDU, and their bytes, give or take those for one user, which stay together."""
 
 EVERY_DEVICE = "*"
 
@@ -89,14 +93,19 @@ class ToDevice:
         """See `KeyAPI.send_to_device`."""
         for value, what in ((event_type, "event type"), (txn_id, "transaction ID")):
             key_checks.identifier(value, what)
-        outgoing = prepare(sender, event_type, messages)
+        from_here = server_name_of(sender) == self._server_name
+        outgoing = prepare(sender, event_type, messages, from_here)
         local = [one for one in outgoing if server_name_of(one.user_id) == self._server_name]
         remote: list[Outgoing] = []
-        if server_name_of(sender) == self._server_name:
+        if from_here:
             remote = [one for one in outgoing if server_name_of(one.user_id) != self._server_name]
-        headers = {"sender": sender, "type": event_type, "message_id": self._random.token(24) if remote else ""}
-        transaction = sender, device_id, event_type, txn_id
-        await self._database.write(self._send, transaction, local, remote, headers)
+        leaving = [
+            ({"destination": name, "sender": sender, "type": event_type, "message_id": self._random.token(24)}, one)
+            for name, one in edus(remote)
+        ]
+        # Another server's message is known by its ID alone.
+        transaction = (sender, device_id, event_type, txn_id) if from_here else (sender, "", "", txn_id)
+        await self._database.write(self._send, transaction, local, leaving)
         await self._drop_oldest()
 
     async def _send(
@@ -104,8 +113,7 @@ class ToDevice:
         txn: Transaction,
         transaction: tuple[str, str, str, str],
         local: Sequence[Outgoing],
-        remote: Sequence[Outgoing],
-        headers: Mapping[str, str],
+        leaving: Sequence[tuple[Mapping[str, str], Sequence[Outgoing]]],
     ) -> None:
         if not await table.begin(txn, *transaction, self._clock.now_ms()):
             return
@@ -118,9 +126,10 @@ class ToDevice:
         await table.add(txn, rows)
         if rows:
             txn.after_commit(lambda: self._stored(rows))
-        for one in remote:
-            destination = {"destination": server_name_of(one.user_id), **headers}
-            await self._outbox.append(txn, OUTPUT_SEND_TO_DEVICE_EVENT, encoder(one), headers=destination)
+        for headers, messages in leaving:
+            for one in messages:
+                message = encoder(one, headers["message_id"])
+                await self._outbox.append(txn, OUTPUT_SEND_TO_DEVICE_EVENT, message, headers=headers)
 
     def _stored(self, rows: Sequence[tuple[int, str, str, bytes]]) -> None:
         """On the reactor thread: what is remembered of inboxes grows with what was stored."""
@@ -191,20 +200,50 @@ class ToDevice:
         await table.delete_transactions_of_user(txn, user_id)
 
     async def prune(self) -> None:
-        """Forget transactions that no client repeats any more."""
-        before = self._clock.now_ms() - table.TRANSACTION_RETENTION_MS
-        await self._database.write(table.prune_transactions, before)
+        """Forget transactions that no client repeats any more, and messages that no server does."""
+        now = self._clock.now_ms()
+        await self._database.write(table.prune_transactions, now - table.TRANSACTION_RETENTION_MS)
+        await self._database.write(table.prune_messages, now - table.MESSAGE_RETENTION_MS)
 
 
-def encoder(message: Outgoing) -> Callable[[int], bytes]:
+def encoder(message: Outgoing, message_id: str = "") -> Callable[[int], bytes]:
     """Makes the payload of a message, given its position."""
     return lambda position: msgspec.msgpack.encode(
-        ToDeviceMessage(user_id=message.user_id, device_id=message.device_id, event=message.event, position=position)
+        ToDeviceMessage(
+            user_id=message.user_id,
+            device_id=message.device_id,
+            event=message.event,
+            position=position,
+            message_id=message_id,
+        )
     )
 
 
-def prepare(sender: str, event_type: str, messages: Mapping[str, Mapping[str, Any]]) -> list[Outgoing]:
-    """The messages of a request, checked and encoded."""
+def edus(messages: Sequence[Outgoing]) -> list[tuple[str, list[Outgoing]]]:
+    """Messages for users of other servers by destination, in parts that fit into an EDU."""
+    by_server: dict[str, dict[str, list[Outgoing]]] = {}
+    for message in messages:
+        by_server.setdefault(server_name_of(message.user_id), {}).setdefault(message.user_id, []).append(message)
+    found: list[tuple[str, list[Outgoing]]] = []
+    for server_name, users in by_server.items():
+        count = size = 0
+        part: list[Outgoing] = []
+        for ones in users.values():
+            bytes_here = sum(len(one.event) for one in ones)
+            if part and (count + len(ones) > EDU_MESSAGES or size + bytes_here > EDU_BYTES):
+                found.append((server_name, part))
+                part, count, size = [], 0, 0
+            part += ones
+            count += len(ones)
+            size += bytes_here
+        found.append((server_name, part))
+    return found
+
+
+def prepare(
+    sender: str, event_type: str, messages: Mapping[str, Mapping[str, Any]], strict: bool = True
+) -> list[Outgoing]:
+    """The messages of a request, checked and encoded; without `strict` one that is too large is left out."""
     if sum(map(len, messages.values())) > TARGET_LIMIT:
         raise too_large(f"One request may carry {TARGET_LIMIT} messages at most.")
     outgoing = []
@@ -215,9 +254,10 @@ def prepare(sender: str, event_type: str, messages: Mapping[str, Mapping[str, An
             if not isinstance(content, dict):
                 raise bad_json("The content of a message must be an object.")
             event = orjson.dumps({"content": content, "sender": sender, "type": event_type})
-            if len(event) > MESSAGE_LIMIT:
+            if len(event) <= MESSAGE_LIMIT:
+                outgoing.append(Outgoing(user_id, device_id, event))
+            elif strict:
                 raise too_large(f"A message may have {MESSAGE_LIMIT} bytes at most.")
-            outgoing.append(Outgoing(user_id, device_id, event))
     return outgoing
 
 

@@ -12,7 +12,7 @@ notifications".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -23,7 +23,16 @@ from twisted.logger import Logger
 
 from ..matrix.errors import MatrixError
 from ..matrix.push_rules import DEFAULT, RuleSet
-from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, OutputRoomEvent, RoomAPI, RoomEvent, RoomPurged
+from ..room_api.api import (
+    OUTPUT_ROOM_EVENT,
+    PURGE_ROOM,
+    STATE_COMPLETE,
+    OutputRoomEvent,
+    RoomAPI,
+    RoomEvent,
+    RoomPurged,
+    StateComplete,
+)
 from ..world import World
 from .accounts import in_background
 from .api import Unread
@@ -59,16 +68,21 @@ class Message(Protocol):
     def headers(self) -> Mapping[str, str]: ...
 
 
+MembershipHook = Callable[[OutputRoomEvent], Awaitable[None]]
+
 _DECODER = msgspec.msgpack.Decoder(OutputRoomEvent)
 
 
-def _read(message: Message) -> OutputRoomEvent | RoomPurged:
+def _read(message: Message) -> OutputRoomEvent | RoomPurged | StateComplete:
     """What a message tells; only one that is no event pays for a look at its headers."""
     try:
         return _DECODER.decode(message.payload)
     except msgspec.ValidationError:
-        if message.headers.get("output_room_event_type") != PURGE_ROOM:
+        kind = message.headers.get("output_room_event_type")
+        if kind not in (PURGE_ROOM, STATE_COMPLETE):
             raise
+    if kind == STATE_COMPLETE:
+        return msgspec.msgpack.decode(message.payload, type=StateComplete)
     return msgspec.msgpack.decode(message.payload, type=RoomPurged)
 
 
@@ -92,6 +106,8 @@ class UnreadCounts:
         self._expected_seq: int | None = None
         self._waiting: list[tuple[int, Deferred[None]]] = []
         self._subscriptions: list[Any] = []
+        self.on_memberships: list[MembershipHook] = []
+        """Called in order with every event by which memberships changed, before it counts as taken."""
         rules.on_change.append(self._rules_changed)
 
     # --- life ---
@@ -150,7 +166,13 @@ class UnreadCounts:
             if isinstance(told, RoomPurged):
                 await self._store.delete_room(told.room_id)
                 self._reached = max(self._reached, told.position)
+            elif isinstance(told, StateComplete):
+                self._judge.room_changed(told.room_id)
+                self._reached = max(self._reached, told.position)
             elif told.event.position > self._reached:
+                if told.event.type == "m.room.member" or told.also_replaced or told.also_removed:
+                    for hook in self.on_memberships:
+                        await hook(told)
                 await self._take_safely(told)
                 self._reached = told.event.position
             self._applied_seq = message.stream_seq
@@ -169,9 +191,7 @@ class UnreadCounts:
 
     async def _take(self, told: OutputRoomEvent) -> None:
         event = told.event
-        for changed in (event, *told.also_replaced):
-            if changed.type == "m.room.member":
-                self._judge.member_changed(changed)
+        self._judge.state_changed(told)
         if told.local_members or event.membership == "invite":
             verdict = await self._judge.judge(told)
             thread_id = await self._thread(event, verdict)

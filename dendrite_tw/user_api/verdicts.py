@@ -66,17 +66,31 @@ class Judge:
         if old.is_default != new.is_default:
             self._epoch += 1
 
-    def member_changed(self, event: RoomEvent) -> None:
-        """A membership of a local user is another one now."""
-        members = self._ruled.peek((self._epoch, event.room_id))
-        if members is None or event.state_key is None:
+    def state_changed(self, told: OutputRoomEvent) -> None:
+        """An event is new: memberships of local users may be others now."""
+        room_id = told.event.room_id
+        if told.rewrites_state:
+            self._ruled.pop((self._epoch, room_id))
             return
-        if not self._settings.is_local(event.state_key):
+        for event in ([told.event] if told.state_changed else []) + told.also_replaced:
+            if event.type == "m.room.member" and event.state_key is not None:
+                self._member_changed(room_id, event.state_key, event.membership)
+        for type, state_key in told.also_removed:
+            if type == "m.room.member":
+                self._member_changed(room_id, state_key, None)
+
+    def _member_changed(self, room_id: str, user_id: str, membership: str | None) -> None:
+        members = self._ruled.peek((self._epoch, room_id))
+        if members is None or not self._settings.is_local(user_id):
             return
-        if event.membership == "join" and not self._rules.rules_of(event.state_key).is_default:
-            members.add(event.state_key)
-        elif event.membership != "join":
-            members.discard(event.state_key)
+        if membership == "join" and not self._rules.rules_of(user_id).is_default:
+            members.add(user_id)
+        elif membership != "join":
+            members.discard(user_id)
+
+    def room_changed(self, room_id: str) -> None:
+        """The members of a room are others now: who they are is asked for when it is next needed."""
+        self._ruled.pop((self._epoch, room_id))
 
     # --- evaluation ---
 

@@ -26,6 +26,7 @@ from twisted.web.http_headers import Headers
 
 from ..matrix.errors import not_found
 from .files import FilePart, narrow, send
+from .pieces import LAST_CHUNK, chunk, send_pieces
 from .resource import CORS_HEADERS, ApiResource, error_response
 from .routes import Response
 
@@ -146,17 +147,25 @@ class DirectRequest:
             response = narrow(self.requestHeaders, response)
         if response.file is not None:
             try:
-                part = FilePart(response.file, response.file_offset, response.file_length)
+                part = FilePart(response.file, response.file_offset, response.file_length, response.tail)
             except OSError:
                 response = error_response(not_found("The file is gone."))
-        self.write(self._channel.site.head(response, cors) + response.body)
+        body = chunk(response.body) if response.pieces is not None and response.body else response.body
+        self.write(self._channel.site.head(response, cors) + body)
         if part is not None:
             send(part, self)  # type: ignore[arg-type]
+        elif response.pieces is not None:
+            later, send_chunk = self._channel.site.reactor.callLater, lambda piece: self.write(chunk(piece))
+            send_pieces(response.pieces, self, later, send_chunk, self._end_chunks)
         else:
             self.finish()
 
     def write(self, data: bytes) -> None:
         self._channel.write(data)
+
+    def _end_chunks(self) -> None:
+        self.write(LAST_CHUNK)
+        self.finish()
 
     def finish(self) -> None:
         self.finished = True
@@ -316,7 +325,12 @@ class Heads:
             self._start = b"\r\nServer: dendrite_tw\r\nDate: %s\r\nContent-Type: " % datetimeToString(second)
         status = response.status
         lines = b"".join(b"%s: %s\r\n" % header for header in response.headers) if response.headers else b""
-        length = b"" if status == 304 else b"Content-Length: %d\r\n" % (len(response.body) + response.file_length)
+        if response.pieces is not None:
+            length = b"Transfer-Encoding: chunked\r\n"
+        elif status == 304:
+            length = b""
+        else:
+            length = b"Content-Length: %d\r\n" % response.length
         return b"".join(
             (
                 b"HTTP/1.1 200 OK"

@@ -46,6 +46,7 @@ from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ..matrix.errors import MatrixError
+from .internet import Sink, Write
 from .names import Names, UnknownName
 from .networks import Networks
 from .routes import decode_object
@@ -156,19 +157,20 @@ class HttpClient:
         seconds: float = DEFAULT_TIMEOUT,
         limit: int = JSON_LIMIT,
         redirects: int = 0,
-        write: Callable[[bytes], None] | None = None,
+        sink: Sink | None = None,
     ) -> HttpAnswer:
         """The answer to a request for an absolute URL, whatever its status.
 
-        `limit` is the most bytes that the body may have; with `write` they are handed over as they come.  At most
-        `redirects` redirections are followed, and none from HTTPS to HTTP.  Raises `Unreachable`.
+        `limit` is the most bytes that the body may have; `sink` takes them as they come, as many as it likes.  At
+        most `redirects` redirections are followed, and none from HTTPS to HTTP.  Raises `Unreachable`, or what
+        `sink` raises.
         """
         deadline = self._reactor.seconds() + seconds
         sent = list(headers)
         for _ in range(redirects + 1):
             peer, target = _peer_of(url)
             remaining = max(0.0, deadline - self._reactor.seconds())
-            answer = await self.request_at(peer, method, target, sent, body, remaining, limit, write)
+            answer = await self.request_at(peer, method, target, sent, body, remaining, limit, sink)
             location = answer.header("location")
             if answer.status not in REDIRECTS or location is None or not redirects:
                 return answer
@@ -191,7 +193,7 @@ class HttpClient:
         body: bytes | None = None,
         seconds: float = DEFAULT_TIMEOUT,
         limit: int = JSON_LIMIT,
-        write: Callable[[bytes], None] | None = None,
+        sink: Sink | None = None,
     ) -> HttpAnswer:
         """The answer of `peer` to a request for `target`, a path with its query; redirections are not followed.
 
@@ -200,7 +202,7 @@ class HttpClient:
         sent = Headers({"User-Agent": [self._user_agent], "Host": [peer.host_header]})
         for name, value in headers:
             sent.setRawHeaders(name, [value])
-        answering = Deferred.fromCoroutine(self._exchange(peer, method, target, sent, body, limit, write))
+        answering = Deferred.fromCoroutine(self._exchange(peer, method, target, sent, body, limit, sink))
         return await _in_time(answering, seconds, self._reactor)
 
     async def _exchange(
@@ -211,14 +213,14 @@ class HttpClient:
         headers: Headers,
         body: bytes | None,
         limit: int,
-        write: Callable[[bytes], None] | None,
+        sink: Sink | None,
     ) -> HttpAnswer:
         endpoints = _Endpoints(lambda: self._endpoint(peer))
         agent = Agent.usingEndpointFactory(self._reactor, endpoints, self._pool)
         url = f"{peer.scheme}://{_bracketed(peer.name)}:{peer.port}{target}".encode("ascii")
         producer = None if body is None else _Bytes(body)
         response: IResponse = await agent.request(method.encode("ascii"), url, headers, producer)
-        reader = _Body(limit, write, response.length)
+        reader = _reader(HttpAnswer(response.code, response.headers), limit, sink, response.length)
         response.deliverBody(reader)
         return HttpAnswer(response.code, response.headers, await reader.complete)
 
@@ -413,23 +415,29 @@ class _Pool(HTTPConnectionPool):
 class _Body(Protocol):
     """Takes a body as it comes; ``complete`` fires with it, or fails where it is too long or breaks off."""
 
-    def __init__(self, limit: int, write: Callable[[bytes], None] | None, announced: Any) -> None:
+    def __init__(
+        self, limit: int | None, write: Write | None, announced: Any, refused: Exception | None = None
+    ) -> None:
+        """``limit`` `None` leaves it to `write` how much is taken; with `refused` nothing is."""
         self.complete: Deferred[bytes] = Deferred(lambda _: self._hang_up())
         self._limit = limit
         self._announced = announced
+        self._refused = refused
         self._parts: list[bytes] = []
         self._write = write or self._parts.append
         self._length = 0
 
     def connectionMade(self) -> None:
-        if isinstance(self._announced, int) and self._announced > self._limit:
+        if self._refused is not None:
+            self._fail(self._refused)
+        elif self._limit is not None and isinstance(self._announced, int) and self._announced > self._limit:
             self._fail(Unreachable(f"the answer has more than {self._limit} bytes"))
 
     def dataReceived(self, data: bytes) -> None:
         if self.complete.called:
             return
         self._length += len(data)
-        if self._length > self._limit:
+        if self._limit is not None and self._length > self._limit:
             self._fail(Unreachable(f"the answer has more than {self._limit} bytes"))
             return
         try:
@@ -452,6 +460,17 @@ class _Body(Protocol):
     def _hang_up(self) -> None:
         if self.transport is not None:
             self.transport.loseConnection()
+
+
+def _reader(head: HttpAnswer, limit: int, sink: Sink | None, announced: Any) -> _Body:
+    """What takes the body of the answer with this head."""
+    if sink is None:
+        return _Body(limit, None, announced)
+    try:
+        write = sink(head)
+    except Exception as error:
+        return _Body(0, None, announced, error)
+    return _Body(min(limit, JSON_LIMIT), None, announced) if write is None else _Body(None, write, announced)
 
 
 # --- what went wrong ---

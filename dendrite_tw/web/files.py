@@ -49,7 +49,7 @@ def byte_range(header: bytes, size: int) -> tuple[int, int] | None:
 def narrow(request_headers: Headers, response: Response) -> Response:
     """What is left of the answer `response`, which has a file, after the request's conditions and range."""
     etag = _header(response.headers, b"etag")
-    if response.status != 200:
+    if response.status != 200 or response.body or response.tail:
         return response
     unchanged = request_headers.getRawHeaders(b"if-none-match")
     if etag is not None and unchanged and _matches(b",".join(unchanged), etag):
@@ -58,7 +58,7 @@ def narrow(request_headers: Headers, response: Response) -> Response:
     response = msgspec.structs.replace(response, headers=accepts)
     wanted = request_headers.getRawHeaders(b"range")
     condition = request_headers.getRawHeaders(b"if-range")
-    if not wanted or response.body or (condition and condition[-1].strip() != etag):
+    if not wanted or (condition and condition[-1].strip() != etag):
         return response
     size = response.file_length
     try:
@@ -88,15 +88,19 @@ def _matches(tags: bytes, etag: bytes) -> bool:
 
 
 class FilePart:
-    """The bytes of a file from `offset` on, `length` of them; `OSError` where it cannot be opened."""
+    """The bytes of a file from `offset` on, `length` of them, then `tail`; `OSError` where it cannot be opened."""
 
-    def __init__(self, path: str, offset: int, length: int) -> None:
+    def __init__(self, path: str, offset: int, length: int, tail: bytes = b"") -> None:
         self._file = Path(path).open("rb")  # noqa: SIM115
         self._file.seek(offset)
         self._left = length
+        self._tail = tail
 
     def read(self) -> bytes:
         """The next piece; empty at the end, or where the file is shorter than it was said to be."""
+        if not self._left:
+            tail, self._tail = self._tail, b""
+            return tail
         data = self._file.read(min(PIECE_BYTES, self._left))
         self._left -= len(data)
         return data

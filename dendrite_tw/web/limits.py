@@ -45,7 +45,7 @@ class SlotLimiter:
         self._taken.move_to_end((who, limit.name))
         while taken and taken[0] <= now - self._cooloff_ms:
             taken.popleft()
-        if len(taken) >= self._threshold:
+        if len(taken) >= self._threshold * limit.factor:
             raise limit_exceeded(max(1, taken[0] + self._cooloff_ms - now))
         taken.append(now)
         if len(self._taken) > CALLERS_REMEMBERED:

@@ -24,6 +24,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from ..matrix.errors import MatrixError, invalid_param, not_found, too_large, unrecognized
 from ..user_api.api import Caller
 from .files import FilePart, narrow, send
+from .pieces import send_pieces
 from .routes import Access, BodyFile, Endpoint, Response, Route, RouteTree
 
 log = Logger()
@@ -393,14 +394,14 @@ def write(request: Request, response: Response, cors: bool) -> None:
         response = narrow(request.requestHeaders, response)
     if response.file is not None and request.method != b"HEAD":
         try:
-            part = FilePart(response.file, response.file_offset, response.file_length)
+            part = FilePart(response.file, response.file_offset, response.file_length, response.tail)
         except OSError:
             response = error_response(not_found("The file is gone."))
     headers = request.responseHeaders
     request.setResponseCode(response.status)
     headers.addRawHeader(b"Content-Type", response.content_type)
-    if response.status != 304:
-        headers.addRawHeader(b"Content-Length", b"%d" % (len(response.body) + response.file_length))
+    if response.status != 304 and response.pieces is None:
+        headers.addRawHeader(b"Content-Length", b"%d" % response.length)
     if cors:
         for name, value in CORS_HEADERS:
             headers.addRawHeader(name, value)
@@ -410,6 +411,9 @@ def write(request: Request, response: Response, cors: bool) -> None:
         request.write(response.body)
         if part is not None:
             send(part, request)
+            return
+        if response.pieces is not None:
+            send_pieces(response.pieces, request, request.channel.callLater, request.write, request.finish)
             return
     request.finish()
 

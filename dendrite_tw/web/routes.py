@@ -30,6 +30,7 @@ import msgspec
 import orjson
 
 from ..matrix.errors import MatrixError, bad_json, invalid_param, missing_param, not_json, unrecognized
+from .pieces import Pieces
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -53,9 +54,13 @@ class Access(enum.Enum):
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """A rate limit's name: routes with the same one share a caller's slots."""
+    """A rate limit's name: routes with the same one share a caller's slots.
+
+    ``factor``: so many times the configured slots are there, for those who ask on behalf of many.
+    """
 
     name: str
+    factor: int = 1
 
 
 class BodyFile(Protocol):
@@ -94,8 +99,9 @@ class Response(msgspec.Struct):
     """An answer that is more than a JSON object with status 200.
 
     ``file`` names a file whose bytes from ``file_offset``, ``file_length`` of
-    them, follow ``body``; they are sent piece by piece.  The web answers
+    them, follow ``body``, and are followed by ``tail``; they are sent piece by piece.  The web answers
     requests for a range of it, and conditional ones where it has an ``ETag``.
+    ``pieces`` yields the rest of a body whose length nobody knows yet.
     """
 
     status: int = 200
@@ -105,6 +111,13 @@ class Response(msgspec.Struct):
     file: str | None = None
     file_offset: int = 0
     file_length: int = 0
+    tail: bytes = b""
+    pieces: Pieces | None = None
+
+    @property
+    def length(self) -> int:
+        """How many bytes are sent after the head."""
+        return len(self.body) + self.file_length + len(self.tail)
 
 
 def client_paths(routes: Iterable[Route]) -> list[Route]:

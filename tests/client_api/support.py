@@ -10,6 +10,7 @@ from dendrite_tw.client_api.last_seen import LastSeen
 from dendrite_tw.client_api.routes import account_routes
 from dendrite_tw.client_api.settings import ClientSettings
 from dendrite_tw.client_api.uia import InteractiveAuth
+from dendrite_tw.federation_api.api import FederationRequest, RemoteRefused
 from dendrite_tw.links.handle import Answerer, Encoded, handle
 from dendrite_tw.user_api.api import TYPE_ADMIN, NewAccount, NewLogin, UserAPI
 from dendrite_tw.web.auth import TokenAuthenticator
@@ -33,15 +34,11 @@ class FakeCaptcha:
         return response == "solved"
 
 
-class FakeRemote:
-    """Knows one user of another server."""
-
-    async def remote_profile(self, user_id: str, field: str | None) -> dict[str, Any]:
-        from dendrite_tw.matrix.errors import not_found
-
-        if user_id != "@eve:far":
-            raise not_found("There is no such user.")
-        return {"displayname": "Eve"}
+def far_profile(request: FederationRequest) -> dict[str, Any]:
+    """What a server says that knows one user."""
+    if dict(request.query)["user_id"] != "@eve:far":
+        raise RemoteRefused(404, "M_NOT_FOUND", "There is no such user.")
+    return {"displayname": "Eve"}
 
 
 class ClientCase(UsersCase):
@@ -61,9 +58,8 @@ class ClientCase(UsersCase):
             users = handle(UserAPI, Encoded(UserAPI, Answerer(UserAPI, self.api)))
         self.auth = InteractiveAuth(users, world, self.client_settings, self.captcha)
         self.seen = LastSeen(users, world)
-        rows = account_routes(
-            self.client_settings, users, self.users.rooms, self.users.queue, world, self.auth, FakeRemote()
-        )
+        rows = account_routes(self.client_settings, users, self.users.rooms, self.users.queue, world, self.auth)
+        self.users.federation.answers["far", "/_matrix/federation/v1/query/profile"] = far_profile
         api = ApiResource(rows, TokenAuthenticator(users, self.seen), NoLimits())
         self.web = Web(Root(api), self.users.clock)
 

@@ -47,6 +47,32 @@ class ClientCase(KeysCase):
 
 
 class KeysTests(ClientCase):
+    def test_an_empty_object_stands_for_all_devices(self) -> None:
+        self.check(self.post("/keys/upload", {"device_keys": self.phone.keys()}), 200)
+        found = self.check(self.post("/keys/query", {"device_keys": {ALICE: {}}}), 200)
+        self.assertEqual(set(found["device_keys"][ALICE]), {"ALICEDEV"})
+        for wrong in ({"ALICEDEV": 1}, "ALICEDEV", [1], None):
+            self.check(self.post("/keys/query", {"device_keys": {ALICE: wrong}}), 400)
+
+    def test_other_servers_have_ten_seconds_where_the_client_does_not_say(self) -> None:
+        for timeout in ({}, {"timeout": 0}, {"timeout": 5}):
+            found = self.check(self.post("/keys/query", {"device_keys": {CAROL: []}, **timeout}), 200)
+            self.assertEqual(found["failures"], {"elsewhere": {"status": 503, "message": "it is far away"}})
+            claim = {"one_time_keys": {CAROL: {"D": "signed_curve25519"}}, **timeout}
+            self.assertEqual(set(self.check(self.post("/keys/claim", claim), 200)["failures"]), {"elsewhere"})
+        timeouts = [request.timeout_ms for request in self.federation.asked]
+        self.assertEqual(timeouts, [10_000] * 4 + [5] * 2)
+
+    def test_an_administrator_has_devices_fetched_anew(self) -> None:
+        path = "/_dendrite/admin/refreshDevices/"
+        self.rooms.put("!room:test", ALICE)
+        self.rooms.put("!room:test", CAROL)
+        self.check(self.web.post(path + CAROL, {}, "alice"), 403, "M_FORBIDDEN")
+        self.check(self.web.post(path + ALICE, {}, "admin"), 400, "M_INVALID_PARAM")
+        self.assertEqual(self.federation.asked, [])
+        self.assertEqual(self.check(self.web.post(path + CAROL, {}, "admin"), 200), {})
+        self.assertEqual(self.federation.paths(), ["%40carol%3Aelsewhere"])
+
     def test_upload_query_and_claim(self) -> None:
         keys, one_time = self.phone.keys(), self.phone.one_time("a")
         body = {

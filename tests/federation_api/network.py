@@ -34,6 +34,7 @@ from dendrite_tw.federation_api.keyring import Perspective
 from dendrite_tw.federation_api.signing_keys import OwnKeys
 from dendrite_tw.matrix.keys import OldVerifyKey, SigningKey, signing_key
 from dendrite_tw.web.client import HttpClient
+from dendrite_tw.web.internet import ClientOptions, Locator, NameCache
 from dendrite_tw.web.names import Service, UnknownName
 from dendrite_tw.web.networks import Networks
 from dendrite_tw.web.routes import Route
@@ -156,6 +157,26 @@ class Network:
         """A client on this network, by default one that trusts its authority."""
         tls = tls or ClientTls(trust_root=trust_root())
         return HttpClient(self, self.names, networks or Networks([], []), tls, keep_alive=keep_alive)
+
+
+class NetworkInternet:
+    """`World.internet` on a network in memory: real TLS and HTTP, but no sockets."""
+
+    locator: Locator | None = None
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self.caches: list[NameCache | None] = []
+        self.options: list[ClientOptions] = []
+
+    def names(self, cache: NameCache | None) -> Names:
+        self.caches.append(cache)
+        return self._network.names
+
+    def client(self, names: Any, options: ClientOptions) -> HttpClient:
+        self.options.append(options)
+        tls = ClientTls(options.validate_tls, trust_root())
+        return self._network.client(options.networks, tls, options.keep_alive)
 
 
 SILENT = Factory()

@@ -40,7 +40,15 @@ class Http:
         self.asked: list[tuple[Peer, str, str, dict[str, str], bytes | None, float]] = []
 
     async def request_at(
-        self, peer: Peer, method: str, target: str, headers: Any, body: bytes | None, seconds: float, limit: int
+        self,
+        peer: Peer,
+        method: str,
+        target: str,
+        headers: Any,
+        body: bytes | None,
+        seconds: float,
+        limit: int,
+        sink: Any,
     ) -> HttpAnswer:
         self.asked.append((peer, method, target, dict(headers), body, seconds))
         answer = self.answers.pop(0)
@@ -153,6 +161,24 @@ class ClientTests(ClientCase):
             self.assertEqual(self.destinations.failures("a.test"), counts)
             self.assertEqual(self.outcomes, ["refused"])
 
+    def test_any_answer_of_who_wants_it_raw(self) -> None:
+        for status, body, outcome, counts in (
+            (200, b'{"a": 1}', "ok", 0),
+            (200, b"[no object]", "ok", 0),
+            (404, b'{"errcode":"M_UNRECOGNIZED","error":"x"}', "refused", 0),
+            (404, b"<html>", "refused", 1),
+            (500, b'{"errcode":"M_UNKNOWN"}', "refused", 1),
+        ):
+            self.setUp()
+            self.http.answers.append(answer(body, status))
+            request = FederationRequest(method="PUT", destination="a.test", path="/x", body={"a": 1})
+            said = self.successResultOf(Deferred.fromCoroutine(self.client.ask(request)))
+            self.assertEqual((said.status, said.body), (status, body))
+            self.assertEqual((self.outcomes, self.destinations.failures("a.test")), ([outcome], counts))
+        self.http.answers.append(Unreachable("gone"))
+        self.failureResultOf(Deferred.fromCoroutine(self.client.ask(request)), Unreachable)
+        self.assertEqual(self.destinations.failures("a.test"), 1)
+
     def test_a_refusal_does_not_sign_a_client_out(self) -> None:
         error = RemoteRefused(401, "M_UNKNOWN_TOKEN", "Who are you?")
         self.assertEqual((error.status, error.errcode), (502, "M_UNKNOWN"))
@@ -232,6 +258,14 @@ class DestinationsTests(ClientCase):
         self.successResultOf(Deferred.fromCoroutine(self.destinations.reached("a.test")))
         self.destinations.check("a.test")
         self.assertEqual(len(self.destinations), 0)
+
+    def test_who_is_heard_of_is_told_of(self) -> None:
+        told: list[str] = []
+        self.destinations.on_reached = told.append
+        self.successResultOf(Deferred.fromCoroutine(self.destinations.reached("a.test")))
+        self.successResultOf(Deferred.fromCoroutine(self.destinations.failed("b.test")))
+        self.successResultOf(Deferred.fromCoroutine(self.destinations.reached("b.test")))
+        self.assertEqual(told, ["a.test", "b.test"])
 
     def test_a_restart_remembers(self) -> None:
         self.failed()

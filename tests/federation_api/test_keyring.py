@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.database.migrate import migrate, steps_of
-from dendrite_tw.federation_api.api import SignatureCheck, Unreachable
+from dendrite_tw.federation_api.api import KeysWanted, ServerKey, SignatureCheck, Unreachable
 from dendrite_tw.federation_api.key_documents import DocumentError, read_document
 from dendrite_tw.federation_api.keyring import FETCHES, NOTARY_FETCHES, KeyRing, KeyUnavailable, Perspective
 from dendrite_tw.federation_api.signing_keys import OwnKeys
@@ -253,6 +253,35 @@ class BatchTests(KeyRingCase):
         )
         self.assertEqual([reason is None for reason in reasons], [True, False, True, False, True, False])
         self.assertEqual(sorted(self.fetcher.asked), ["a.test", "b.test", "c.test"])
+
+    def test_keys_for_who_checks_by_themselves(self) -> None:
+        old = OldVerifyKey(OTHER.key_id, OTHER.verify_key_base64, NOW - 5000)
+        self.fetcher.documents["a.test"] = document(old=[old])
+        wanted = [
+            KeysWanted("a.test", [KEY.key_id, OTHER.key_id, "ed25519:nothing"], NOW),
+            KeysWanted("nowhere.test", [KEY.key_id], NOW),
+            KeysWanted("us.test", [self.own.key.key_id, "ed25519:nothing"], NOW),
+            KeysWanted("not a name", [KEY.key_id], NOW),
+        ]
+        keys = self.successResultOf(Deferred.fromCoroutine(self.ring.fetch(wanted)))
+        self.assertEqual(
+            keys,
+            [
+                ServerKey("a.test", KEY.key_id, KEY.verify_key, NOW + DAY_MS),
+                ServerKey("a.test", OTHER.key_id, OTHER.verify_key, NOW - 5000, NOW - 5000),
+                ServerKey("us.test", self.own.key.key_id, self.own.key.verify_key, NOW + 7 * DAY_MS),
+            ],
+        )
+
+    def test_a_copy_that_is_too_old_is_fetched_again_but_better_than_none(self) -> None:
+        self.fetcher.documents["a.test"] = document()
+        wanted = [KeysWanted("a.test", [KEY.key_id], NOW)]
+        self.successResultOf(Deferred.fromCoroutine(self.ring.fetch(wanted)))
+        self.successResultOf(Deferred.fromCoroutine(self.ring.fetch(wanted)))
+        self.assertEqual(len(self.fetcher.asked), 1)
+        later = [KeysWanted("a.test", [KEY.key_id], NOW + 3 * DAY_MS)]
+        (key,) = self.successResultOf(Deferred.fromCoroutine(self.ring.fetch(later)))
+        self.assertEqual((key.valid_until_ts, len(self.fetcher.asked)), (NOW + DAY_MS, 2))
 
     def test_nothing_to_check(self) -> None:
         self.assertEqual(self.verify_all([]), [])

@@ -5,10 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import orjson
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from dendrite_tw.federation_api.api import FederationAPI, FederationRequest, SignatureCheck, Unreachable
+from dendrite_tw.federation_api.api import (
+    FederationAPI,
+    FederationRequest,
+    KeysWanted,
+    NoFederation,
+    SignatureCheck,
+    Unreachable,
+)
 from dendrite_tw.federation_api.keyring import Perspective
 from dendrite_tw.links.handle import Answerer, Direct, Encoded, handle
 from dendrite_tw.matrix import signing
@@ -146,3 +154,23 @@ class ContractTests(SynchronousTestCase):
             signature = signing.sign_bytes(b"{}", key_of(2).secret)
             check = SignatureCheck("beta.test", "ed25519:one", b"{}", signature)
             self.assertEqual(self.successResultOf(self.network.begin(federation.check_signatures([check]))), [None])
+            raw = self.successResultOf(self.network.begin(federation.ask(ask)))
+            self.assertEqual((raw.status, orjson.loads(raw.body)), (200, answer))
+            wanted = [KeysWanted("beta.test", ["ed25519:one"], NOW)]
+            (key,) = self.successResultOf(self.network.begin(federation.fetch_keys(wanted)))
+            self.assertEqual(key.key, key_of(2).verify_key)
+
+    def test_without_federation_nobody_is_there(self) -> None:
+        for federation in (
+            NoFederation(),
+            handle(FederationAPI, Encoded(FederationAPI, Answerer(FederationAPI, NoFederation()))),
+        ):
+            ask = FederationRequest(method="GET", destination="beta.test", path="/x")
+            for question in (federation.request, federation.ask):
+                error = self.failureResultOf(self.network.begin(question(ask)), MatrixError, Unreachable).value
+                self.assertEqual((error.status, error.error), (502, "this server does not federate"))
+            check = SignatureCheck("beta.test", "ed25519:one", b"{}", "AA")
+            (reason,) = self.successResultOf(self.network.begin(federation.check_signatures([check])))
+            self.assertIn("does not federate", reason or "")
+            wanted = [KeysWanted("beta.test", ["ed25519:one"], NOW)]
+            self.assertEqual(self.successResultOf(self.network.begin(federation.fetch_keys(wanted))), [])

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from dendrite_tw.federation_api import failures
+from dendrite_tw.federation_api.failures import BURST_OF_ADDRESS, BURST_OF_NAME, FORGIVEN_MS, FailedRequests
 from dendrite_tw.federation_api.keyring import KeyUnavailable
 from dendrite_tw.federation_api.xmatrix import (
     HEADER_LIMIT,
@@ -21,8 +23,10 @@ from dendrite_tw.federation_api.xmatrix import (
 )
 from dendrite_tw.matrix import signing
 from dendrite_tw.matrix.canonical_json import CanonicalJSONError
+from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.web.resource import ApiResource
 from dendrite_tw.web.routes import Access, Endpoint, Route
+from dendrite_tw.world import ReactorClock
 from tests.harness import Answer, KnownCallers, NoLimits, Root, Web
 
 from .network import key_of
@@ -142,7 +146,8 @@ class AuthenticatorTests(SynchronousTestCase):
             Route("GET", "/_matrix/federation/v1/get/{thing}", things.get, Access.SERVER),
         ]
         self.clock = Clock()
-        self.servers = ServerAuthenticator(frozenset(["b.test"]), self.ring, lambda: 77, self.on_seen)
+        self.failures = FailedRequests(ReactorClock(self.clock))
+        self.servers = ServerAuthenticator(frozenset(["b.test"]), self.ring, lambda: 77, self.on_seen, self.failures)
         api = ApiResource(self.routes, KnownCallers({}), NoLimits(), servers=self.servers)
         self.web = Web(Root(api), self.clock)
 
@@ -210,6 +215,25 @@ class AuthenticatorTests(SynchronousTestCase):
         self.assertEqual((answer.status, answer.errcode), (413, "M_TOO_LARGE"))
         self.assertEqual(len(self.ring.moments), asked)
 
+    def test_who_signs_wrongly_too_often_has_to_wait(self) -> None:
+        bad = self.sign(method="POST")
+        for _ in range(BURST_OF_NAME):
+            self.assertEqual(self.put(bad).status, 401)
+        asked = len(self.ring.moments)
+        for header, body in ((bad, b'{"a":1}'), (self.sign(), b'{"a":1}'), (bad, b"nonsense")):
+            answer = self.put(header, body)
+            self.assertEqual((answer.status, answer.errcode), (429, "M_LIMIT_EXCEEDED"))
+            self.assertEqual(answer.json["retry_after_ms"], FORGIVEN_MS)
+        self.assertEqual(len(self.ring.moments), asked)
+        self.clock.advance(FORGIVEN_MS / 1000)
+        self.assertEqual(self.put(self.sign()).status, 200)
+        self.assertEqual(self.put(bad).status, 401, "a success forgives what was before it")
+
+    def test_bodies_that_are_not_json_count_too(self) -> None:
+        for _ in range(BURST_OF_NAME):
+            self.assertEqual(self.put(self.sign(), b"nonsense").status, 400)
+        self.assertEqual(self.put(self.sign(), b"nonsense").status, 429)
+
     def test_without_federation_the_endpoints_are_not_there(self) -> None:
         self.web = Web(Root(ApiResource(self.routes, KnownCallers({}), NoLimits())), self.clock)
         answer = self.put(self.sign())
@@ -228,3 +252,41 @@ class AuthenticatorTests(SynchronousTestCase):
 
         endpoint = Endpoint(Route("GET", "/x/{origin}", handler, Access.USER))
         self.assertFalse(endpoint.wants_origin)
+
+
+class FailedRequestsTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.failures = FailedRequests(ReactorClock(self.clock))
+
+    def refused(self, address: str, name: str) -> int | None:
+        """How long the next request has to wait, `None` if it does not."""
+        try:
+            self.failures.check(address, name)
+        except MatrixError as error:
+            return int(error.extra["retry_after_ms"])
+        return None
+
+    def test_one_name_at_one_address(self) -> None:
+        for _ in range(BURST_OF_NAME + 5):
+            self.failures.failed("192.0.2.1", "a.test")
+        self.assertEqual(self.refused("192.0.2.1", "a.test"), FORGIVEN_MS)
+        self.assertIsNone(self.refused("192.0.2.2", "a.test"), "whoever it was, a.test is elsewhere")
+        self.assertIsNone(self.refused("192.0.2.1", "b.test"))
+        self.clock.advance(FORGIVEN_MS / 1000)
+        self.assertIsNone(self.refused("192.0.2.1", "a.test"))
+        self.failures.failed("192.0.2.1", "a.test")
+        self.assertIsNotNone(self.refused("192.0.2.1", "a.test"))
+
+    def test_one_address_with_many_names(self) -> None:
+        for number in range(BURST_OF_ADDRESS):
+            self.assertIsNone(self.refused("192.0.2.1", f"s{number}.test"))
+            self.failures.failed("192.0.2.1", f"s{number}.test")
+        self.assertIsNotNone(self.refused("192.0.2.1", "another.test"))
+        self.assertIsNone(self.refused("192.0.2.2", "another.test"))
+
+    def test_only_so_many_are_remembered(self) -> None:
+        self.patch(failures, "REMEMBERED", 10)
+        for number in range(100):
+            self.failures.failed(f"192.0.2.{number}", "a.test")
+        self.assertEqual(len(self.failures), 10)

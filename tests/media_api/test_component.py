@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,7 @@ from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.links.codec import InterfaceCodec
 from dendrite_tw.links.handle import Direct, handle
 from dendrite_tw.matrix.errors import MatrixError, not_found
+from dendrite_tw.matrix.multipart import MultipartReader, boundary_of
 from dendrite_tw.media_api import component as component_module
 from dendrite_tw.media_api import thumbnailer, thumbnails
 from dendrite_tw.media_api.api import MediaAPI, MediaQuestion, Method, RemoteFetcher, RemoteMedia, ThumbnailSize
@@ -30,13 +32,15 @@ from dendrite_tw.media_api.tables.media import media_row, uploads_of
 from dendrite_tw.media_api.tables.thumbnails import insert_thumbnails, thumbnails_of
 from dendrite_tw.web.routes import client_paths
 from dendrite_tw.world import World
-from tests.harness import Answer, Memory, Web, serve
+from tests.harness import Answer, KnownServers, Memory, Web, serve
+from tests.matrix.test_multipart import parts_of
 from tests.media_api.images import bomb_png, film, frame_count, opened, picture
 
 UPLOAD = "/_matrix/media/v3/upload"
 NEW = "/_matrix/client/v1/media"
 OLD = "/_matrix/media/v3"
 LIMIT = 1_000_000
+HOUR_MS = 3_600_000
 SIZES = [
     ThumbnailSize(0, 9),
     ThumbnailSize(32, 32, Method.CROP),
@@ -86,12 +90,23 @@ class MediaCase(SynchronousTestCase):
         limit: int = LIMIT,
         dynamic: bool = False,
         sizes: list[ThumbnailSize] = SIZES,
+        remote_lifetime_ms: int = 0,
     ) -> None:
         self.media = MediaComponent(
-            self.database, self.base, limit, sizes, dynamic, 2, self.world, "test", remote, serve_unauthenticated
+            self.database,
+            self.base,
+            limit,
+            sizes,
+            dynamic,
+            2,
+            self.world,
+            "test",
+            remote,
+            serve_unauthenticated,
+            remote_lifetime_ms,
         )
         self.media.prepare()
-        self.web: Web = serve(client_paths(self.media.routes()), self.clock)
+        self.web: Web = serve(client_paths(self.media.routes()), self.clock, servers=KnownServers())
 
     def run_(self, work: Awaitable[Any]) -> Any:
         async def coroutine() -> Any:
@@ -614,20 +629,22 @@ class RemoteTests(MediaCase):
         self.asked: list[tuple[str, str, int]] = []
         self.gate: Deferred[None] | None = None
         self.data = picture(400, 300)
-        self.said = RemoteMedia("image/jpeg", "cat.jpg")
+        self.said = ("image/jpeg", "cat.jpg")
         self.make(self.fetch)
 
-    async def fetch(
-        self, server_name: str, media_id: str, write: Callable[[bytes], None], timeout_ms: int
-    ) -> RemoteMedia:
+    async def fetch(self, server_name: str, media_id: str, into: str, limit: int, timeout_ms: int) -> RemoteMedia:
         self.asked.append((server_name, media_id, timeout_ms))
         if self.gate is not None:
             await self.gate
         if media_id == "none":
             raise not_found("No.")
-        for start in range(0, len(self.data), 4096):
-            write(self.data[start : start + 4096])
-        return self.said
+        (self.base / "tmp" / Path(into).name).write_bytes(self.data[:limit])
+        if len(self.data) > limit:
+            raise MatrixError(502, "M_TOO_LARGE", "Too large.")
+        kind, name = self.said
+        return RemoteMedia(
+            size=len(self.data), sha256=hashlib.sha256(self.data).hexdigest(), content_type=kind, name=name
+        )
 
     def get(self, media_id: str, rest: str = "") -> Answer:
         return self.download(media_id, server_name="far.test", rest=rest)
@@ -663,7 +680,7 @@ class RemoteTests(MediaCase):
         self.check_refused(answer, 502, "M_TOO_LARGE")
 
     def test_what_others_say_is_cleaned(self) -> None:
-        self.said = RemoteMedia("text/plain\nX: y", "x" * 2000)
+        self.said = ("text/plain\nX: y", "x" * 2000)
         answer = self.get("abc")
         self.assertEqual(answer.headers["content-type"], "application/octet-stream")
         self.assertEqual(answer.headers["content-disposition"], "attachment")
@@ -685,9 +702,132 @@ class RemoteTests(MediaCase):
             self.check_refused(self.web.get(f"{OLD}/download/far.test/{media_id}"), 404, "M_NOT_FOUND")
         self.assertEqual(self.asked, [])
 
+    def test_a_server_that_stops_waits_for_nobody(self) -> None:
+        self.gate = Deferred()
+        waiting = self.get("abc")
+        self.run_(self.media.stop())
+        self.assertEqual(waiting.status, 503)
+        self.assertEqual(self.files(), [])
+
     def test_a_disk_that_fails(self) -> None:
-        self.patch(self.media._store, "open_incoming", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        self.patch(self.media._store, "_keep", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
         self.check_refused(self.get("abc"), 503, "M_UNKNOWN")
+        self.assertEqual(self.files(), [])
+
+    def test_what_nobody_asks_for_is_deleted_and_fetched_again(self) -> None:
+        self.make(self.fetch, remote_lifetime_ms=HOUR_MS)
+        own = self.upload(picture(100, 100))
+        self.get("old")
+        self.thumbnail("old", "width=32&height=32&method=crop", server_name="far.test")
+        self.data = picture(200, 200)
+        self.get("new")
+        self.clock.advance(3000)
+        self.get("new")
+        self.clock.advance(1000)
+        self.run_(self.media.sweep())
+        self.assertIsNone(self.row("old", "far.test"))
+        self.assertIsNotNone(self.row("new", "far.test"))
+        self.assertIsNotNone(self.row(own))
+        self.assertEqual(self.files().count("file"), 2)
+        asked = len(self.asked)
+        self.assertEqual(self.get("old").status, 200)
+        self.assertEqual(len(self.asked), asked + 1)
+
+    def test_a_file_that_others_use_stays(self) -> None:
+        self.make(self.fetch, remote_lifetime_ms=HOUR_MS)
+        own = self.upload(self.data)
+        self.get("same")
+        self.clock.advance(4000)
+        self.run_(self.media.sweep())
+        self.assertIsNone(self.row("same", "far.test"))
+        self.assertEqual(self.download(own).body, self.data)
+
+    def test_a_crash_between_row_and_file_leaves_nothing(self) -> None:
+        self.make(self.fetch, remote_lifetime_ms=HOUR_MS)
+        self.get("old")
+        self.clock.advance(4000)
+        self.patch(self.media._store, "remove", lambda *_: fail(Unavailable("gone")))
+        self.failureResultOf(Deferred.fromCoroutine(self.media.sweep()), Unavailable)
+        self.assertEqual(self.files().count("file"), 1)
+        self.make(self.fetch)
+        self.run_(self.media.sweep())
+        self.assertEqual(self.files(), [])
+
+    def test_nothing_is_deleted_where_nothing_is_to_be(self) -> None:
+        self.get("old")
+        self.clock.advance(10**9)
+        self.run_(self.media.sweep())
+        self.assertIsNotNone(self.row("old", "far.test"))
+
+
+class ServerTests(MediaCase):
+    """What other servers are given."""
+
+    def ask(self, path: str, server: str | None = "far.test") -> Answer:
+        headers = {} if server is None else {"X-Server": server}
+        return self.web.request("GET", f"/_matrix/federation/v1/media/{path}", headers=headers)
+
+    def parts(self, answer: Answer) -> list[tuple[dict[str, str], bytes]]:
+        self.assertEqual(answer.status, 200, answer)
+        self.assertEqual(int(answer.headers["content-length"]), len(answer.body))
+        reader = MultipartReader(boundary_of(answer.headers["content-type"]))
+        found = parts_of(reader.feed(answer.body))
+        self.assertTrue(reader.complete)
+        return found
+
+    def test_a_file_is_the_second_part(self) -> None:
+        data = b"\r\n--" + bytes(range(256)) * 1000
+        media_id = self.upload(data, "text/html", 'a "b".html')
+        self.assertEqual(
+            self.parts(self.ask(f"download/{media_id}")),
+            [
+                ({"content-type": "application/json"}, b"{}"),
+                (
+                    {
+                        "content-type": "text/html",
+                        "content-disposition": "attachment; filename*=utf-8''a%20%22b%22.html",
+                    },
+                    data,
+                ),
+            ],
+        )
+
+    def test_an_empty_file(self) -> None:
+        media_id = self.upload(b"", "text/plain")
+        self.assertEqual([part[1] for part in self.parts(self.ask(f"download/{media_id}"))], [b"{}", b""])
+
+    def test_a_part_of_it_is_not_to_be_had(self) -> None:
+        media_id = self.upload(b"abcdef", "text/plain")
+        path = f"/_matrix/federation/v1/media/download/{media_id}"
+        answer = self.web.request("GET", path, headers={"X-Server": "far.test", "Range": "bytes=1-2"})
+        self.assertEqual(self.parts(answer)[1][1], b"abcdef")
+
+    def test_a_thumbnail(self) -> None:
+        media_id = self.upload(picture(400, 300))
+        found = self.parts(self.ask(f"thumbnail/{media_id}?width=32&height=32&method=crop"))
+        self.assertEqual(opened(found[1][1]).size, (32, 32))
+        self.assertEqual(found[1][0]["content-type"], "image/jpeg")
+        self.assertEqual(self.ask(f"thumbnail/{media_id}?width=0&height=9").status, 400)
+        self.assertEqual(self.ask(f"thumbnail/{media_id}?width=x&height=9").status, 400)
+
+    def test_who_is_not_known_is_given_nothing(self) -> None:
+        media_id = self.upload(b"abc")
+        self.check_refused(self.ask(f"download/{media_id}", None), 401, "M_UNAUTHORIZED")
+        self.check_refused(self.ask(f"thumbnail/{media_id}?width=9&height=9", None), 401, "M_UNAUTHORIZED")
+
+    def test_only_media_of_this_server_is_given(self) -> None:
+        self.make(lambda *_: self.fail("nobody is asked"))
+        self.check_refused(self.ask("download/unknown"), 404, "M_NOT_FOUND")
+        self.check_refused(self.ask("download/un%2Fknown"), 404, "M_NOT_FOUND")
+
+    def test_an_upload_that_is_awaited(self) -> None:
+        uri = self.web.post("/_matrix/media/v1/create", token="alice").json["content_uri"]
+        media_id = uri.rpartition("/")[2]
+        self.check_refused(self.ask(f"download/{media_id}?timeout_ms=0"), 504, "M_NOT_YET_UPLOADED")
+        waiting = self.ask(f"download/{media_id}")
+        self.assertFalse(waiting.done)
+        self.web.request("PUT", f"/_matrix/media/v3/upload/test/{media_id}", b"late", "alice")
+        self.assertEqual(self.parts(waiting)[1][1], b"late")
 
 
 class InterfaceTests(MediaCase):

@@ -17,6 +17,7 @@ from dendrite_tw.media_api.headers import (
     content_disposition,
     is_inline,
     media_headers,
+    name_in_disposition,
 )
 
 
@@ -83,3 +84,27 @@ class HeaderTests(SynchronousTestCase):
         self.assertEqual(headers[b"ETag"], b'"tag"')
         public = dict(media_headers("image/png", None, "tag", False))
         self.assertTrue(public[b"Cache-Control"].startswith(b"public"))
+
+
+class OtherServersTests(SynchronousTestCase):
+    """Names that other servers give."""
+
+    @given(st.text(max_size=50))
+    @settings(max_examples=200, deadline=None)
+    def test_a_name_that_is_written_is_read(self, name: str) -> None:
+        name = clean_name(name) or ""
+        self.assertEqual(name_in_disposition(content_disposition("image/png", name).decode()), name or None)
+
+    def test_names(self) -> None:
+        for value, name in {
+            "inline": None,
+            "": None,
+            None: None,
+            "attachment; filename=a.png": "a.png",
+            'attachment;FileName="a \\"b\\".png"; size=5': 'a "b".png',
+            "inline; filename=\"a.png\"; filename*=UTF-8'en'%C3%A9.png": "é.png",
+            "inline; filename*=utf-8''%FF": "\ufffd",
+            "inline; filename*=latin-1''%FF": None,
+            'inline; filename="never ends': None,
+        }.items():
+            self.assertEqual(name_in_disposition(value), name, value)

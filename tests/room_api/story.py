@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from dendrite_tw.cache import CacheBudget
 from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.database.outbox import OutboxRow
+from dendrite_tw.federation_api.api import NoFederation
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.keys import signing_key
 from dendrite_tw.room_api.api import PURGE_ROOM, MembershipChange, NewEvent, NewRoom, OutputRoomEvent, RoomPurged
@@ -79,6 +80,7 @@ class RoomStory(SynchronousTestCase):
         rooms: Any = RoomComponent(
             database=database,
             users=self.users,  # type: ignore[arg-type]
+            federation=NoFederation(),
             world=self.memory.world,
             budget=CacheBudget(1 << 24),
             server_name="test",

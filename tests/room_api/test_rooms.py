@@ -16,6 +16,7 @@ class CreationTests(RoomStory):
     def test_a_room_can_be_created_in_every_version(self) -> None:
         for version in ROOM_VERSIONS:
             room_id = self.create(room_version=version, name="A", topic="B", invite=[BOB])
+            self.assertEqual(self.do(self.rooms.room_version(room_id)), version)
             types = [event.type for event in self.do(self.rooms.current_state(room_id, ALICE))]
             self.assertCountEqual(
                 types,
@@ -35,6 +36,9 @@ class CreationTests(RoomStory):
             self.member(room_id, BOB, "join")
             self.say(room_id, BOB, f"version {version}")
             self.assertEqual(self.bodies(room_id, ALICE), [f"version {version}"])
+
+    def test_a_room_that_nobody_knows_has_no_version(self) -> None:
+        self.assertIsNone(self.do(self.rooms.room_version("!none:test")))
 
     def test_positions_grow_and_everything_is_told_once(self) -> None:
         room_id = self.create()

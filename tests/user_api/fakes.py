@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
+from twisted.internet.defer import Deferred
 
+from dendrite_tw.federation_api.api import FederationRequest, NoFederation, Unreachable
 from dendrite_tw.matrix.errors import MatrixError, not_found
 from dendrite_tw.room_api.api import Alias, Membership, MembershipChange, NewRoom, OutputRoomEvent, RoomEvent
 
@@ -103,6 +105,17 @@ class FakeRooms:
         self.asked.append("joined_users")
         return [user for user, standing in self.members.get(room_id, {}).items() if standing == "join"]
 
+    async def room_servers(self, room_id: str) -> list[str]:
+        return sorted({user.partition(":")[2] for user in await self.joined_users(room_id)})
+
+    async def servers_of_user(self, user_id: str) -> list[str]:
+        rooms = [room_id for room_id, members in self.members.items() if members.get(user_id) == "join"]
+        return sorted({server for room_id in rooms for server in await self.room_servers(room_id)})
+
+    async def shares_room(self, user_id: str, others: list[str]) -> list[str]:
+        rooms = [members for members in self.members.values() if members.get(user_id) == "join"]
+        return [other for other in others if any(members.get(other) == "join" for members in rooms)]
+
     async def events(self, event_ids: list[str]) -> list[RoomEvent]:
         self.asked.append("events")
         return [self.stored[event_id] for event_id in event_ids if event_id in self.stored]
@@ -134,6 +147,41 @@ class FakeRooms:
             local_members=sum(user.endswith(":test") for user in joined),
             room_version=version,
         )
+
+
+class FakeFederation(NoFederation):
+    """Other servers: what each answers to a path, or the exception that it is; without one it cannot be reached.
+
+    ``held`` paths are answered when the test says so (`release`).
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[tuple[str, str], Any] = {}
+        self.asked: list[FederationRequest] = []
+        self.held: dict[str, list[Deferred[None]]] = {}
+
+    def paths(self) -> list[str]:
+        """The last parts of the paths that were asked for."""
+        return [request.path.rsplit("/", 1)[-1] for request in self.asked]
+
+    def hold(self, path: str) -> None:
+        self.held[path] = []
+
+    def release(self, path: str) -> None:
+        """Answer what is held, and from now on at once."""
+        for held in self.held.pop(path):
+            held.callback(None)
+
+    async def request(self, request: FederationRequest) -> dict[str, Any]:
+        self.asked.append(request)
+        answer = self.answers.get((request.destination, request.path), Unreachable("it is far away"))
+        if request.path in self.held:
+            held: Deferred[None] = Deferred()
+            self.held[request.path].append(held)
+            await held
+        if isinstance(answer, Exception):
+            raise answer
+        return orjson.loads(orjson.dumps(answer(request) if callable(answer) else answer))  # type: ignore[no-any-return]
 
 
 class FakeMessage:

@@ -14,7 +14,7 @@ from dendrite_tw.user_api.appservices import AppService, AppServices
 from dendrite_tw.user_api.component import UserComponent
 from dendrite_tw.user_api.settings import UserSettings
 from tests.harness import Memory
-from tests.user_api.fakes import FakeQueue, FakeRooms
+from tests.user_api.fakes import FakeFederation, FakeQueue, FakeRooms
 
 
 class Users:
@@ -30,6 +30,7 @@ class Users:
         self.told: list[OutboxRow] = []
         self.queue = FakeQueue()
         self.rooms: Any = FakeRooms()
+        self.federation = FakeFederation()
         self.settings = UserSettings(server_name="test", bcrypt_cost=4, **settings)
         self.appservices = AppServices(appservices)
         self.component = self.made()
@@ -46,6 +47,7 @@ class Users:
             self.memory.world,
             self.rooms,
             self.budget,
+            self.federation,
             self.appservices,
         )
         component.prepare()

@@ -17,8 +17,9 @@ from dendrite_tw.database.statements import Transaction
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.signing import encode_base64, sign_json
 from dendrite_tw.user_api.api import KeyCounts
-from dendrite_tw.user_api.keys_component import KeyComponent, RemoteKeys
+from dendrite_tw.user_api.keys_component import KeyComponent
 from tests.harness import Memory
+from tests.user_api.fakes import FakeFederation, FakeRooms
 
 T = TypeVar("T")
 
@@ -92,8 +93,6 @@ class Identity:
 class KeysCase(SynchronousTestCase):
     """A `KeyComponent`; ``devices`` is what the user component would know of devices."""
 
-    remote: RemoteKeys | None = None
-
     def setUp(self) -> None:
         self.memory = Memory()
         self.database = self.make_database()
@@ -108,6 +107,8 @@ class KeysCase(SynchronousTestCase):
             BOB: {"BOBDEV": "Bob's laptop"},
             "@1:test": {"GUESTDEV": None},
         }
+        self.rooms: Any = FakeRooms()
+        self.federation = FakeFederation()
         self.keys = self.make()
 
     def make_database(self) -> Database:
@@ -120,12 +121,13 @@ class KeysCase(SynchronousTestCase):
         return KeyComponent(
             self.database,
             self.outbox,
-            world.clock,
-            world.random,
+            world,
             "test",
             CacheBudget(1 << 20),
+            self.rooms,
+            self.federation,
+            2,
             self.devices_of,
-            self.remote,
             exclusive,
         )
 
@@ -135,6 +137,10 @@ class KeysCase(SynchronousTestCase):
     def get(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """The result of a call."""
         return self.successResultOf(Deferred.fromCoroutine(coroutine))
+
+    def begin(self, coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:
+        """A call that may take its time."""
+        return Deferred.fromCoroutine(coroutine)
 
     def refused(self, coroutine: Coroutine[Any, Any, Any]) -> MatrixError:
         """What a call was refused with."""

@@ -8,7 +8,6 @@ import msgspec
 import orjson
 
 from dendrite_tw.links.codec import InterfaceCodec
-from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.user_api.api import OUTPUT_KEY_CHANGE_EVENT, ClaimedKeys, KeyAPI, KeyChange, QueriedKeys
 from tests.harness import trace
 from tests.user_api.keys_support import ALICE, BOB, CAROL, Device, Key, KeysCase
@@ -170,77 +169,19 @@ class DeviceKeysTests(KeysCase):
         self.check_refused(self.keys.backup(ALICE, version), 404, "M_NOT_FOUND")
 
 
-class Elsewhere:
-    """A federation that answers from a dict, or not at all."""
-
-    def __init__(self) -> None:
-        self.answer: QueriedKeys | None = None
-        self.claimed: ClaimedKeys | None = None
-        self.asked: list[Any] = []
-
-    async def query(self, device_keys: dict[str, list[str]], timeout_ms: int) -> QueriedKeys:
-        self.asked.append((device_keys, timeout_ms))
-        if self.answer is None:
-            raise MatrixError(502, "M_UNKNOWN", "It is far away.")
-        return self.answer
-
-    async def claim(self, one_time_keys: dict[str, dict[str, str]], timeout_ms: int) -> ClaimedKeys:
-        self.asked.append((one_time_keys, timeout_ms))
-        if self.claimed is None:
-            raise MatrixError(502, "M_UNKNOWN", "It is far away.")
-        return self.claimed
-
-
-class RemoteTests(KeysCase):
-    def setUp(self) -> None:
-        self.remote = self.elsewhere = Elsewhere()
-        super().setUp()
-
-    def test_servers_that_cannot_be_asked_are_named(self) -> None:
-        found = self.get(self.keys.query_keys(ALICE, {CAROL: [], BOB: []}, 10**9))
-        self.assertEqual((set(found.failures), set(found.device_keys)), ({"elsewhere"}, {BOB}))
-        self.assertEqual(self.elsewhere.asked, [({CAROL: []}, 60_000)])
-        claimed = self.get(self.keys.claim_keys({CAROL: {"D": "signed_curve25519"}}, 5))
-        self.assertEqual((set(claimed.failures), claimed.one_time_keys), ({"elsewhere"}, {}))
-
-    def test_without_federation_all_others_fail(self) -> None:
-        self.remote = None
-        self.keys = self.make()
-        self.assertEqual(set(self.get(self.keys.query_keys(ALICE, {CAROL: []}, 1)).failures), {"elsewhere"})
-        self.assertEqual(set(self.get(self.keys.claim_keys({CAROL: {"D": "x"}}, 1)).failures), {"elsewhere"})
-
-    def test_other_servers_are_not_asked_for_other_servers(self) -> None:
-        self.assertEqual(self.get(self.keys.query_keys(CAROL, {CAROL: []}, 1, local_only=True)), QueriedKeys())
-        claimed = self.get(self.keys.claim_keys({CAROL: {"D": "x"}}, 1, local_only=True))
-        self.assertEqual((claimed, self.elsewhere.asked), (ClaimedKeys(), []))
-
-    def test_an_answer_counts_for_those_who_were_asked_about(self) -> None:
-        self.elsewhere.answer = QueriedKeys(
-            device_keys={CAROL: {"D": b'{"x":1}'}, ALICE: {"ALICEDEV": b"{}"}},
-            master_keys={ALICE: b"{}", CAROL: b'{"keys":{"ed25519:a":"a"}}'},
-        )
-        found = self.get(self.keys.query_keys(ALICE, {CAROL: []}, 1))
-        self.assertEqual(found.device_keys, {CAROL: {"D": b'{"x":1}'}})
-        self.assertEqual(set(found.master_keys), {CAROL})
-        self.elsewhere.claimed = ClaimedKeys(one_time_keys={CAROL: {"D": {"a:1": b'"x"'}}, BOB: {}})
-        claimed = self.get(self.keys.claim_keys({CAROL: {"D": "a"}}, 1))
-        self.assertEqual(claimed.one_time_keys, {CAROL: {"D": {"a:1": b'"x"'}}})
-
-    def test_changes_elsewhere_are_told_here(self) -> None:
-        self.get(self.keys.remote_keys_changed([CAROL]))
-        self.assertEqual(self.changed(), [CAROL])
-
-
 class ChangesTests(KeysCase):
+    def change(self, user_id: str) -> None:
+        self.successResultOf(self.database.write(self.keys.device_changed, user_id, "DEVICE"))
+
     def test_a_row_for_each_user_with_the_newest_position(self) -> None:
         for number in range(5):
-            self.get(self.keys.remote_keys_changed([f"@u{number % 2}:elsewhere"]))
+            self.change(f"@u{number % 2}:elsewhere")
         self.assertEqual(self.get(self.keys.key_changes_since(0, 3)), [])
         self.assertEqual(self.get(self.keys.key_changes_since(3, 5)), ["@u1:elsewhere", "@u0:elsewhere"])
         self.assertEqual(self.get(self.keys.key_changes_since(4, 5)), ["@u0:elsewhere"])
 
     def test_where_nothing_changed_nothing_is_read(self) -> None:
-        self.get(self.keys.remote_keys_changed([CAROL]))
+        self.change(CAROL)
         again = self.make()
         self.assertEqual(self.get(again.key_changes_since(1, 9)), [])
         statements = trace(self.database)

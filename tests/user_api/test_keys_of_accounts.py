@@ -13,9 +13,9 @@ from tests.user_api.keys_support import Device
 class AccountKeysTests(UsersCase):
     def setUp(self) -> None:
         super().setUp()
-        world = self.users.memory.world
+        users, world, budget = self.users, self.users.memory.world, CacheBudget(1 << 20)
         self.keys = KeyComponent(
-            self.users.database, self.users.outbox, world.clock, world.random, "test", CacheBudget(1 << 20)
+            users.database, users.outbox, world, "test", budget, users.rooms, users.federation
         )
         self.api.on_device_deleted.append(self.keys.device_deleted)
         self.api.on_account_deactivated.append(self.keys.account_deactivated)

@@ -127,6 +127,7 @@ class ToDeviceTests(KeysCase):
         self.assertTrue(0 < len(headers[0]["message_id"]) <= 32)
         told = [msgspec.msgpack.decode(row.payload, type=ToDeviceMessage) for row in remote]
         self.assertEqual({one.device_id: orjson.loads(one.event)["content"]["n"] for one in told}, {"*": 1, "D": 2})
+        self.assertEqual({one.message_id for one in told}, {headers[0]["message_id"]})
         self.assertEqual(self.waiting(CAROL, "D"), [])
 
     def test_senders_of_other_servers_reach_local_users_only(self) -> None:
@@ -138,6 +139,58 @@ class ToDeviceTests(KeysCase):
             )
         self.assertEqual(self.contents(ALICE, "ALICEDEV"), [{"n": 1}])
         self.assertEqual(len(self.told), 1)
+
+    def parts(self, messages: dict[str, dict[str, Any]]) -> dict[tuple[str, str], int]:
+        """How many messages leave in each EDU: destination and message ID."""
+        self.told.clear()
+        self.send(messages, txn_id=str(len(messages)))
+        found: dict[tuple[str, str], int] = {}
+        for row in self.told:
+            headers = orjson.loads(row.headers)
+            key = headers["destination"], headers["message_id"]
+            found[key] = found.get(key, 0) + 1
+        return found
+
+    def test_an_edu_has_a_size_and_keeps_a_user_together(self) -> None:
+        many = self.parts({f"@u{number}:elsewhere": {"A": {}, "B": {}, "C": {}} for number in range(400)})
+        self.assertEqual(sorted(many.values()), [204, 498, 498])
+        big = self.parts({f"@u{number}:s{number % 2}": {"A": {"x": "x" * 60_000}} for number in range(12)})
+        self.assertEqual(sorted((server, count) for (server, _), count in big.items()),
+                         [("s0", 2), ("s0", 4), ("s1", 2), ("s1", 4)])
+        self.assertEqual(len({message_id for _, message_id in big}), 4)
+
+    def test_a_client_that_repeats_itself_sends_nothing_again(self) -> None:
+        for _ in range(3):
+            self.send({CAROL: {"D": {}}})
+        self.assertEqual(len(self.told), 1)
+
+    def test_a_message_of_another_server_is_known_by_its_sender_and_id(self) -> None:
+        def receive(sender: str, type: str, message_id: str) -> None:
+            self.get(self.keys.send_to_device(sender, "", type, message_id, {ALICE: {"*": {}}}))
+
+        for sender, type, message_id in [
+            (CAROL, "m.a", "1"),
+            (CAROL, "m.b", "1"),
+            ("@dora:elsewhere", "m.a", "1"),
+            (CAROL, "m.a", "2"),
+        ]:
+            for _ in range(2):
+                receive(sender, type, message_id)
+        self.assertEqual((len(self.waiting(ALICE, "ALICEDEV")), len(self.waiting(ALICE, "ALICE2"))), (3, 3))
+        self.memory.clock.advance(13 * 24 * 3600)
+        self.get(self.keys.prune())
+        self.keys = self.make()
+        receive(CAROL, "m.a", "1")
+        self.assertEqual(len(self.waiting(ALICE, "ALICEDEV")), 3)
+        self.memory.clock.advance(2 * 24 * 3600)
+        self.get(self.keys.prune())
+        receive(CAROL, "m.a", "1")
+        self.assertEqual(len(self.waiting(ALICE, "ALICEDEV")), 4)
+
+    def test_one_that_is_too_large_is_left_out_of_another_servers(self) -> None:
+        messages = {ALICE: {"ALICEDEV": {"x": "x" * 70_000}, "ALICE2": {"n": 1}}}
+        self.get(self.keys.send_to_device(CAROL, "", "m.test", "1", messages))
+        self.assertEqual((self.contents(ALICE, "ALICEDEV"), self.contents(ALICE, "ALICE2")), ([], [{"n": 1}]))
 
     def test_requests_that_do_not_fit_are_refused(self) -> None:
         send = self.keys.send_to_device

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from dendrite_tw.room_api.api import OUTPUT_ROOM_EVENT, RoomEvent
+from dendrite_tw.matrix.errors import MatrixError
+from dendrite_tw.room_api.api import OUTPUT_ROOM_EVENT, OutputRoomEvent, RoomEvent
 from dendrite_tw.user_api.api import (
     OUTPUT_NOTIFICATION_DATA,
     OUTPUT_RECEIPT_EVENT,
@@ -263,6 +264,37 @@ class OwnRules(RoomCase):
         self.says(ALICE, "tea")
         self.assertEqual(before, self.counts("@dave:test")[1])
 
+    def told_besides(self, user_id: str, membership: str, **more: Any) -> None:
+        """A message comes by which the state changes in another place: that of a user's membership."""
+        self.users.rooms.put(ROOM, user_id, membership)
+        self.position += 1
+        self.tell(room_event(ROOM, self.position, "@eve:far"), **more)
+
+    def test_memberships_that_change_with_another_event_are_minded(self) -> None:
+        dave = "@dave:test"
+        self.rule(dave, "content", "tea", actions=["notify", {"set_tweak": "highlight"}], pattern="tea")
+        self.says("@eve:far", "tea")
+        joined = room_event(ROOM, 0, dave, "m.room.member", {"membership": "join"}, dave)
+        self.told_besides(dave, "join", also_replaced=[joined])
+        self.says("@eve:far", "tea")
+        self.assertEqual(1, self.counts(dave)[1])
+        self.told_besides(dave, "leave", also_removed=[("m.room.member", dave), ("m.room.name", "")])
+        self.says("@eve:far", "tea")
+        self.assertEqual(1, self.counts(dave)[1])
+        self.told_besides(dave, "join", rewrites_state=True)
+        self.says("@eve:far", "tea")
+        self.assertEqual(2, self.counts(dave)[1])
+
+    def test_an_event_that_lost_against_another_changes_no_membership(self) -> None:
+        self.rule(BOB, "content", "tea", actions=["notify", {"set_tweak": "highlight"}], pattern="tea")
+        self.says("@eve:far", "tea")
+        self.position += 1
+        kicked = room_event(ROOM, self.position, "@eve:far", "m.room.member", {"membership": "leave"}, BOB)
+        self.tell(kicked, state_changed=False)
+        self.users.rooms.put(ROOM, BOB)
+        self.says("@eve:far", "tea")
+        self.assertEqual(2, self.counts(BOB)[1])
+
     def test_after_a_restart_all_is_as_before(self) -> None:
         self.says(ALICE)
         self.rule(BOB, "room", ROOM, actions=[])
@@ -375,16 +407,99 @@ class Receipts(RoomCase):
             self.assertEqual(status, error.status)
         self.assertEqual([], self.since(0))
 
+    def remote(self, event_id: str, user_id: str = "@eve:far", **more: Any) -> Receipt:
+        return Receipt(room_id=ROOM, user_id=user_id, event_id=event_id, **{"receipt_type": "m.read", "ts": 5, **more})
+
     def test_those_of_other_servers(self) -> None:
         event = self.says(ALICE)
-        remote = Receipt(room_id=ROOM, user_id="@eve:far", receipt_type="m.read", event_id=event.event_id, ts=5)
-        unknown = msgspec.structs.replace(remote, user_id="@fay:far", event_id="$later")
-        nonsense = msgspec.structs.replace(remote, receipt_type="m.nonsense")
-        self.wait(self.api.put_receipts([remote, unknown, nonsense, remote]))
+        self.users.rooms.put(ROOM, "@eve:far")
+        self.users.rooms.put(ROOM, "@fay:far")
+        remote = self.remote(event.event_id)
+        unknown = self.remote("$later", "@fay:far")
+        nonsense = self.remote(event.event_id, receipt_type="m.nonsense")
+        private = self.remote(event.event_id, receipt_type="m.read.private")
+        self.wait(self.api.put_receipts([remote, unknown, nonsense, private, remote, unknown]))
         self.assertEqual(
             [("@eve:far", "m.read", event.event_id, None), ("@fay:far", "m.read", "$later", None)], self.since(0)
         )
         self.assertNotIn(OUTPUT_NOTIFICATION_DATA, self.users.streams())
+        self.assertEqual(2, len(self.users.told))
+
+    def test_who_is_not_in_the_room_reads_nothing(self) -> None:
+        event = self.says(ALICE)
+        self.users.rooms.put(ROOM, "@gus:far", "leave")
+        nowhere = msgspec.structs.replace(self.remote("$x"), room_id="!nowhere:far")
+        strangers = [self.remote(event.event_id, user_id) for user_id in ("@eve:far", "@gus:far")]
+        self.wait(self.api.put_receipts([*strangers, nowhere]))
+        self.assertEqual([], self.users.told)
+
+    def test_threads_of_other_servers_are_those_of_the_room(self) -> None:
+        root = self.says(ALICE)
+        self.users.rooms.put(ROOM, "@eve:far")
+        elsewhere = self.says(ALICE, room_id="!else:test")
+        threads = [None, "main", root.event_id, "$unknown", elsewhere.event_id]
+        self.wait(self.api.put_receipts([self.remote(root.event_id, thread_id=thread) for thread in threads]))
+        self.assertEqual([None, "main", root.event_id], [thread for *_, thread in self.since(0)])
+
+    def test_an_unknown_event_is_a_newer_one_until_it_arrives(self) -> None:
+        first, second = self.says(ALICE), self.says(ALICE)
+        self.users.rooms.put(ROOM, "@eve:far")
+        for event_id in (second.event_id, "$later"):
+            self.wait(self.api.put_receipts([self.remote(event_id)]))
+        self.assertEqual([("@eve:far", "m.read", "$later", None)], self.since(0))
+        third = self.says(ALICE)
+        for event_id in (third.event_id, first.event_id, second.event_id):
+            self.wait(self.api.put_receipts([self.remote(event_id)]))
+        self.assertEqual([("@eve:far", "m.read", third.event_id, None)], self.since(0))
+
+    def test_history_fetched_later_is_older(self) -> None:
+        event = self.says(ALICE)
+        self.users.rooms.put(ROOM, "@eve:far")
+        old = room_event(ROOM, -3, ALICE)
+        self.users.rooms.stored[old.event_id] = old
+        for event_id in (old.event_id, event.event_id, old.event_id):
+            self.wait(self.api.put_receipts([self.remote(event_id)]))
+        self.assertEqual([("@eve:far", "m.read", event.event_id, None)], self.since(0))
+
+
+class Memberships(RoomCase):
+    """Who keeps something of memberships is told of each change before it counts as taken."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.heard: list[str] = []
+        self.failing = False
+        self.api.on_memberships.append(self.hear)
+
+    async def hear(self, told: OutputRoomEvent) -> None:
+        if self.failing:
+            raise MatrixError(503, "M_UNKNOWN", "later")
+        self.heard.append(told.event.event_id)
+
+    def test_of_changes_and_of_nothing_else(self) -> None:
+        event = self.joins("@eve:far")
+        self.says(ALICE)
+        self.position += 1
+        self.tell(room_event(ROOM, self.position, ALICE), also_removed=[("m.room.member", "@eve:far")])
+        self.store()
+        self.assertEqual([event.event_id, f"$room{self.position}"], self.heard)
+
+    def test_again_where_it_failed(self) -> None:
+        self.failing = True
+        self.position += 1
+        event = room_event(ROOM, self.position, "@eve:far", "m.room.member", {"membership": "join"}, "@eve:far")
+        self.tell(event)
+        told = list(self.told)
+        self.failureResultOf(_start(self.users.queue.consumers[OUTPUT_ROOM_EVENT](told)))
+        self.flushLoggedErrors()
+        self.assertEqual([], self.heard)
+        self.failing = False
+        self.store()
+        self.assertEqual([event.event_id], self.heard)
+        self.restart()
+        self.told = told
+        self.store()
+        self.assertEqual([event.event_id], self.heard)
 
 
 class Arrival(RoomCase):

@@ -234,8 +234,26 @@ class HttpClientTests(SynchronousTestCase):
     def test_a_body_is_written_elsewhere(self) -> None:
         self.listen(response(b"abc"))
         taken: list[bytes] = []
-        answer = self.successResultOf(self.get(write=taken.append))
+        heads: list[HttpAnswer] = []
+
+        def sink(head: HttpAnswer) -> Any:
+            heads.append(head)
+            return taken.append
+
+        answer = self.successResultOf(self.get(sink=sink, limit=2))
         self.assertEqual((answer.body, b"".join(taken)), (b"", b"abc"))
+        self.assertEqual([head.status for head in heads], [200])
+
+    def test_who_sees_the_head_may_leave_the_body_where_it_is_or_refuse_it(self) -> None:
+        script = self.listen(response(b"abc"), b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        self.assertEqual(self.successResultOf(self.get(sink=lambda head: None)).body, b"abc")
+
+        def refuse(head: HttpAnswer) -> Any:
+            raise Unreachable("that is not wanted")
+
+        self.assertIn("not wanted", self.reason(self.get(sink=refuse)))
+        self.network.flush()
+        self.assertTrue(script.made[-1].closed)
 
     def test_where_it_cannot_be_written_the_error_is_told(self) -> None:
         script = self.listen(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
@@ -243,7 +261,7 @@ class HttpClientTests(SynchronousTestCase):
         def full(data: bytes) -> None:
             raise Unreachable("the disk is full")
 
-        self.assertIn("disk", self.reason(self.get(write=full)))
+        self.assertIn("disk", self.reason(self.get(sink=lambda head: full)))
         self.network.flush()
         self.assertTrue(script.made[0].closed)
 

@@ -6,7 +6,10 @@ import msgspec
 
 from ...database.statements import Transaction, each, many, maybe, none, one
 
-RETENTION = "A row stays while its media does; delete_expired deletes one whose awaited upload did not come in time."
+RETENTION = (
+    "A row stays while its media does; delete_expired deletes one whose awaited upload did not come in time, and "
+    "delete_unused those of other servers that nobody asks for; what that leaves of files goes by unused_files."
+)
 
 
 class MediaRow(msgspec.Struct, frozen=True):
@@ -106,3 +109,42 @@ def uploads_of(txn: Transaction, uploader: str) -> None: ...
     row="ts origin media_id",
 )
 def touch_media(txn: Transaction, rows: object) -> None: ...
+
+
+class UnusedRow(msgspec.Struct, frozen=True):
+    origin: str
+    media_id: str
+    hash: str
+
+
+@many(
+    UnusedRow,
+    "SELECT origin, media_id, hash FROM media WHERE uploader IS NULL AND accessed_ts < :before AND hash IS NOT NULL "
+    "AND origin <> :own LIMIT :count",
+)
+def unused_media(txn: Transaction, own: str, before: int, count: int) -> None:
+    """Media of other servers that was last asked for before a time."""
+
+
+@each("DELETE FROM media WHERE origin = :origin AND media_id = :media_id", row="origin media_id")
+def delete_media(txn: Transaction, rows: object) -> None: ...
+
+
+@each("INSERT INTO unused_files (hash) VALUES (:hash) ON CONFLICT DO NOTHING", row="hash")
+def note_unused_files(txn: Transaction, rows: object) -> None: ...
+
+
+@many(str, "SELECT hash FROM unused_files LIMIT :count")
+def unused_files(txn: Transaction, count: int) -> None: ...
+
+
+@none("DELETE FROM unused_files WHERE hash = :hash")
+def forget_unused_file(txn: Transaction, hash: str) -> None: ...
+
+
+async def delete_unused(txn: Transaction, own: str, before: int, count: int) -> int:
+    """Delete rows of `unused_media`, and note their files; returns how many."""
+    rows = await unused_media(txn, own, before, count)
+    await delete_media(txn, [(row.origin, row.media_id) for row in rows])
+    await note_unused_files(txn, [(row.hash,) for row in rows])
+    return len(rows)

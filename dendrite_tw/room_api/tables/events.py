@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ...database.statements import Transaction, each, many, maybe, none, one
+from ...database.statements import Transaction, each, many, maybe, none
 
 COLUMNS = (
     "e.event_nid, e.event_id, r.room_id, r.version, e.depth, e.position, e.snapshot_nid, e.status, "
-    "e.txn_device, e.txn_id, e.pdu, e.replaces_nid, e.redacted_by_nid"
+    "e.txn_device, e.txn_id, e.pdu, e.replaces_nid, e.redacted_by_nid, e.room_nid, e.current_nid, e.gap, e.slot_nid"
 )
 FROM = "FROM events e JOIN rooms r ON r.room_nid = e.room_nid"
 
@@ -22,7 +22,13 @@ ACCEPTED, SOFT_FAILED, REJECTED = 0, 1, 2
 
 
 class EventRow(msgspec.Struct, frozen=True):
-    """An event as it is stored."""
+    """An event as it is stored.
+
+    ``position``: above 0 the place in the live stream, 0 for an event that is kept and not shown (state or an auth
+    event known apart from the timeline; soft-failed; rejected), below 0 history fetched later.  ``snapshot_nid`` is the
+    state before the event, 0 also where that is not known; ``current_nid`` the room's current state once this live
+    event was taken, of history the state after it.  ``gap``: 1 where events before this one are missing here.
+    """
 
     event_nid: int
     event_id: str
@@ -37,6 +43,10 @@ class EventRow(msgspec.Struct, frozen=True):
     pdu: bytes
     replaces_nid: int | None
     redacted_by_nid: int | None
+    room_nid: int
+    current_nid: int
+    gap: int
+    slot_nid: int | None
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -46,17 +56,71 @@ class Place(msgspec.Struct, frozen=True):
     depth: int
     position: int
     snapshot_nid: int
+    current_nid: int
 
 
 @each(
     "INSERT INTO events (event_nid, event_id, room_nid, type_nid, slot_nid, sender_nid, depth, position, "
-    "origin_server_ts, snapshot_nid, status, replaces_nid, txn_device, txn_id, pdu) VALUES (:event_nid, :event_id, "
-    ":room_nid, :type_nid, :slot_nid, :sender_nid, :depth, :position, :origin_server_ts, :snapshot_nid, :status, "
-    ":replaces_nid, :txn_device, :txn_id, :pdu)",
+    "origin_server_ts, snapshot_nid, current_nid, status, gap, replaces_nid, redacted_by_nid, txn_device, txn_id, pdu) "
+    "VALUES (:event_nid, :event_id, :room_nid, :type_nid, :slot_nid, :sender_nid, :depth, :position, "
+    ":origin_server_ts, :snapshot_nid, :current_nid, :status, :gap, :replaces_nid, :redacted_by_nid, :txn_device, "
+    ":txn_id, :pdu)",
     row="event_nid event_id room_nid type_nid slot_nid sender_nid depth position origin_server_ts snapshot_nid "
-    "status replaces_nid txn_device txn_id pdu",
+    "current_nid status gap replaces_nid redacted_by_nid txn_device txn_id pdu",
 )
 def insert_events(txn: Transaction, rows: object) -> None: ...
+
+
+class KnownRow(msgspec.Struct, frozen=True):
+    """An event as far as those that refer to it as their authority ask."""
+
+    event_nid: int
+    event_id: str
+    status: int
+    position: int
+
+
+@none(
+    "UPDATE events SET position = :position, snapshot_nid = :snapshot_nid, current_nid = :current_nid, "
+    "status = :status, gap = :gap, replaces_nid = :replaces_nid, redacted_by_nid = :redacted_by_nid, pdu = :pdu "
+    "WHERE event_nid = :event_nid"
+)
+def give_place(
+    txn: Transaction,
+    event_nid: int,
+    position: int,
+    snapshot_nid: int,
+    current_nid: int,
+    status: int,
+    gap: int,
+    replaces_nid: int | None,
+    redacted_by_nid: int | None,
+    pdu: bytes,
+) -> None:
+    """An event that was known apart from the timeline becomes part of it."""
+
+
+@many(KnownRow, "SELECT event_nid, event_id, status, position FROM events WHERE event_id = ANY(:event_ids)")
+def known_events(txn: Transaction, event_ids: Sequence[str]) -> None: ...
+
+
+class RoomOf(msgspec.Struct, frozen=True):
+    event_nid: int
+    room_nid: int
+
+
+class PositionOf(msgspec.Struct, frozen=True):
+    event_nid: int
+    position: int
+
+
+@many(PositionOf, "SELECT event_nid, position FROM events WHERE event_nid = ANY(:nids)")
+def positions_of(txn: Transaction, nids: Sequence[int]) -> None: ...
+
+
+@many(RoomOf, "SELECT event_nid, room_nid FROM events WHERE event_nid = ANY(:nids)")
+def rooms_of(txn: Transaction, nids: Sequence[int]) -> None:
+    """The rooms of events, of those that are on disk."""
 
 
 @many(EventRow, f"SELECT {COLUMNS} {FROM} WHERE e.event_nid = ANY(:nids)")
@@ -71,7 +135,7 @@ def event_by_id(txn: Transaction, event_id: str) -> None: ...
 def events_by_id(txn: Transaction, event_ids: Sequence[str]) -> None: ...
 
 
-@maybe(Place, "SELECT room_nid, depth, position, snapshot_nid FROM events WHERE event_id = :event_id")
+@maybe(Place, "SELECT room_nid, depth, position, snapshot_nid, current_nid FROM events WHERE event_id = :event_id")
 def place_of(txn: Transaction, event_id: str) -> None: ...
 
 
@@ -105,20 +169,11 @@ def history_on(txn: Transaction, room_nid: int, depth: int, position: int, count
 
 @maybe(
     Place,
-    "SELECT room_nid, depth, position, snapshot_nid FROM events WHERE room_nid = :room_nid AND position <= :position "
-    "AND position <> 0 AND status = 0 ORDER BY position DESC LIMIT 1",
+    "SELECT room_nid, depth, position, snapshot_nid, current_nid FROM events WHERE room_nid = :room_nid "
+    "AND position <= :position AND position <> 0 AND status = 0 ORDER BY position DESC LIMIT 1",
 )
 def last_place(txn: Transaction, room_nid: int, position: int) -> None:
     """The newest event up to a stream position."""
-
-
-@maybe(
-    Place,
-    "SELECT room_nid, depth, position, snapshot_nid FROM events WHERE room_nid = :room_nid AND position > :position "
-    "AND status = 0 ORDER BY position LIMIT 1",
-)
-def first_place_after(txn: Transaction, room_nid: int, position: int) -> None:
-    """The first live event after a stream position."""
 
 
 @maybe(
@@ -160,6 +215,27 @@ def replace_redacted(txn: Transaction, event_nid: int, pdu: bytes, redaction_nid
 def insert_redactions(txn: Transaction, rows: object) -> None: ...
 
 
+@many(
+    int,
+    "SELECT redaction_nid FROM redactions WHERE redacts_id = :event_id AND room_nid = :room_nid AND applied = 0 "
+    "ORDER BY redaction_nid LIMIT 20",
+)
+def waiting_redactions(txn: Transaction, event_id: str, room_nid: int) -> None:
+    """The redactions of an event that came before it."""
+
+
+@many(
+    str,
+    "SELECT redacts_id FROM redactions WHERE redacts_id = ANY(:event_ids) AND room_nid = :room_nid AND applied = 0",
+)
+def with_waiting_redactions(txn: Transaction, event_ids: Sequence[str], room_nid: int) -> None:
+    """Those of some events that redactions wait for."""
+
+
+@none("UPDATE redactions SET applied = 1 WHERE redacts_id = :event_id AND redaction_nid = :redaction_nid")
+def redaction_applied(txn: Transaction, event_id: str, redaction_nid: int) -> None: ...
+
+
 @none("UPDATE counters SET next = next + :count WHERE name = :name")
 def _advance(txn: Transaction, name: str, count: int) -> None: ...
 
@@ -179,8 +255,3 @@ async def take_block(txn: Transaction, name: str, count: int) -> int:
     following = await _next(txn, name)
     assert following is not None
     return following - count
-
-
-@one(int, "SELECT COUNT(*) FROM events WHERE room_nid = :room_nid AND snapshot_nid = :snapshot_nid")
-def references(txn: Transaction, room_nid: int, snapshot_nid: int) -> None:
-    """How many events stand on a snapshot."""

@@ -56,6 +56,24 @@ def delete_events(txn: Transaction, room_nid: int, count: int) -> None: ...
 def delete_snapshots(txn: Transaction, room_nid: int, count: int) -> None: ...
 
 
+@none("DELETE FROM invites WHERE room_nid = :room_nid")
+def delete_invites(txn: Transaction, room_nid: int) -> None: ...
+
+
+@none(
+    "DELETE FROM backward_edges WHERE room_nid = :room_nid AND event_nid IN "
+    "(SELECT event_nid FROM backward_edges WHERE room_nid = :room_nid LIMIT :count)"
+)
+def delete_edges(txn: Transaction, room_nid: int, count: int) -> None: ...
+
+
+@none(
+    "DELETE FROM auth_chains WHERE event_nid IN "
+    "(SELECT event_nid FROM auth_chains WHERE room_nid = :room_nid LIMIT :count)"
+)
+def delete_chains(txn: Transaction, room_nid: int, count: int) -> None: ...
+
+
 async def delete_some(txn: Transaction, room_nid: int, count: int) -> int:
     """Delete some rows of a room of which nobody knows any more; returns how many, 0 when there is none left."""
     members = await some_members(txn, room_nid, count)
@@ -63,7 +81,7 @@ async def delete_some(txn: Transaction, room_nid: int, count: int) -> int:
         await delete_members(txn, room_nid, members)
         await forget_unjoined(txn, members)
         return len(members)
-    for delete in (delete_relations, delete_redactions, delete_events, delete_snapshots):
+    for delete in (delete_relations, delete_redactions, delete_edges, delete_chains, delete_events, delete_snapshots):
         done = await delete(txn, room_nid, count)
         if done:
             return done

@@ -19,10 +19,16 @@ class RoomRow(msgspec.Struct, frozen=True):
     depth: int
     extremities: bytes
     snapshot_nid: int
+    tape_nid: int
+    standing: int
+
+
+RESIDENT, PARTIAL, ELSEWHERE = 0, 1, 2
+"""Standings of this server in a room: it has the state; members are still missing; it is not in the room."""
 
 
 class MembershipRow(msgspec.Struct, frozen=True):
-    """A user's current membership, with where its event stands."""
+    """A user's current membership: its event, and the stream position since which it is current."""
 
     room_nid: int
     room_id: str
@@ -49,13 +55,13 @@ class RelationRow(msgspec.Struct, frozen=True):
 
 @one(
     int,
-    "INSERT INTO rooms (room_id, version, depth, extremities, snapshot_nid) VALUES (:room_id, :version, 0, "
-    ":extremities, 0) RETURNING room_nid",
+    "INSERT INTO rooms (room_id, version, depth, extremities, snapshot_nid, standing) VALUES (:room_id, :version, 0, "
+    ":extremities, 0, :standing) RETURNING room_nid",
 )
-def insert_room(txn: Transaction, room_id: str, version: str, extremities: bytes) -> None: ...
+def insert_room(txn: Transaction, room_id: str, version: str, extremities: bytes, standing: int) -> None: ...
 
 
-_ROOM = "SELECT room_nid, room_id, version, depth, extremities, snapshot_nid FROM rooms"
+_ROOM = "SELECT room_nid, room_id, version, depth, extremities, snapshot_nid, tape_nid, standing FROM rooms"
 
 
 @maybe(RoomRow, f"{_ROOM} WHERE room_id = :room_id")
@@ -67,10 +73,51 @@ def room_by_nid(txn: Transaction, room_nid: int) -> None: ...
 
 
 @none(
-    "UPDATE rooms SET depth = :depth, extremities = :extremities, snapshot_nid = :snapshot_nid "
+    "UPDATE rooms SET depth = :depth, extremities = :extremities, snapshot_nid = :snapshot_nid, tape_nid = :tape_nid "
     "WHERE room_nid = :room_nid"
 )
-def update_room(txn: Transaction, room_nid: int, depth: int, extremities: bytes, snapshot_nid: int) -> None: ...
+def update_room(
+    txn: Transaction, room_nid: int, depth: int, extremities: bytes, snapshot_nid: int, tape_nid: int
+) -> None: ...
+
+
+class PartialRow(msgspec.Struct, frozen=True):
+    """A room of which members are still missing; ``servers`` is a JSON list."""
+
+    room_id: str
+    join_nid: int
+    resident: str
+    servers: bytes
+
+
+_PARTIAL = (
+    "SELECT r.room_id, p.join_nid, p.resident, p.servers FROM partial_rooms p JOIN rooms r ON r.room_nid = p.room_nid"
+)
+
+
+@many(PartialRow, f"{_PARTIAL} ORDER BY p.room_nid")
+def partial_rooms(txn: Transaction) -> None: ...
+
+
+@maybe(PartialRow, f"{_PARTIAL} WHERE p.room_nid = :room_nid")
+def partial_room(txn: Transaction, room_nid: int) -> None: ...
+
+
+@none(
+    "INSERT INTO partial_rooms (room_nid, join_nid, resident, servers) "
+    "SELECT :room_nid, event_nid, :resident, :servers FROM events WHERE event_id = :join_id "
+    "ON CONFLICT (room_nid) DO UPDATE "
+    "SET join_nid = excluded.join_nid, resident = excluded.resident, servers = excluded.servers"
+)
+def insert_partial(txn: Transaction, room_nid: int, join_id: str, resident: str, servers: bytes) -> None: ...
+
+
+@none("DELETE FROM partial_rooms WHERE room_nid = :room_nid")
+def delete_partial(txn: Transaction, room_nid: int) -> None: ...
+
+
+@none("UPDATE rooms SET standing = :standing WHERE room_nid = :room_nid")
+def set_standing(txn: Transaction, room_nid: int, standing: int) -> None: ...
 
 
 class NewestRow(msgspec.Struct, frozen=True):
@@ -91,16 +138,29 @@ def newest_positions(txn: Transaction, room_ids: Sequence[str]) -> None:
 
 
 @each(
-    "INSERT INTO memberships (user_nid, room_nid, membership, event_nid, local, forgotten) VALUES (:user_nid, "
-    ":room_nid, :membership, :event_nid, :local, 0) ON CONFLICT (user_nid, room_nid) DO UPDATE SET "
-    "membership = excluded.membership, event_nid = excluded.event_nid, forgotten = 0",
-    row="user_nid room_nid membership event_nid local",
+    "INSERT INTO memberships (user_nid, room_nid, membership, event_nid, position, local, forgotten) VALUES "
+    "(:user_nid, :room_nid, :membership, :event_nid, :position, :local, 0) ON CONFLICT (user_nid, room_nid) DO UPDATE "
+    "SET membership = excluded.membership, event_nid = excluded.event_nid, position = excluded.position, forgotten = 0",
+    row="user_nid room_nid membership event_nid position local",
 )
 def upsert_memberships(txn: Transaction, rows: object) -> None: ...
 
 
+@many(int, "SELECT room_nid FROM memberships WHERE user_nid = :user_nid AND membership = 'join'")
+def joined_rooms(txn: Transaction, user_nid: int) -> None: ...
+
+
+@many(int, "SELECT user_nid FROM memberships WHERE room_nid = :room_nid")
+def members_of(txn: Transaction, room_nid: int) -> None:
+    """The users who have a membership of any kind."""
+
+
+@each("DELETE FROM memberships WHERE user_nid = :user_nid AND room_nid = :room_nid", row="user_nid room_nid")
+def delete_memberships(txn: Transaction, rows: object) -> None: ...
+
+
 _MEMBERSHIP = (
-    "SELECT m.room_nid, r.room_id, u.name, m.membership, m.event_nid, e.event_id, s.name, e.position, m.forgotten "
+    "SELECT m.room_nid, r.room_id, u.name, m.membership, m.event_nid, e.event_id, s.name, m.position, m.forgotten "
     "FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid JOIN events e ON e.event_nid = m.event_nid "
     "JOIN names u ON u.name_nid = m.user_nid JOIN names s ON s.name_nid = e.sender_nid"
 )
@@ -176,8 +236,8 @@ def rooms_without_local_members(txn: Transaction) -> None: ...
 
 @many(
     RoomRow,
-    "SELECT r.room_nid, r.room_id, r.version, r.depth, r.extremities, r.snapshot_nid FROM memberships a "
-    "JOIN memberships b ON b.room_nid = a.room_nid JOIN rooms r ON r.room_nid = a.room_nid "
+    "SELECT r.room_nid, r.room_id, r.version, r.depth, r.extremities, r.snapshot_nid, r.tape_nid, r.standing "
+    "FROM memberships a JOIN memberships b ON b.room_nid = a.room_nid JOIN rooms r ON r.room_nid = a.room_nid "
     "WHERE a.user_nid = :user_nid AND a.membership = 'join' AND b.user_nid = :other_nid AND b.membership = 'join' "
     "AND r.room_nid > :after ORDER BY r.room_nid LIMIT :count",
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ...database.statements import Transaction, each, maybe, none
+from ...database.statements import Transaction, each, many, maybe, none
 
 
 class SnapshotRow(msgspec.Struct, frozen=True):
@@ -34,10 +34,26 @@ def insert_snapshots(txn: Transaction, rows: object) -> None: ...
 def snapshot(txn: Transaction, snapshot_nid: int) -> None: ...
 
 
+@many(
+    SnapshotRow,
+    "SELECT s.snapshot_nid, s.room_nid, s.step, s.base_nid, s.delta FROM state_snapshots s "
+    "LEFT JOIN state_snapshots b ON b.snapshot_nid = s.base_nid "
+    "WHERE s.room_nid = :room_nid AND s.step >= :step AND COALESCE(b.step, 0) < :step",
+)
+def spanning(txn: Transaction, room_nid: int, step: int) -> None:
+    """The snapshots from a step on that stand on one from before it."""
+
+
+@none("UPDATE state_snapshots SET delta = :delta WHERE snapshot_nid = :snapshot_nid")
+def replace_delta(txn: Transaction, snapshot_nid: int, delta: bytes) -> None: ...
+
+
 @none(
     "DELETE FROM state_snapshots WHERE room_nid = :room_nid "
     "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.snapshot_nid = state_snapshots.snapshot_nid) "
-    "AND NOT EXISTS (SELECT 1 FROM rooms r WHERE r.snapshot_nid = state_snapshots.snapshot_nid) "
+    "AND snapshot_nid NOT IN (SELECT e.current_nid FROM events e WHERE e.room_nid = :room_nid) "
+    "AND NOT EXISTS (SELECT 1 FROM rooms r WHERE r.room_nid = :room_nid "
+    "AND state_snapshots.snapshot_nid IN (r.snapshot_nid, r.tape_nid)) "
     "AND NOT EXISTS (SELECT 1 FROM state_snapshots s WHERE s.base_nid = state_snapshots.snapshot_nid)"
 )
 def delete_unreferenced(txn: Transaction, room_nid: int) -> None:

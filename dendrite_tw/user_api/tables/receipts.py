@@ -33,12 +33,19 @@ class ReceiptRow(msgspec.Struct, frozen=True):
 def since(txn: Transaction, room_ids: Sequence[str], after: int, upto: int) -> None: ...
 
 
+class Place(msgspec.Struct, frozen=True):
+    """How far a receipt says that its user has read."""
+
+    event_id: str
+    event_position: int
+
+
 @maybe(
-    int,
-    "SELECT event_position FROM receipts WHERE room_id = :room_id AND user_id = :user_id "
+    Place,
+    "SELECT event_id, event_position FROM receipts WHERE room_id = :room_id AND user_id = :user_id "
     "AND receipt_type = :receipt_type AND thread_id = :thread_id",
 )
-def event_position(txn: Transaction, room_id: str, user_id: str, receipt_type: str, thread_id: str) -> None: ...
+def place(txn: Transaction, room_id: str, user_id: str, receipt_type: str, thread_id: str) -> None: ...
 
 
 @none(

@@ -12,9 +12,12 @@ INBOX_LIMIT = 50_000
 """Messages that wait for one device at most, give or take `CHECK_EVERY`; beyond it the oldest are dropped."""
 
 TRANSACTION_RETENTION_MS = 24 * 3600 * 1000
+MESSAGE_RETENTION_MS = 14 * TRANSACTION_RETENTION_MS
+"""How long a client's transaction and another server's message are known again; a server may try for days."""
+
 RETENTION = (
     "Messages: deleted when the device has them, with the device, and beyond `INBOX_LIMIT` (`drop_oldest`). "
-    "Transactions: `prune_transactions` after a day."
+    "Transactions: `prune_transactions` after a day; those of other servers `prune_messages` after 14."
 )
 
 
@@ -100,5 +103,10 @@ def delete_transactions(txn: Transaction, user_id: str, device_id: str) -> None:
 def delete_transactions_of_user(txn: Transaction, user_id: str) -> None: ...
 
 
-@none("DELETE FROM to_device_transactions WHERE sent_ts < :before_ts")
+@none("DELETE FROM to_device_transactions WHERE sent_ts < :before_ts AND event_type <> ''")
 def prune_transactions(txn: Transaction, before_ts: int) -> None: ...
+
+
+@none("DELETE FROM to_device_transactions WHERE sent_ts < :before_ts")
+def prune_messages(txn: Transaction, before_ts: int) -> None:
+    """Forget those of other servers, which have no event type, too."""

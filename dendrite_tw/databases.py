@@ -1,0 +1,114 @@
+"""The databases that a configuration names, opened and locked; what is wrong with one stops the start."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+
+from .config import Component, Config
+from .config import Database as DatabaseSection
+from .database.engines import Database, SQLiteDatabase, Unavailable
+from .locks import InUseError, Locks
+from .world import World
+
+if TYPE_CHECKING:
+    from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
+
+
+class Databases:
+    """The databases that the configuration names: one object for each connection string."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        self._config = config
+        self._world = world
+        self._open: dict[str, SQLiteDatabase | PostgreSQLDatabase | InlinePostgreSQL] = {}
+        self._locks = Locks()
+
+    def of(self, component: Component) -> Database:
+        """The database of a component, as ``dendrite.yaml`` names it."""
+        wanted = self._config.database_of(component)
+        name = wanted.sqlite_path if wanted.is_sqlite else wanted.connection_string
+        if name not in self._open:
+            make = self._sqlite if wanted.is_sqlite else self._postgresql
+            self._open[name] = make(self._config.key_of_database(component), wanted)
+        return self._open[name]
+
+    def _sqlite(self, key: str, wanted: DatabaseSection) -> SQLiteDatabase:
+        path = wanted.sqlite_path
+        if path != ":memory:":
+            self.lock(key, Path(f"{path}-lock"))
+        try:
+            return SQLiteDatabase(path, self._world.threads)
+        except (sqlite3.Error, OSError) as error:
+            raise self._config.error(
+                key, f"{path} cannot be opened: {error}.", "Check the file and the permissions of its directory."
+            ) from None
+
+    def _postgresql(self, key: str, wanted: DatabaseSection) -> PostgreSQLDatabase | InlinePostgreSQL:
+        # The driver is of no use, and five megabytes of memory, to a server on SQLite.
+        from .database.connections import dsn_of
+        from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
+
+        try:
+            dsn = dsn_of(wanted.connection_string)
+        except ValueError as error:
+            advice = "Write postgresql://user:password@host/name?sslmode=disable, or file:name.db for SQLite."
+            raise self._config.error(key, f"This is no address of a database: {error}.", advice) from None
+        most, kept = pool_size(wanted)
+        try:
+            if self._world.threads is None:
+                return InlinePostgreSQL(dsn)
+            return PostgreSQLDatabase(dsn, self._world.time, most, kept, max(0.0, wanted.conn_max_lifetime))
+        except Unavailable as error:
+            advice = "Start PostgreSQL, and see that the user may connect to the database (psql with the same string)."
+            raise self._config.error(key, f"PostgreSQL cannot be used: {error.__cause__}".strip(), advice) from None
+
+    def begin(self) -> None:
+        """Called when the reactor runs, which may be in another process than the one that opened them."""
+        for database in self._open.values():
+            database.begin()
+
+    def lock(self, key: str, path: Path) -> None:
+        """Keep other servers away from what the configuration names under `key`."""
+        try:
+            self._locks.take(path)
+        except InUseError as error:
+            by = f" ({error.holder})" if error.holder else ""
+            raise self._config.error(
+                key, f"Another server{by} uses it.", "Stop that one, or give each server files of its own."
+            ) from None
+        except OSError as error:
+            raise self._config.error(key, f"{path} cannot be written: {error.strerror or error}.") from None
+
+    @property
+    def degraded(self) -> list[str]:
+        """The databases that do not take changes at the moment."""
+        failing = [database for database in self._open.values() if database.failing]
+        return [f"{database.label}: {database.failing}" for database in failing]
+
+    async def probe(self) -> None:
+        """Find out whether databases that failed take changes again."""
+        for database in self._open.values():
+            if database.failing:
+                await database.probe()
+
+    async def close(self) -> None:
+        for database in self._open.values():
+            await ended(database.close())
+        self._locks.release()
+
+
+def pool_size(wanted: DatabaseSection) -> tuple[int, int]:
+    """The most connections and the most idle ones, with Go's meaning of 0 and of negative numbers."""
+    unlimited = 1000
+    most, kept = wanted.max_open_conns or type(wanted)().max_open_conns, wanted.max_idle_conns or 2
+    return (unlimited if most < 0 else most), (unlimited if kept < 0 else kept)
+
+
+async def ended(stopping: Any) -> None:
+    """Wait for the end of what may take its time: a coroutine, a `Deferred`, or nothing."""
+    if isinstance(stopping, Deferred) or hasattr(stopping, "__await__"):
+        await stopping
