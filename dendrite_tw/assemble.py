@@ -38,6 +38,9 @@ from .databases import Databases, ended
 from .federation_api.api import FederationAPI, NoFederation
 from .federation_api.component import FederationComponent
 from .federation_api.inbound import Inbound
+from .federation_api.outbound import DURABLES as FEDERATION_DURABLES
+from .federation_api.outbound import OutboundComponent
+from .figures import counted_requests, show_inbound, show_outbound, show_resyncs, show_syncs
 from .jetstream.disk_thread import DiskThread
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
@@ -65,7 +68,6 @@ from .sync_api.component import SyncComponent
 from .user_api.api import Caller, KeyAPI, UserAPI
 from .user_api.component import UserComponent
 from .user_api.keys_component import KeyComponent
-from .user_api.resync import Resyncs
 from .web.auth import TokenAuthenticator
 from .web.resource import Exchange
 from .web.routes import client_paths
@@ -78,7 +80,7 @@ PRUNE_SECONDS = 3600
 PROBE_SECONDS = 5
 
 DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
-"""The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
+"""The durable consumers of each stream, whose positions hold back the pruning of outboxes; without federation."""
 
 
 class Component(Protocol):
@@ -204,6 +206,7 @@ class Parts:
         self.components: list[Component] = [self.users, self.rooms, self.sync, self.media]
         self.federation: FederationComponent | None = None
         self.inbound: Inbound | None = None
+        self.outbound: OutboundComponent | None = None
         if federates(config, world):
             self.federation = federation_component(config, world, self.databases.of("federation_api"), metrics)
             self.inbound = Inbound(
@@ -216,10 +219,24 @@ class Parts:
                 server_name,
                 config.global_.presence.enable_inbound,
             )
-            self.components += [self.federation, self.inbound]
+            self.outbound = OutboundComponent(
+                server_name,
+                self.databases.of("federation_api"),
+                self.federation.destinations,
+                self.federation.client.send_transaction,
+                rooms,
+                keys,
+                client,
+                world,
+                config.global_.presence.enable_outbound,
+                self._told_others,
+            )
+            self.components += [self.federation, self.inbound, self.outbound]
             show_inbound(metrics, self.inbound)
+            show_outbound(metrics, self.outbound)
         to_federation.connect(self.federation or NoFederation())
-        self.relays = [relay(self.rooms.outbox, client, world), relay(self.users.outbox, client, world)]
+        durables = joined(DURABLES, FEDERATION_DURABLES) if self.outbound is not None else DURABLES
+        self.relays = [relay(outbox, client, world, durables) for outbox in (self.rooms.outbox, self.users.outbox)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
         self._prune_keys.clock = world.time
         self._probe = LoopingCall(lambda: Deferred.fromCoroutine(self.databases.probe()))
@@ -245,12 +262,9 @@ class Parts:
             self.media,
             MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]),
         ]
-        sections += [part for part in (self.federation, self.inbound) if part is not None]
+        sections += [part for part in (self.federation, self.inbound, self.outbound) if part is not None]
         self.last_seen = LastSeen(users, world)
-        notifier = self.sync.notifier
-        metrics.gauge("dendrite_syncapi_active_sync_requests", "Syncs that are being answered.", self._active_syncs)
-        metrics.gauge("dendrite_syncapi_waiting_sync_requests", "Syncs that wait for news.", lambda: notifier.waiting)
-        metrics.gauge("dendrite_syncapi_active_users", "Users who sync.", lambda: notifier.streams)
+        show_syncs(metrics, self.sync)
         show_resyncs(metrics, self.keys.resyncs)
         self.routes = client_paths(row for section in sections for row in section.routes())
         self.routes += account_routes(settings, users, rooms, client, world, auth)
@@ -268,6 +282,11 @@ class Parts:
         """The queue first, then who consumes from it, then what is told to it."""
         self.databases.begin()
         await self.queue.start()
+        if self.outbound is None:
+            # Streams keep what a consumer has not read, also one of a time when the server federated.
+            for stream, names in FEDERATION_DURABLES.items():
+                for name in names:
+                    await self.queue.client.delete_consumer(stream, name)
         for component in self.components:
             await component.start()
         self.users.unread_store.on_stored = self._users_reached
@@ -280,12 +299,14 @@ class Parts:
         self._probe.start(PROBE_SECONDS, now=False)
         self._sweep.start(self._sweep_seconds, now=False)
 
-    def _active_syncs(self) -> int:
-        return self.sync.handler.active
-
     def _users_reached(self, position: int) -> None:
         """The user component has stored what follows from room events up to this position."""
         self.relays[0].consumed("UserAPIRoomServerConsumer", position)
+
+    def _told_others(self, consumer: str, position: int) -> None:
+        """The federation has stored what other servers are to be told of a stream up to this position."""
+        of_rooms = consumer in FEDERATION_DURABLES["OutputRoomEvent"]
+        self.relays[0 if of_rooms else 1].consumed(consumer, position)
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
@@ -317,41 +338,11 @@ def monolith(config: Config, world: World) -> Server:
     return Server(Parts(config, world))
 
 
-def show_resyncs(metrics: Metrics, resyncs: Resyncs) -> None:
-    """How device lists of other servers' users are fetched, under Dendrite's names."""
-    metrics.counter("dendrite_keyserver_device_list_update", "Device lists asked for.", [], resyncs.attempts)
-    metrics.gauge(
-        "dendrite_keyserver_worker_backpressure",
-        "Servers to be asked for device lists that wait for their turn.",
-        lambda: resyncs.waiting_servers,
-    )
-    metrics.gauge(
-        "dendrite_keyserver_worker_servers_retrying",
-        "Servers to be asked for device lists that did not answer.",
-        lambda: resyncs.retrying_servers,
-    )
-
-
-def show_inbound(metrics: Metrics, inbound: Inbound) -> None:
-    """What other servers send, under Dendrite's names."""
-    metrics.counter("dendrite_federationapi_recv_pdus", "Events of other servers.", ["status"], inbound.pdus)
-    metrics.counter("dendrite_federationapi_recv_edus", "EDUs of other servers.", ["type"], inbound.edus)
-    metrics.gauge(
-        "dendrite_federationapi_staged_pdus", "Events of other servers that wait.", lambda: inbound.inbox.waiting
-    )
-
-
 def federation_component(config: Config, world: World, database: Database, metrics: Metrics) -> FederationComponent:
     """What speaks to other servers."""
     internet = world.internet
     assert internet is not None
     names = internet.names(name_cache(config))
-    asked: dict[tuple[str, ...], int] = {}
-    metrics.counter("dendrite_federationapi_requests", "Requests to other servers.", ["method", "outcome"], asked)
-
-    def observe(method: str, outcome: str) -> None:
-        asked[method, outcome] = asked.get((method, outcome), 0) + 1
-
     return FederationComponent(
         database,
         internet.client(names, client_options(config)),
@@ -362,14 +353,19 @@ def federation_component(config: Config, world: World, database: Database, metri
         config.federation_api.prefer_direct_fetch,
         config.federation_api.send_max_retries,
         internet.locator,
-        observe,
+        counted_requests(metrics),
     )
 
 
-def relay(outbox: Outbox, client: Any, world: World) -> OutboxRelay:
+def joined(some: dict[str, list[str]], more: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Both together, the lists of what is in both one after the other."""
+    return {key: [*some.get(key, []), *more.get(key, [])] for key in {**some, **more}}
+
+
+def relay(outbox: Outbox, client: Any, world: World, durables: dict[str, list[str]]) -> OutboxRelay:
     """The way of a component's outbox to the queue."""
     read: Any = outbox.read_after
-    made = OutboxRelay(outbox.name, read, outbox.delete_upto, client, world.time, DURABLES)
+    made = OutboxRelay(outbox.name, read, outbox.delete_upto, client, world.time, durables)
     offer: Any = made.offer
     outbox.on_commit = offer
     return made

@@ -27,7 +27,6 @@ NOT_YET: dict[str, str] = {
     "app_service_api.config_files": "Application services are not served yet: these files are not read.",
     "federation_api.enable_relays": "Relay servers are not available yet.",
     "global.jetstream.addresses": "External NATS servers are not available yet: the built-in queue is used.",
-    "global.presence": "Presence is not exchanged with other servers yet.",
     "global.report_stats.enabled": "Usage figures are not available yet: none are sent.",
     "global.sentry.enabled": "Sentry is not available yet: errors are only logged.",
     "mscs.mscs": "None of these proposals is available yet.",

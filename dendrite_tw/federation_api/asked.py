@@ -17,8 +17,6 @@ class TakenMembership(Protocol):
 
 
 class Rooms(RoomAPI, Protocol):
-    async def receive(self, origin: str, room_id: str, pdus: list[bytes]) -> dict[str, str]: ...
-
     async def make_membership(
         self, kind: str, room_id: str, user_id: str, origin: str, versions: list[str]
     ) -> dict[str, Any]: ...

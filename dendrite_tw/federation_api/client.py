@@ -35,6 +35,10 @@ PEERS_TRIED = 3
 ERRCODE_LIMIT = 255
 ERROR_TEXT_LIMIT = 500
 
+TRANSACTION_ANSWER_LIMIT = 1 << 20
+REFUSED_CONTENT = (400, 413)
+"""With these a server that works says that what it was sent is malformed or too large."""
+
 Query = Sequence[tuple[str, str]]
 Observer = Callable[[str, str], None]
 """Is told of every request: its method, and ``ok``, ``refused`` or ``unreachable``."""
@@ -145,6 +149,34 @@ class FederationClient:
         encoded = body if isinstance(body, bytes) else _encoded(body)
         return await self._ask(request, _target(path, query), encoded, signed)
 
+    async def send_transaction(
+        self, destination: str, txn_id: str, body: bytes, seconds: float
+    ) -> RemoteRefused | None:
+        """``PUT /send``: `None` once the destination has it, a refusal where it will not have it, now or ever.
+
+        Raises `Unreachable` or `BackingOff` where it is to be sent again.  Unlike with a question, a refusal that is
+        not about what was sent (who is this? not now; no such endpoint) counts as a failure: the next transaction would
+        meet the same, and the destination shall be left in peace for a while.
+        """
+        request = FederationRequest(
+            method="PUT",
+            destination=destination,
+            path=path_of("/_matrix/federation/v1/send/{}", txn_id),
+            timeout_ms=int(seconds * 1000),
+            response_limit=TRANSACTION_ANSWER_LIMIT,
+        )
+        answer = await self._answer(request, request.path, body, True, _json_if_good)
+        if answer.content is not None:
+            await self._succeeded(request)
+            return None
+        self._observe(request.method, "refused")
+        refusal, is_matrix = _refusal(answer)
+        if is_matrix and answer.status in REFUSED_CONTENT:
+            await self._destinations.reached(destination)
+            return refusal
+        await self._destinations.failed(destination, _in_words(refusal))
+        raise Unreachable(_in_words(refusal))
+
     async def _ask(self, request: FederationRequest, target: str, body: bytes | None, signed: bool) -> dict[str, Any]:
         """The JSON object of a good answer; `RemoteRefused` for another."""
         answer = await self._answer(request, target, body, signed, _json_if_good)
@@ -182,10 +214,10 @@ class FederationClient:
         except Busy:
             self._observe(request.method, "unreachable")
             raise
-        except Unreachable:
+        except Unreachable as error:
             self._observe(request.method, "unreachable")
             self._locator.forget(destination)
-            await self._destinations.failed(destination)
+            await self._destinations.failed(destination, error.reason)
             raise
 
     async def _succeeded(self, request: FederationRequest) -> None:
@@ -195,12 +227,12 @@ class FederationClient:
     async def _refused(self, request: FederationRequest, answer: _Answer) -> RemoteRefused:
         """The error that was answered.  Only that of a homeserver that works shows that it can be reached."""
         self._observe(request.method, "refused")
-        errcode, text = error_of(answer.body)
-        if answer.status >= 500 or errcode is None:
-            await self._destinations.failed(request.destination)
+        refusal, is_matrix = _refusal(answer)
+        if answer.status >= 500 or not is_matrix:
+            await self._destinations.failed(request.destination, _in_words(refusal))
         else:
             await self._destinations.reached(request.destination)
-        return RemoteRefused(answer.status, errcode or "M_UNKNOWN", text or f"status {answer.status}")
+        return refusal
 
     async def _in_turn(
         self,
@@ -265,6 +297,17 @@ class _Answer(msgspec.Struct, frozen=True):
     headers: Headers
     body: bytes
     content: dict[str, Any] | None = None
+
+
+def _refusal(answer: _Answer) -> tuple[RemoteRefused, bool]:
+    """The error in an answer, and whether it has the form that homeservers give to errors."""
+    errcode, text = error_of(answer.body)
+    refusal = RemoteRefused(answer.status, errcode or "M_UNKNOWN", text or f"status {answer.status}")
+    return refusal, errcode is not None
+
+
+def _in_words(refusal: RemoteRefused) -> str:
+    return f"it answered {refusal.remote_status} {refusal.remote_errcode}: {refusal.remote_error}"
 
 
 _Reader = Callable[[HttpAnswer], _Answer]

@@ -25,6 +25,7 @@ from .destinations import Destinations
 from .downloads import Downloads
 from .failures import FailedRequests
 from .keyring import KeyRing, Perspective
+from .notary import Notary
 from .resolver import ServerResolver
 from .routes import KeyRoutes
 from .signing_keys import OwnKeys
@@ -66,6 +67,7 @@ class FederationComponent:
         self.keys = KeyRing(
             own, database, KeyQuestions(self.client), world.time, world.clock, perspectives, prefer_direct_fetch
         )
+        self.notary = Notary(self.keys, own, database, world.clock)
         self.servers = ServerAuthenticator(
             frozenset([own.server_name]),
             self.keys,
@@ -91,7 +93,7 @@ class FederationComponent:
         await self._http.close()
 
     def routes(self) -> list[Route]:
-        return KeyRoutes(self.own, self.keys).routes()
+        return KeyRoutes(self.own, self.notary).routes()
 
     async def request(self, request: FederationRequest) -> dict[str, Any]:
         """`FederationAPI.request`."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgspec
+
 from ..database.engines import Database
 from ..world import Clock
 from .api import BackingOff
@@ -25,6 +27,9 @@ from .tables.unreachable import (
 LONGEST_WAIT_MS = 24 * 3_600_000
 """No wait between two attempts is longer, however many failed."""
 
+ERROR_LIMIT = 300
+"""Characters that are kept of what was wrong."""
+
 REMEMBERED = LOADED
 """How many unreachable servers are kept in mind; those that failed first are forgotten first."""
 
@@ -38,7 +43,7 @@ class Destinations:
         self._max_retries = max_retries
         self._failing: OrderedDict[str, UnreachableRow] = OrderedDict()
         self.on_reached: Callable[[str], None] = lambda server_name: None
-        """Is told whenever a server answers or is heard of: what waits for it may go out."""
+        """Is told when a server that did not answer does, or is heard of: what waits for it may go out."""
 
     def prepare(self) -> None:
         """Read what is stored, before the reactor runs."""
@@ -65,28 +70,46 @@ class Destinations:
         row = self._failing.get(server_name)
         return 0 if row is None else row.failures
 
-    async def failed(self, server_name: str) -> None:
-        """An attempt failed.  Of several that were under way together only the first counts."""
+    def is_given_up(self, server_name: str) -> bool:
+        """Whether it is not tried any more until it is heard of."""
+        row = self._failing.get(server_name)
+        return row is not None and bool(row.given_up)
+
+    def trouble(self, server_name: str) -> UnreachableRow | None:
+        """What is remembered of a server that did not answer; `None` of one that did."""
+        return self._failing.get(server_name)
+
+    def failing(self) -> list[str]:
+        """The servers that did not answer."""
+        return list(self._failing)
+
+    async def failed(self, server_name: str, error: str = "") -> None:
+        """An attempt failed, `error` says how.  Of several that were under way together only the first counts."""
         now = self._clock.now_ms()
         before = self._failing.get(server_name)
         if before is not None and (before.given_up or now < before.retry_ts):
             return
         failures = (0 if before is None else before.failures) + 1
         wait = min(1000 << min(failures, 32), LONGEST_WAIT_MS)
-        row = UnreachableRow(server_name, failures, now + wait, int(failures > self._max_retries), now)
+        row = UnreachableRow(
+            server_name, failures, now + wait, int(failures > self._max_retries), now, error[:ERROR_LIMIT]
+        )
         self._failing[server_name] = row
         self._failing.move_to_end(server_name)
         if len(self._failing) > REMEMBERED:
             self._failing.popitem(last=False)
-        await self._database.write(
-            store_unreachable, [(server_name, failures, row.retry_ts, row.given_up, row.failed_ts)]
-        )
+        await self._database.write(store_unreachable, [msgspec.structs.astuple(row)])
 
     async def reached(self, server_name: str) -> None:
         """The server answered, or was heard of."""
         if self._failing.pop(server_name, None) is not None:
+            self.on_reached(server_name)
             await self._database.write(store_reachable, [(server_name,)])
-        self.on_reached(server_name)
+
+    async def forgive(self, server_name: str) -> None:
+        """Forget that a server did not answer, though nothing was heard of it."""
+        if self._failing.pop(server_name, None) is not None:
+            await self._database.write(store_reachable, [(server_name,)])
 
     async def prune(self) -> None:
         """Forget servers that nobody tried for long."""

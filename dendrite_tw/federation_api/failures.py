@@ -7,10 +7,9 @@ before, so that a server whose keys could not be had for a moment loses nothing.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from ..matrix.errors import limit_exceeded
 from ..world import Clock
+from .buckets import Buckets
 
 BURST_OF_NAME = 20
 BURST_OF_ADDRESS = 200
@@ -20,43 +19,30 @@ FORGIVEN_MS = 3_000
 """After so long one failure of a name at an address is forgotten; of an address as a whole, ten of them are."""
 
 REMEMBERED = 50_000
-"""How many names and addresses are kept in mind; those that failed longest ago are forgotten first."""
+"""How many names at addresses, and addresses, are kept in mind."""
 
 
 class FailedRequests:
     """Counts the requests that were not signed by whom they named."""
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._buckets: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
+        self._of_name: Buckets[tuple[str, str]] = Buckets(clock, BURST_OF_NAME, FORGIVEN_MS, REMEMBERED)
+        self._of_address: Buckets[str] = Buckets(clock, BURST_OF_ADDRESS, FORGIVEN_MS / 10, REMEMBERED)
 
     def __len__(self) -> int:
-        return len(self._buckets)
+        return len(self._of_name) + len(self._of_address)
 
     def check(self, address: str, server_name: str) -> None:
         """Raise ``M_LIMIT_EXCEEDED`` if too much of what came from there was signed wrongly."""
-        for name, burst, forgiven in self._measures(server_name):
-            above = self._level(address, name, forgiven) + 1 - burst
-            if above > 0:
-                raise limit_exceeded(max(1, int(above * forgiven)))
+        wait = max(self._of_name.wait_ms((address, server_name)), self._of_address.wait_ms(address))
+        if wait:
+            raise limit_exceeded(wait)
 
     def failed(self, address: str, server_name: str) -> None:
         """A request was not signed as it should be."""
-        now = self._clock.now_ms()
-        for name, burst, forgiven in self._measures(server_name):
-            level = min(self._level(address, name, forgiven) + 1, float(burst))
-            self._buckets[address, name] = (level, now)
-            self._buckets.move_to_end((address, name))
-        while len(self._buckets) > REMEMBERED:
-            self._buckets.popitem(last=False)
+        self._of_name.add((address, server_name))
+        self._of_address.add(address)
 
     def passed(self, address: str, server_name: str) -> None:
         """A request was signed by the server that it named."""
-        self._buckets.pop((address, server_name), None)
-
-    def _measures(self, server_name: str) -> list[tuple[str, int, float]]:
-        return [(server_name, BURST_OF_NAME, FORGIVEN_MS), ("", BURST_OF_ADDRESS, FORGIVEN_MS / 10)]
-
-    def _level(self, address: str, name: str, forgiven: float) -> float:
-        level, since = self._buckets.get((address, name), (0.0, 0))
-        return max(0.0, level - max(0, self._clock.now_ms() - since) / forgiven)
+        self._of_name.empty((address, server_name))

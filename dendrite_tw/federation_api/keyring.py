@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 import orjson
-from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore, gatherResults
+from twisted.internet.defer import Deferred, DeferredList, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -28,10 +28,21 @@ from ..matrix.identifiers import is_server_name
 from ..matrix.signing import SignatureError
 from ..world import Clock
 from .api import KeysWanted, ServerKey, SignatureCheck
-from .key_documents import KEY_ID_LIMIT, DocumentError, Published, read_document
+from .key_documents import CURRENT_LIMIT, KEY_ID_LIMIT, DocumentError, Published, read_document
 from .shared import SharedCalls
 from .signing_keys import OwnKeys
-from .tables.keys import PRUNED_AT_ONCE, KeyRow, document_of, keys_of, prune, store_documents, store_keys
+from .tables.keys import (
+    PRUNED_AT_ONCE,
+    RETIRED_OF_SERVER,
+    KeyRow,
+    document_of,
+    keys_of,
+    prune,
+    prune_retired_of,
+    store_documents,
+    store_keys,
+    store_retired,
+)
 
 log = Logger()
 
@@ -43,9 +54,6 @@ FETCHES = 100
 """How many servers are asked at the same time."""
 
 FETCHES_WAITING = 2_000
-NOTARY_FETCHES = 16
-"""How many servers are asked at the same time for strangers who take this server for a notary."""
-
 NOTARY_SERVERS = 100
 """How many servers' keys one question to a notary is for."""
 
@@ -124,7 +132,6 @@ class KeyRing:
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
         self._fetching: SharedCalls[str, None] = SharedCalls()
         self._turns = DeferredSemaphore(FETCHES)
-        self._renewing = 0
 
     # --- signatures ---
 
@@ -247,6 +254,8 @@ class KeyRing:
 
         async def store(txn: Transaction) -> None:
             await store_keys(txn, rows)
+            for one in published if direct else ():
+                await _retire(txn, one)
             await store_documents(txn, documents)
 
         await self._database.write(store)
@@ -254,6 +263,13 @@ class KeyRing:
             self._remember(one.keys[0].server_name, one.keys)
 
     # --- asking ---
+
+    async def renew(self, server_name: str) -> None:
+        """Ask a server itself for its document, however lately it was asked."""
+        await self._fetching.run(server_name, partial(self._renew, server_name))
+
+    async def _renew(self, server_name: str) -> None:
+        await self._ask_server(server_name)
 
     def _may_ask(self, server_name: str) -> bool:
         asked = self._asked.get(server_name)
@@ -355,49 +371,6 @@ class KeyRing:
         if good:
             await self._believe(good, direct=False)
 
-    # --- being a notary ---
-
-    async def documents(self, wants: Mapping[str, Wanted], minimum_valid_until_ts: int = 0) -> list[dict[str, Any]]:
-        """The documents of these servers with this server's signature added; none of those that cannot be had.
-
-        They should count until `minimum_valid_until_ts`, and until the time that is given for a key.  A stored
-        document is handed out for half of its time, and after that if its server does not answer.
-        """
-        waiting = [
-            Deferred.fromCoroutine(self._countersigned(name, wanted, minimum_valid_until_ts))
-            for name, wanted in wants.items()
-        ]
-        return [document for document in await gatherResults(waiting, consumeErrors=True) if document is not None]
-
-    async def _countersigned(self, server_name: str, wanted: Wanted, minimum: int) -> dict[str, Any] | None:
-        if server_name == self._own.server_name:
-            return self._own.document()
-        document = await self._document(server_name, wanted, minimum) if is_server_name(server_name) else None
-        return None if document is None else self._own.countersign(document)
-
-    async def _document(self, server_name: str, wanted: Wanted, minimum: int) -> dict[str, Any] | None:
-        row = await self._database.read(document_of, server_name)
-        now = self._clock.now_ms()
-        document: dict[str, Any] | None = orjson.loads(row.document) if row is not None else None
-        if row is not None and document is not None:
-            until = max([now, minimum, *wanted.values()])
-            fresh = now < row.fetched_ts + (row.valid_until_ts - row.fetched_ts) // 2 and row.valid_until_ts >= until
-            keys = {**document["verify_keys"], **(document.get("old_verify_keys") or {})}
-            if fresh and all(key_id in keys for key_id in wanted):
-                return document
-        if not self._may_ask(server_name) or self._renewing >= NOTARY_FETCHES:
-            return document
-        self._renewing += 1
-        try:
-            await self._fetching.run(server_name, lambda: self._renew(server_name))
-        finally:
-            self._renewing -= 1
-        row = await self._database.read(document_of, server_name)
-        return orjson.loads(row.document) if row is not None else None
-
-    async def _renew(self, server_name: str) -> None:
-        self._leave_in_peace(server_name, await self._ask_server(server_name))
-
     async def prune(self) -> int:
         """Forget keys that nobody confirmed for long, and the surplus; says how many rows went."""
         gone = 0
@@ -426,6 +399,19 @@ class _NotaryRound:
     async def _ask(self) -> None:
         await self._ring.ask_notaries(self._wants)
         self._is_over = True
+
+
+async def _retire(txn: Transaction, published: Published) -> None:
+    """Keep the document that is replaced, for those of its keys that the new one does not name."""
+    server_name = published.keys[0].server_name
+    before = await document_of(txn, server_name)
+    if before is None:
+        return
+    gone = orjson.loads(before.document)["verify_keys"].keys() - {row.key_id for row in published.keys}
+    if gone:
+        rest = (before.document, before.valid_until_ts, before.fetched_ts)
+        await store_retired(txn, [(server_name, key_id, *rest) for key_id in sorted(gone)[:CURRENT_LIMIT]])
+        await prune_retired_of(txn, server_name, RETIRED_OF_SERVER)
 
 
 def _server_key(row: KeyRow) -> ServerKey:

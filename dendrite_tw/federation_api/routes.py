@@ -13,7 +13,8 @@ from .. import __version__
 from ..matrix.errors import bad_json, invalid_param
 from ..matrix.identifiers import is_server_name
 from ..web.routes import Access, Response, Route
-from .keyring import KeyRing, Wanted
+from .keyring import Wanted
+from .notary import Notary
 from .signing_keys import OwnKeys
 
 QUERY_SERVERS = 50
@@ -39,9 +40,9 @@ class KeyQuery(msgspec.Struct, frozen=True):
 class KeyRoutes:
     """Serves keys, without asking who wants them."""
 
-    def __init__(self, own: OwnKeys, ring: KeyRing) -> None:
+    def __init__(self, own: OwnKeys, notary: Notary) -> None:
         self._own = own
-        self._ring = ring
+        self._notary = notary
 
     def routes(self) -> list[Route]:
         public = Access.PUBLIC
@@ -72,7 +73,7 @@ class KeyRoutes:
             if len(keys) > QUERY_KEYS:
                 raise bad_json(f"At most {QUERY_KEYS} keys of a server may be asked about.")
             wants[server_name] = {key_id: _moment(one.minimum_valid_until_ts) for key_id, one in keys.items()}
-        return {"server_keys": await self._ring.documents(wants)}
+        return {"server_keys": await self._notary.documents(wants)}
 
     async def query_server(self, server_name: str, query: Criteria) -> dict[str, Any]:
         """The document of one server."""
@@ -87,7 +88,7 @@ class KeyRoutes:
             raise invalid_param("The server name is malformed.")
         minimum = _moment(query.minimum_valid_until_ts)
         wanted = {key_id: minimum} if key_id else {}
-        return {"server_keys": await self._ring.documents({server_name: wanted}, minimum)}
+        return {"server_keys": await self._notary.documents({server_name: wanted}, minimum)}
 
     async def version(self) -> dict[str, Any]:
         """The name and version of this implementation."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..matrix import canonical_json, signing
-from ..matrix.errors import MatrixError
+from ..matrix.errors import MatrixError, invalid_param
 from ..matrix.identifiers import is_server_name
 from ..matrix.keys import SigningKey
 from ..matrix.signing import SignatureError
@@ -45,6 +45,10 @@ class XMatrix(msgspec.Struct, frozen=True):
     key_id: str
     signature: str
     destination: str | None = None
+
+
+class NotAServerName(ValueError):
+    """Somebody calls themselves what no server can be called."""
 
 
 class Verifier(Protocol):
@@ -79,8 +83,10 @@ def parse_header(header: str) -> XMatrix:
         at = parameter.end()
     origin, key_id = found.get("origin", ""), found.get("key", "")
     signature = found.get("sig") or found.get("signature") or ""
-    if not is_server_name(origin) or not key_id or len(key_id) > KEY_ID_LIMIT or not signature:
+    if not origin or not key_id or len(key_id) > KEY_ID_LIMIT or not signature:
         raise ValueError("origin, key or sig is missing or malformed")
+    if not is_server_name(origin):
+        raise NotAServerName("the origin is not the name of a server")
     return XMatrix(origin, key_id, signature, found.get("destination"))
 
 
@@ -149,6 +155,8 @@ class ServerAuthenticator:
             raise unauthorized("The request is not signed.")
         try:
             said = parse_header(header)
+        except NotAServerName:
+            raise invalid_param("The origin in the Authorization header is not the name of a server.") from None
         except ValueError as error:
             raise unauthorized(f"The Authorization header cannot be read: {error}.") from None
         if said.destination is not None and said.destination not in self._server_names:

@@ -344,6 +344,14 @@ class QueueClient:
                 raise
             await open_consumer(self, name, consumer, DEFAULT_ACK_WAIT, DEFAULT_BATCH)
 
+    async def delete_consumer(self, stream: str, durable: str) -> None:
+        """Make sure that there is no such durable consumer, for which its stream would keep messages."""
+        try:
+            await self.api(f"CONSUMER.DELETE.{self.prefix}{stream}.{self.prefix}{durable}")
+        except ApiError as error:
+            if error.err_code != _CONSUMER_NOT_FOUND:
+                raise
+
     def consume(
         self,
         stream: str,

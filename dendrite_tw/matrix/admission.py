@@ -11,7 +11,7 @@ before it passed, so that an event nobody signed costs no look-up of state.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import msgspec
@@ -317,6 +317,29 @@ def _state_before(event: Event) -> Generator[Question, Any, StateMap | None]:
     if not event.prev_events:
         return {}
     return cast("StateMap | None", (yield StateBefore(event, _needed(event))))
+
+
+def judge_apart(events: Iterable[Event], known: Mapping[str, KnownEvent]) -> dict[str, str]:
+    """Why, by id, events known apart from the timeline are rejected: those that their auth events do not allow.
+
+    ``events`` are in the order of authority, as `state_res.auth_order` has them; ``known`` are those that are here
+    already.  What names an event that is in neither is passed over: nothing can be said of it.
+    """
+    judged = dict(known)
+    rejected: dict[str, str] = {}
+    for event in events:
+        wanted = {*event.auth_events, *filter(None, [_create_id(event)])}
+        if not wanted <= judged.keys():
+            continue
+        try:
+            if event.type == "m.room.create":
+                check_auth(event, {})
+            else:
+                _check_authority(event, {event_id: judged[event_id] for event_id in wanted})
+        except AuthError as error:
+            rejected[event.event_id] = str(error)
+        judged[event.event_id] = KnownEvent(event, event.event_id in rejected)
+    return rejected
 
 
 # --- policy servers -------------------------------------------------------------------------------

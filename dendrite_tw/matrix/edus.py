@@ -301,11 +301,24 @@ def without_rooms(content: Content, denied: Collection[str]) -> Content | None:
 
 def edu_dict(content: Content) -> dict[str, Any]:
     """The EDU as it goes into a transaction."""
+    return {"edu_type": EDU_TYPES[type(content)], "content": _content(content)}
+
+
+def edu_content(content: Content) -> bytes:
+    """The JSON of an EDU's ``content``."""
+    return msgspec.json.encode(_content(content))
+
+
+def _content(content: Content) -> dict[str, Any]:
     if isinstance(content, Receipts):
-        body = _receipts_content(content)
-    else:
-        body = {key: value for key, value in msgspec.to_builtins(content).items() if value is not None}
-    return {"edu_type": EDU_TYPES[type(content)], "content": body}
+        return _receipts_content(content)
+    if isinstance(content, Presence):
+        return {"push": [_without_none(update) for update in content.push]}
+    return _without_none(content)
+
+
+def _without_none(struct: msgspec.Struct) -> dict[str, Any]:
+    return {key: value for key, value in msgspec.to_builtins(struct).items() if value is not None}
 
 
 def _receipts_content(content: Receipts) -> dict[str, Any]:

@@ -414,6 +414,9 @@ class RoomAPI(Protocol):
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
         """The position of the newest live event in each of these rooms."""
 
+    async def newest_events(self, room_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The events at the ends of the history of each of these rooms, those that the next event will refer to."""
+
     async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
         """What one who is invited or knocks is shown of a room: stripped state events as JSON, theirs among them."""
 
@@ -491,6 +494,13 @@ class RoomAPI(Protocol):
         """The nearest event in a direction: its ID and time in milliseconds."""
 
     # --- servers ---
+
+    async def receive(self, origin: str, room_id: str, pdus: list[bytes]) -> dict[str, str]:
+        """Take events that the server `origin` sent, in order, after fetching what they refer to.
+
+        Returns, by event ID, why some were not accepted.  Repeating it is harmless.  ``M_NOT_FOUND`` for a room that
+        is not known here.
+        """
 
     async def check_server(self, room_id: str, server: str) -> None:
         """Raise ``M_FORBIDDEN`` for a server that the room's access control list keeps out.

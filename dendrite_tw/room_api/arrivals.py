@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..matrix import admission
-from ..matrix.admission import Admission, KnownEvent, PolicyServer
+from ..matrix.admission import Admission, KnownEvent
 from ..matrix.errors import forbidden
 from ..matrix.events import Event, redact_event
 from .placing import Placing
+from .policies import Policies
 from .redactions import Redactions
 from .room import Arrival, Outcome, State, Way
 from .states import States
@@ -22,23 +23,28 @@ from .tables.events import ACCEPTED, REJECTED, SOFT_FAILED, EventRow
 from .tables.names import Slot
 from .tables.rooms import PARTIAL
 
-POLICY = ("m.room.policy", "")
-
 _STATUS = {"accepted": ACCEPTED, "soft_failed": SOFT_FAILED, "rejected": REJECTED}
 
 
 class Unasked(Exception):
-    """The policy server of the room has not been asked about an event."""
+    """The policy server of the room has not been asked about an event that stands or falls with others."""
+
+
+class _PolicyMissing(Exception):
+    """As `Unasked`, about one that is being judged."""
 
 
 class Arrivals:
     """Takes in events for a room's writer."""
 
-    def __init__(self, *, states: States, store: EventStore, placing: Placing, redactions: Redactions) -> None:
+    def __init__(
+        self, *, states: States, store: EventStore, placing: Placing, redactions: Redactions, policies: Policies
+    ) -> None:
         self._states = states
         self._store = store
         self._placing = placing
         self._redactions = redactions
+        self._policies = policies
 
     async def prepare(
         self, batch: Batch, arrival: Arrival, event_nid: int, snapshot_nids: Iterator[int]
@@ -60,7 +66,9 @@ class Arrivals:
             return Outcome(event.event_id, "dropped", "events before it are missing", missing), None
         try:
             verdict = await self._judge(batch, arrival, before)
-        except Unasked:
+        except _PolicyMissing:
+            if arrival.strict:
+                raise Unasked from None
             return Outcome(event.event_id, "unasked"), None
         outcome = Outcome(event.event_id, verdict.verdict, verdict.reason, verdict.missing)
         if arrival.strict and verdict.verdict != "accepted":
@@ -116,10 +124,10 @@ class Arrivals:
                 return None
             return await self._state(batch, arrival, State(head.state, 0), question.keys)
         if isinstance(question, admission.FindPolicyServer):
-            return await self._policy(batch) if arrival.way is Way.LIVE else None
+            return await self._policies.of(batch) if arrival.way is Way.LIVE else None
         if isinstance(question, admission.AskPolicyServer):
             if arrival.policy is None or arrival.policy.via != question.via:
-                raise Unasked
+                raise _PolicyMissing
             return None
         raise TypeError(f"an unexpected question: {question!r}")
 
@@ -142,12 +150,6 @@ class Arrivals:
                 if key[0] == "m.room.member" and key in wanted and key not in found and not known.rejected:
                     found[key] = known.event
         return found
-
-    async def _policy(self, batch: Batch) -> PolicyServer | None:
-        """The policy server of the room, if it has one with a member."""
-        event = (await self._states.at(batch.head.state, [POLICY], batch)).get(POLICY)
-        policy = admission.read_policy(event)
-        return policy if policy is not None and await self._states.has_member_of(batch, policy.via) else None
 
     # --- places ---
 
@@ -196,6 +198,7 @@ class Arrivals:
             after=place.after,
             links=place.links,
             changes=place.changes,
+            draft=arrival.draft,
             way=arrival.way,
             status=status,
             position=position,

@@ -20,10 +20,14 @@ from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
+from .missing import Missing
 from .participation import Participation
+from .peers import Peers
 from .placing import Placing
+from .policies import Policies
 from .purge import Purges
 from .queries import Queries
+from .receiving import Receiving
 from .redactions import Redactions
 from .relations import Relations
 from .reports import Reports
@@ -37,6 +41,7 @@ from .succession import Succession
 from .tables.names import Names
 from .upgrade import Upgrades
 from .user_directory import UserDirectory
+from .verifying import Verifying
 from .viewing import Viewer
 
 
@@ -77,6 +82,8 @@ class RoomComponent:
             server_name=server_name,
         )
         redactions = Redactions(database, states, store, snapshots)
+        peers = Peers(federation)
+        policies = Policies(states, peers, world.time)
         self.writer = RoomWriter(
             database=database,
             rooms=self.rooms,
@@ -89,12 +96,16 @@ class RoomComponent:
                 store=store,
                 placing=placing,
                 redactions=redactions,
+                policies=policies,
                 clock=world.clock,
                 random=world.random,
                 server_name=server_name,
                 key=key,
             ),
-            arrivals=Arrivals(states=states, store=store, placing=placing, redactions=redactions),
+            arrivals=Arrivals(
+                states=states, store=store, placing=placing, redactions=redactions, policies=policies
+            ),
+            policies=policies,
             storing=Storing(
                 outbox=self.outbox,
                 names=names,
@@ -117,6 +128,19 @@ class RoomComponent:
         )
         participation = Participation(
             database=database, names=names, rooms=self.rooms, store=store, servers=servers, budget=budget
+        )
+        verifying = Verifying(federation, world.clock, world.time)
+        self.receiving = receiving = Receiving(
+            rooms=self.rooms,
+            writer=self.writer,
+            servers=servers,
+            participation=participation,
+            verifying=verifying,
+            missing=Missing(
+                database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying
+            ),
+            time=world.time,
+            server_name=server_name,
         )
         actions = Actions(
             database=database,
@@ -243,6 +267,7 @@ class RoomComponent:
         self.shares_room = queries.shares_room
         self.room_view = queries.room_view
         self.newest_positions = queries.newest_positions
+        self.newest_events = queries.newest_events
         self.stripped_state = queries.stripped_state
         self.pdus = queries.pdus
         self.timeline = queries.timeline
@@ -262,6 +287,7 @@ class RoomComponent:
         self.aggregations = relations.aggregations
         self.timestamp_to_event = queries.timestamp_to_event
         self.visible = queries.visible
+        self.receive = receiving.receive
         self.room_servers = participation.room_servers
         self.servers_of_user = participation.servers_of_user
         self.check_server = participation.check_server

@@ -11,12 +11,14 @@ from ..matrix.keys import SigningKey
 from ..matrix.signing import encode_base64
 from ..world import Clock, Random
 from .placing import Placing
+from .policies import Policies
 from .redactions import Redactions
-from .room import Draft, Head
+from .room import Draft, Head, State
 from .states import States
 from .steps import CREATE, Batch, Step
 from .store import EventStore, stored_event
 from .tables.names import Slot
+from .tables.rooms import PARTIAL
 
 PREV_EVENTS = 10
 """Ends of a timeline that one event brings together."""
@@ -32,6 +34,7 @@ class Drafting:
         store: EventStore,
         placing: Placing,
         redactions: Redactions,
+        policies: Policies,
         clock: Clock,
         random: Random,
         server_name: str,
@@ -41,13 +44,17 @@ class Drafting:
         self._store = store
         self._placing = placing
         self._redactions = redactions
+        self._policies = policies
         self._clock = clock
         self._random = random
         self._server_name = server_name
         self._key = key
 
-    async def prepare(self, batch: Batch, draft: Draft, event_nid: int, snapshot_nids: Iterator[int]) -> Step:
-        """Make a draft into an event on top of what the batch has; `MatrixError` where it is refused."""
+    async def compose(self, batch: Batch, draft: Draft) -> tuple[Event, State, dict[Slot, Event]]:
+        """The event that a draft makes on top of what the batch has, the state before it, and what authorises it.
+
+        `MatrixError` where it is refused.
+        """
         if "\0" in draft.type or "\0" in (draft.state_key or ""):
             raise bad_json("A type and a state key have no NUL characters.")
         room, head = batch.room, batch.head
@@ -69,6 +76,15 @@ class Drafting:
         if not room.room_id:
             room.room_id = event.room_id
         self._authorise(event, authority)
+        return event, before, authority
+
+    async def prepare(self, batch: Batch, draft: Draft, event_nid: int, snapshot_nids: Iterator[int]) -> Step:
+        """Make a draft into an event on top of what the batch has; `MatrixError` where it is refused."""
+        head = batch.head
+        event, before, authority = await self.compose(batch, draft)
+        policy = await self._policies.of(batch)
+        if policy is not None:
+            event = await self._policies.recommended(event, policy)
         redacted_nid, redacted = await self._redactions.of_draft(batch, event, authority)
         slot_nid = None
         if event.state_key is not None:
@@ -91,7 +107,7 @@ class Drafting:
             redacted_nid=redacted_nid,
             redacted=redacted,
             placed=place.placed,
-            distribute=_is_shared(head) or _is_shared(place.after),
+            distribute=batch.room.standing == PARTIAL or _is_shared(head) or _is_shared(place.after),
         )
 
     async def _build(

@@ -13,15 +13,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..database.engines import Database
 from ..matrix.errors import MatrixError, not_found
-from .arrivals import Arrivals
+from ..matrix.events import Event, receive_event
+from .arrivals import Arrivals, Unasked
 from .drafts import Drafting
 from .numbers import Numbers
+from .policies import Policies
 from .room import Also, Arrival, Before, Draft, Outcome, Room, Rooms, Way, Work
 from .servers import Servers
 from .states import States
@@ -33,6 +35,11 @@ log = Logger()
 
 BATCH = 64
 """How many pieces of work share one transaction of a room."""
+
+POLICY_ROUNDS = 3
+"""How often events are judged again because a policy server had to be asked."""
+
+ASKED_AT_ONCE = 8
 
 STATES_EACH = 2
 """States that one event may add to those that are stored: the one before it, and what is current with it."""
@@ -55,6 +62,7 @@ class RoomWriter:
         servers: Servers,
         drafting: Drafting,
         arrivals: Arrivals,
+        policies: Policies,
         storing: Storing,
     ) -> None:
         self._database = database
@@ -65,6 +73,7 @@ class RoomWriter:
         self._servers = servers
         self._drafting = drafting
         self._arrivals = arrivals
+        self._policies = policies
         self._storing = storing
         self._event_numbers = Numbers(database, "event")
         self._snapshot_numbers = Numbers(database, "snapshot")
@@ -78,8 +87,22 @@ class RoomWriter:
         `also` runs in the same transaction, after the events; `before` once they are accepted, before it.
         Without drafts, `also` takes its turn among what else waits for the room.
         """
+        if len(drafts) == 1 and before is None:
+            batch = Batch(room, room.head)
+            policy = await self._policies.of(batch)
+            if policy is not None:
+                # The room does not wait for the policy server.
+                event, _, _ = await self._drafting.compose(batch, drafts[0])
+                received = receive_event((await self._policies.recommended(event, policy)).pdu, room.version)
+                arrival = Arrival(received, strict=True, distribute=True, policy=policy, draft=drafts[0])
+                return [outcome.event_id for outcome in await self.take(room, [arrival], also=also)]
         outcomes = await self._enqueue(room, Work(drafts, Deferred(), also, before))
         return [outcome.event_id for outcome in outcomes]
+
+    async def compose(self, room: Room, draft: Draft) -> Event:
+        """The event that a draft would become now; nothing is stored.  `MatrixError` where it is refused."""
+        event, _, _ = await self._drafting.compose(Batch(room, room.head), draft)
+        return event
 
     async def take(self, room: Room, arrivals: Sequence[Arrival], *, also: Also | None = None) -> list[Outcome]:
         """Let events that exist already come into a room, in their order; says what became of each, once that is on
@@ -87,7 +110,36 @@ class RoomWriter:
 
         `also` as of `submit`.  `MatrixError` (403) if one that is ``strict`` is not accepted: then none is stored.
         """
-        return await self._enqueue(room, Work(arrivals, Deferred(), also))
+        outcomes: dict[str, Outcome] = {}
+        for _ in range(POLICY_ROUNDS):
+            try:
+                found = await self._enqueue(room, Work(arrivals, Deferred(), also))
+            except Unasked:
+                arrivals = await self._ask_policy(room, arrivals)
+                continue
+            # What was settled before is known now.
+            outcomes.update((one.event_id, one) for one in found if not _is_settled(outcomes.get(one.event_id)))
+            if all(one.verdict != "unasked" for one in outcomes.values()):
+                return [outcomes[arrival.received.event.event_id] for arrival in arrivals]
+            arrivals = await self._ask_policy(room, arrivals)
+        raise MatrixError(503, "M_UNKNOWN", "The room has changed its policy server; try again.", retry_after_ms=1000)
+
+    async def _ask_policy(self, room: Room, arrivals: Sequence[Arrival]) -> list[Arrival]:
+        """Let the policy server of a room recommend events, some at a time."""
+        policy = await self._policies.of(Batch(room, room.head))
+        asked = list(arrivals)
+        if policy is None:
+            return asked
+        for start in range(0, len(asked), ASKED_AT_ONCE):
+            part = asked[start : start + ASKED_AT_ONCE]
+            answers = await gatherResults(
+                [Deferred.fromCoroutine(self._policies.asked(one.received, policy)) for one in part],
+                consumeErrors=True,
+            )
+            asked[start : start + ASKED_AT_ONCE] = [
+                replace(one, received=received, policy=policy) for one, received in zip(part, answers, strict=True)
+            ]
+        return asked
 
     async def _enqueue(self, room: Room, work: Work) -> list[Outcome]:
         if room.closed:
@@ -189,6 +241,8 @@ class RoomWriter:
                 batch.add(step)
                 steps.append(step)
             if outcome is not None:
+                if outcome.verdict == "unasked" and work.also is not None:
+                    raise Unasked
                 outcomes.append(outcome)
         if work.before is not None:
             await work.before([step.event for step in steps])
@@ -225,6 +279,10 @@ class RoomWriter:
                 room.summary = None
                 if (step.redacted.type, step.redacted.state_key) in (CREATE, POWER_LEVELS):
                     self._states.levels_changed()
+
+
+def _is_settled(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.is_settled
 
 
 def _refuse(work: Work, error: Exception) -> None:

@@ -124,6 +124,11 @@ class Queries:
         rows = await self._database.read(room_table.newest_positions, room_ids)
         return {row.room_id: row.position for row in rows}
 
+    async def newest_events(self, room_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The events at the ends of the history of each of these rooms."""
+        rows = await self._database.read(room_table.extremities_of, room_ids)
+        return {row.room_id: orjson.loads(row.extremities) for row in rows}
+
     async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
         """What one who is invited or knocks is shown of a room."""
         room = await self._rooms.get(room_id)

@@ -27,7 +27,7 @@ from ..matrix.events import Event, ReceivedEvent
 from ..matrix.room_versions import ROOM_VERSIONS, RoomVersion
 from .api import PublicRoom
 from .snapshots import EMPTY, NEW_TAPE, Snapshots, StateMap, Tape, overlaid
-from .tables.rooms import RESIDENT, RoomRow, member_counts, room_by_id
+from .tables.rooms import ELSEWHERE, RESIDENT, RoomRow, member_counts, room_by_id
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Arrival:
     ``strict``: an event that would not be accepted refuses the whole work with 403 and is not stored.
     ``distribute``: this server sends the event to the others in the room, as the first that took it.
     ``policy``: the policy server that was asked about the event, whatever it said.  ``known``: events of ``before``
-    that are in memory and need not be read again.  ``position`` is given by the writer.
+    that are in memory and need not be read again.  ``draft`` is what an event of this server was made from.
+    ``position`` is given by the writer.
     """
 
     received: ReceivedEvent
@@ -78,6 +79,7 @@ class Arrival:
     distribute: bool = False
     policy: PolicyServer | None = None
     known: Mapping[int, Event] = field(default_factory=dict)
+    draft: Draft | None = None
     position: int = 0
 
 
@@ -92,6 +94,11 @@ class Outcome(msgspec.Struct, frozen=True):
     verdict: str = "accepted"
     reason: str = ""
     missing: tuple[str, ...] = ()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing would be different if it came again."""
+        return self.verdict != "unasked" and not self.missing
 
 
 class State(NamedTuple):
@@ -167,6 +174,13 @@ class Room:
     summary: tuple[int, PublicRoom] | None = None
     stale: bool = False
     closed: bool = False
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this server is in the room, and can speak for it: others that are in it would know better."""
+        if self.standing == ELSEWHERE:
+            return False
+        return self.head.local > 0 or (self.head.joined == 0 and self.standing == RESIDENT)
 
 
 class _Loaded(NamedTuple):

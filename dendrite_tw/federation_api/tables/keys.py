@@ -19,6 +19,9 @@ ROWS_LIMIT = 1_000_000
 
 PRUNED_AT_ONCE = 500
 
+RETIRED_OF_SERVER = 20
+"""How many keys that a server forgot are remembered for it as a notary would."""
+
 
 class KeyRow(msgspec.Struct, frozen=True):
     """See ``0001_federation.sql``."""
@@ -80,6 +83,39 @@ def store_documents(txn: Transaction, rows: object) -> None:
     """Store documents, in place of older ones."""
 
 
+@many(
+    DocumentRow,
+    "SELECT server_name, document, valid_until_ts, fetched_ts FROM retired_key_documents "
+    "WHERE server_name = :server_name AND key_id = ANY(:key_ids) ORDER BY fetched_ts DESC",
+)
+def retired_documents(txn: Transaction, server_name: str, key_ids: Sequence[str]) -> None:
+    """The last documents with keys that the server names no longer."""
+
+
+@each(
+    "INSERT INTO retired_key_documents (server_name, key_id, document, valid_until_ts, fetched_ts) "
+    "VALUES (:server_name, :key_id, :document, :valid_until_ts, :fetched_ts) "
+    "ON CONFLICT (server_name, key_id) DO UPDATE SET document = excluded.document, "
+    "valid_until_ts = excluded.valid_until_ts, fetched_ts = excluded.fetched_ts",
+    row="server_name key_id document valid_until_ts fetched_ts",
+)
+def store_retired(txn: Transaction, rows: object) -> None: ...
+
+
+@none(
+    "DELETE FROM retired_key_documents WHERE server_name = :server_name AND key_id NOT IN (SELECT key_id FROM "
+    "retired_key_documents WHERE server_name = :server_name ORDER BY fetched_ts DESC, key_id LIMIT :count)"
+)
+def prune_retired_of(txn: Transaction, server_name: str, count: int) -> None: ...
+
+
+@none(
+    "DELETE FROM retired_key_documents WHERE (server_name, key_id) IN (SELECT server_name, key_id FROM "
+    "retired_key_documents WHERE fetched_ts < :before ORDER BY fetched_ts LIMIT :count)"
+)
+def prune_retired(txn: Transaction, before: int, count: int) -> None: ...
+
+
 @none(
     "DELETE FROM server_keys WHERE (server_name, key_id) IN (SELECT server_name, key_id FROM server_keys "
     "WHERE fetched_ts < :before ORDER BY fetched_ts LIMIT :count)"
@@ -104,4 +140,5 @@ async def prune(txn: Transaction, now: int) -> int:
     surplus = await fetched_of_surplus(txn, ROWS_LIMIT)
     before = max(now - KEPT_MS, -1 if surplus is None else surplus + 1)
     keys = await prune_keys(txn, before, PRUNED_AT_ONCE)
+    keys += await prune_retired(txn, before, PRUNED_AT_ONCE)
     return keys + await prune_documents(txn, before, PRUNED_AT_ONCE)

@@ -16,29 +16,30 @@ LOADED = 100_000
 
 
 class UnreachableRow(msgspec.Struct, frozen=True):
-    """See ``0001_federation.sql``."""
+    """See ``0001_federation.sql``; ``error`` says in words what was wrong."""
 
     server_name: str
     failures: int
     retry_ts: int
     given_up: int
     failed_ts: int
+    error: str
 
 
 @many(
     UnreachableRow,
-    "SELECT server_name, failures, retry_ts, given_up, failed_ts FROM unreachable_servers "
+    "SELECT server_name, failures, retry_ts, given_up, failed_ts, error FROM unreachable_servers "
     "ORDER BY failed_ts DESC LIMIT :count",
 )
 def unreachable_servers(txn: Transaction, count: int) -> None: ...
 
 
 @each(
-    "INSERT INTO unreachable_servers (server_name, failures, retry_ts, given_up, failed_ts) "
-    "VALUES (:server_name, :failures, :retry_ts, :given_up, :failed_ts) "
+    "INSERT INTO unreachable_servers (server_name, failures, retry_ts, given_up, failed_ts, error) "
+    "VALUES (:server_name, :failures, :retry_ts, :given_up, :failed_ts, :error) "
     "ON CONFLICT (server_name) DO UPDATE SET failures = excluded.failures, retry_ts = excluded.retry_ts, "
-    "given_up = excluded.given_up, failed_ts = excluded.failed_ts",
-    row="server_name failures retry_ts given_up failed_ts",
+    "given_up = excluded.given_up, failed_ts = excluded.failed_ts, error = excluded.error",
+    row="server_name failures retry_ts given_up failed_ts error",
 )
 def store_unreachable(txn: Transaction, rows: object) -> None: ...
 

@@ -104,6 +104,24 @@ def give_place(
 def known_events(txn: Transaction, event_ids: Sequence[str]) -> None: ...
 
 
+class SlotOf(msgspec.Struct, frozen=True):
+    """An event as part of a state."""
+
+    event_nid: int
+    room_nid: int
+    slot_nid: int | None
+    status: int
+    type: str
+
+
+@many(
+    SlotOf,
+    "SELECT e.event_nid, e.room_nid, e.slot_nid, e.status, n.name FROM events e "
+    "JOIN names n ON n.name_nid = e.type_nid WHERE e.event_id = ANY(:event_ids)",
+)
+def slots_of(txn: Transaction, event_ids: Sequence[str]) -> None: ...
+
+
 class RoomOf(msgspec.Struct, frozen=True):
     event_nid: int
     room_nid: int

@@ -23,6 +23,13 @@ class RoomRow(msgspec.Struct, frozen=True):
     standing: int
 
 
+class RoomEnds(msgspec.Struct, frozen=True):
+    """``extremities``: a JSON list of event IDs."""
+
+    room_id: str
+    extremities: bytes
+
+
 RESIDENT, PARTIAL, ELSEWHERE = 0, 1, 2
 """Standings of this server in a room: it has the state; members are still missing; it is not in the room."""
 
@@ -132,6 +139,10 @@ class NewestRow(msgspec.Struct, frozen=True):
 )
 def newest_positions(txn: Transaction, room_ids: Sequence[str]) -> None:
     """The position of the newest live event of each room."""
+
+
+@many(RoomEnds, "SELECT room_id, extremities FROM rooms WHERE room_id = ANY(:room_ids)")
+def extremities_of(txn: Transaction, room_ids: Sequence[str]) -> None: ...
 
 
 # --- memberships ---

@@ -1,0 +1,198 @@
+"""Events that another server sends: read, checked, completed with what they refer to, and handed to the writer.
+
+Server-Server API, "Checks performed on receipt of a PDU".  Whatever another server sends or leaves out, the work for
+one event is bounded in time, in questions and in what they may bring.  A server that cannot or will not give what
+its events refer to is asked less and less often; its events are dropped meanwhile, and if they matter, a later event
+brings them along.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from ..matrix.errors import MatrixError, not_found
+from ..matrix.events import Event, ReceivedEvent
+from ..matrix.identifiers import server_name_of
+from .input import RoomWriter
+from .missing import Missing
+from .participation import Participation
+from .peers import Deadline
+from .room import Arrival, Outcome, Room, Rooms
+from .servers import Servers
+from .verifying import Verifying
+
+log = Logger()
+
+EVENT_SECONDS = 90.0
+"""How long all questions for one event may take."""
+
+ATTEMPTS = 4
+"""How often an event is judged again after something that it refers to was fetched."""
+
+STATES_FETCHED = 3
+"""Branches of one event's past whose states are fetched; if there are more, only its own is."""
+
+OTHERS_ASKED = 3
+"""Servers that are asked for a state beside the one that sent the event."""
+
+PATIENCE_SECONDS = 2.0
+PATIENCE_LIMIT_SECONDS = 600.0
+"""How long a server is not asked about a room after it failed to answer: the first time, and at most."""
+
+PATIENCE_KEPT = 2000
+
+Aside = Callable[[str, Room, Sequence[bytes]], Awaitable[dict[str, str]]]
+"""Takes events of a room that this server is not in: it may be told how an invite or a knock ended."""
+
+
+class _Impatience(NamedTuple):
+    failures: int
+    until: float
+
+
+class Receiving:
+    """Takes what other servers send."""
+
+    def __init__(
+        self,
+        *,
+        rooms: Rooms,
+        writer: RoomWriter,
+        servers: Servers,
+        participation: Participation,
+        verifying: Verifying,
+        missing: Missing,
+        time: IReactorTime,
+        server_name: str,
+    ) -> None:
+        self._rooms = rooms
+        self._writer = writer
+        self._servers = servers
+        self._participation = participation
+        self._verifying = verifying
+        self._missing = missing
+        self.aside: Aside | None = None
+        self._time = time
+        self._server_name = server_name
+        self._impatience: OrderedDict[tuple[str, str], _Impatience] = OrderedDict()
+
+    async def receive(self, origin: str, room_id: str, pdus: list[bytes]) -> dict[str, str]:
+        """Take events that `origin` sent, in order; returns, by event ID, why some were not accepted.
+
+        Repeating it is harmless.  ``M_NOT_FOUND`` for a room that is not known here.
+        """
+        room = await self._rooms.get(room_id)
+        if not room.is_here:
+            if self.aside is None:
+                raise not_found("This server is not in the room.")
+            return await self.aside(origin, room, pdus)
+        refused: dict[str, str] = {}
+        received = await self._verifying.read(room, pdus, refused)
+        try:
+            await self._participation.check_server(room_id, origin)
+        except MatrixError as error:
+            return {**refused, **{one.event.event_id: error.error for one in received}}
+        outcomes = await self._writer.take(room, [Arrival(one) for one in received]) if received else []
+        for one, first in zip(received, outcomes, strict=True):
+            outcome = first
+            if not outcome.is_settled:
+                outcome = await self._complete(room, origin, one)
+            if outcome.reason:
+                refused[outcome.event_id] = outcome.reason
+                log.debug(
+                    "{verdict}: {event_id} of {origin} in {room_id}: {reason}",
+                    verdict=outcome.verdict,
+                    event_id=outcome.event_id,
+                    origin=origin,
+                    room_id=room_id,
+                    reason=outcome.reason,
+                )
+        return refused
+
+    # --- what events refer to ---
+
+    async def _complete(self, room: Room, origin: str, received: ReceivedEvent) -> Outcome:
+        """Judge an event again, after what it refers to and is not here was fetched."""
+        deadline = Deadline(self._time, EVENT_SECONDS)
+        arrival = Arrival(received)
+        [outcome] = await self._writer.take(room, [arrival])
+        for _ in range(ATTEMPTS):
+            if outcome.is_settled or not self._is_asked(origin, room):
+                break
+            if self._lacks_authority(received.event, outcome):
+                if not await self._missing.authority(room, origin, received.event, deadline):
+                    break
+            elif arrival.before is not None or not await self._fetch_earlier(room, origin, received, deadline):
+                arrival = await self._with_state(room, origin, received, deadline)
+                if arrival.before is None:
+                    break
+            [outcome] = await self._writer.take(room, [arrival])
+        self._note(origin, room, outcome.is_settled)
+        return outcome
+
+    def _lacks_authority(self, event: Event, outcome: Outcome) -> bool:
+        """Whether it is for its auth events that an event could not be judged."""
+        return not set(outcome.missing) <= set(event.prev_events)
+
+    async def _fetch_earlier(self, room: Room, origin: str, received: ReceivedEvent, deadline: Deadline) -> bool:
+        """Take in the events before one; whether all that it refers to is here now."""
+        earlier = await self._missing.earlier(room, origin, received, deadline)
+        loose = {one.event.event_id for one in await self._missing.loose(room, earlier)}
+        if len(loose) <= STATES_FETCHED:
+            for one in earlier:
+                if not await self._take_earlier(room, origin, one, one.event.event_id in loose, deadline):
+                    break
+        return not await self._missing.loose(room, [received])
+
+    async def _take_earlier(
+        self, room: Room, origin: str, received: ReceivedEvent, is_loose: bool, deadline: Deadline
+    ) -> bool:
+        """Take in one of the events before another; whether it is here now."""
+        await self._missing.authority(room, origin, received.event, deadline)
+        arrival = Arrival(received)
+        if is_loose:
+            arrival = await self._with_state(room, origin, received, deadline)
+        [outcome] = await self._writer.take(room, [arrival])
+        return outcome.is_settled
+
+    async def _with_state(self, room: Room, origin: str, received: ReceivedEvent, deadline: Deadline) -> Arrival:
+        """An event with the state before it from the first server that tells it, if one does."""
+        await self._missing.authority(room, origin, received.event, deadline)
+        for server in await self._candidates(room, origin, received.event):
+            state = await self._missing.state_before(room, server, received.event, deadline)
+            if state is not None:
+                return Arrival(received, before=state)
+        return Arrival(received)
+
+    async def _candidates(self, room: Room, origin: str, event: Event) -> list[str]:
+        """Whom to ask: who sent the event, the server of its sender, and some others that are in the room."""
+        others = sorted(await self._servers.of(room.room_nid))
+        ranked = dict.fromkeys([origin, server_name_of(event.sender), *others])
+        return [server for server in ranked if server != self._server_name][: OTHERS_ASKED + 1]
+
+    # --- patience ---
+
+    def _is_asked(self, origin: str, room: Room) -> bool:
+        """Whether a server is asked about events of a room now."""
+        known = self._impatience.get((origin, room.room_id))
+        return known is None or known.until <= self._time.seconds()
+
+    def _note(self, origin: str, room: Room, succeeded: bool) -> None:
+        """Remember whether a server gave what its event refers to."""
+        key = (origin, room.room_id)
+        known = self._impatience.pop(key, None)
+        if succeeded:
+            return
+        if known is not None and known.until > self._time.seconds():
+            self._impatience[key] = known
+            return
+        failures = known.failures + 1 if known is not None else 1
+        wait = min(PATIENCE_SECONDS * 2 ** min(failures - 1, 20), PATIENCE_LIMIT_SECONDS)
+        self._impatience[key] = _Impatience(failures, self._time.seconds() + wait)
+        if len(self._impatience) > PATIENCE_KEPT:
+            self._impatience.popitem(last=False)
