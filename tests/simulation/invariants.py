@@ -31,6 +31,11 @@ def timeline(host: Host, room: str) -> list[str]:
     return [event_id for _, event_id in sorted(live)]
 
 
+def shown_since_all_joined(storm: Storm, room: str) -> set[str]:
+    """What clients were shown anywhere since the last of the servers joined."""
+    return {event_id for host in storm.hosts for event_id in timeline(host, room)} - storm.early
+
+
 def states(storm: Storm, room: str) -> dict[str, dict[Slot, str]]:
     """The room's current state as each anchor is told it, by the server's name."""
     found: dict[str, dict[Slot, str]] = {}
@@ -53,10 +58,8 @@ def agreed(storm: Storm) -> bool:
             return False
         if storm.network.under_way:
             return False
-        shown = [set(timeline(host, room)) for host in storm.hosts]
-        known = [set(statuses(host, room)) for host in storm.hosts]
-        everything = set().union(*shown)
-        if any(everything - have for have in known):
+        everything = shown_since_all_joined(storm, room)
+        if any(everything - set(statuses(host, room)) for host in storm.hosts):
             return False
     return True
 
@@ -88,7 +91,7 @@ def check_states(storm: Storm, room: str) -> None:
 def check_events(storm: Storm, room: str) -> None:
     """All servers show the same events, but for those that one of them held back; nobody rejects an honest one."""
     have = {host.name: statuses(host, room) for host in storm.hosts}
-    everything = {event_id for host in storm.hosts for event_id in timeline(host, room)}
+    everything = shown_since_all_joined(storm, room)
     for name, found in have.items():
         for event_id, (status, _) in sorted(found.items()):
             if status == REJECTED:

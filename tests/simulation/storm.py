@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
 from tests.simulation.host import Host
-from tests.simulation.invariants import agreed, check
+from tests.simulation.invariants import agreed, check, timeline
 from tests.simulation.network import Network, Weather
 from tests.simulation.people import Person
 from tests.simulation.timing import SharedClock
@@ -78,6 +78,8 @@ class Storm:
                 self.people.append(person)
                 if number == 0:
                     self.anchors.append(person)
+        self.early: set[str] = set()
+        """Events from before all servers were in their rooms: some have them as history or state, others not at all."""
         self.acting = False
         self._texts = 0
 
@@ -112,6 +114,7 @@ class Storm:
         for number in range(self.plan.rooms):
             self.finish(self._make_room(number), 120)
         self.clock.run(5)
+        self.early = {event for room in self.rooms for host in self.hosts for event in timeline(host, room)}
 
     async def _make_room(self, number: int) -> None:
         host = self.anchors[number % len(self.anchors)]
