@@ -167,13 +167,15 @@ class RoomRoutes:
             raise forbidden("This server has no identity server to invite by address.")
         return {"room_id": await self._rooms.create_room(room)}
 
-    async def _room_of(self, room_id_or_alias: str) -> str:
-        """The ID of a room named either way."""
+    async def _room_of(self, room_id_or_alias: str, query: ViaQuery) -> tuple[str, list[str]]:
+        """The ID of a room named either way, and servers that may let users into it."""
+        via = query.via or query.server_name
         if is_room_id(room_id_or_alias):
-            return room_id_or_alias
+            return room_id_or_alias, via
         if not is_room_alias(room_id_or_alias):
             raise invalid_param("That is neither a room ID nor a room alias.")
-        return (await self._rooms.resolve_alias(room_id_or_alias)).room_id
+        found = await self._rooms.resolve_alias(room_id_or_alias)
+        return found.room_id, [*via, *found.servers]
 
     async def _enter(
         self,
@@ -204,16 +206,16 @@ class RoomRoutes:
     async def join_any(
         self, caller: Caller, room_id_or_alias: str, body: dict[str, Any], query: ViaQuery
     ) -> dict[str, str]:
-        room_id = await self._room_of(room_id_or_alias)
-        return await self._enter(caller, room_id, "join", body, query.via or query.server_name)
+        room_id, via = await self._room_of(room_id_or_alias, query)
+        return await self._enter(caller, room_id, "join", body, via)
 
     async def join(self, caller: Caller, room_id: str, body: dict[str, Any]) -> dict[str, str]:
         return await self._enter(caller, room_id, "join", body, [])
 
     async def knock(self, caller: Caller, room_id_or_alias: str, body: ReasonBody, query: ViaQuery) -> dict[str, str]:
-        room_id = await self._room_of(room_id_or_alias)
+        room_id, via = await self._room_of(room_id_or_alias, query)
         given = {} if body.reason is None else {"reason": body.reason}
-        return await self._enter(caller, room_id, "knock", given, query.via or query.server_name)
+        return await self._enter(caller, room_id, "knock", given, via)
 
     async def _change(
         self, caller: Caller, room_id: str, target: str, action: str, reason: str | None

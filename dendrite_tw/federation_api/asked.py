@@ -4,35 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ..room_api.api import RoomAPI
+from ..room_api.api import RoomAPI, TakenMembership
 
-
-class TakenMembership(Protocol):
-    event: bytes
-    state: list[str]
-    auth_chain: list[str]
-    members_omitted: bool
-    servers_in_room: list[str]
-    stripped: list[bytes]
+__all__ = ["Rooms", "TakenMembership"]
 
 
 class Rooms(RoomAPI, Protocol):
-    async def make_membership(
-        self, kind: str, room_id: str, user_id: str, origin: str, versions: list[str]
-    ) -> dict[str, Any]: ...
-
-    async def take_membership(
-        self, kind: str, room_id: str, event_id: str, origin: str, pdu: bytes, omit_members: bool = False
-    ) -> TakenMembership: ...
-
-    async def receive_invite(
-        self, room_id: str, event_id: str, origin: str, body: dict[str, Any], old: bool = False
-    ) -> bytes: ...
-
-    async def exchange_third_party_invite(self, room_id: str, origin: str, body: dict[str, Any]) -> None: ...
-
-    async def third_party_bound(self, body: dict[str, Any]) -> None: ...
-
     async def events_for_server(self, origin: str, event_ids: list[str]) -> dict[str, bytes]: ...
 
     async def state_ids_for_server(self, origin: str, room_id: str, event_id: str) -> tuple[list[str], list[str]]: ...

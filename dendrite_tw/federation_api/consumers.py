@@ -15,13 +15,13 @@ import msgspec
 import orjson
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from ..database.engines import Database
 from ..matrix.errors import MatrixError
 from ..matrix.identifiers import is_server_name
-from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, RoomAPI, RoomPurged
+from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, STATE_COMPLETE, RoomAPI, RoomPurged, StateComplete
 from .post import Parcel, Post, Progress
 from .queue import OutgoingEvent
 from .senders import Senders
@@ -31,6 +31,10 @@ log = Logger()
 BATCH = 256
 ROWS_AT_ONCE = 10_000
 """About how many rows one transaction stores: an event in a room of ten thousand servers."""
+
+LINGER_SECONDS = 0.05
+"""How long the next messages are let gather after some that concerned nobody: each acknowledgement costs as much as
+three messages."""
 
 STORE_SECONDS = 5.0
 """How often a position is stored that nothing was stored with."""
@@ -62,6 +66,7 @@ class Consumer:
     ) -> None:
         """`on_stored` is told up to which position all is stored: up to there the stream's source may forget."""
         self.progress = Progress(self.name, database, on_stored)
+        self._time = time
         self._senders = senders
         self._rooms = rooms
         self._server_name = server_name
@@ -95,8 +100,10 @@ class Consumer:
         await self.finish(parcel)
         if parcel.rows:
             await self._put(parcel, reached)
-        else:
-            self.progress.reached = max(self.progress.reached, reached)
+            return
+        self.progress.reached = max(self.progress.reached, reached)
+        if len(messages) < BATCH:
+            await deferLater(self._time, LINGER_SECONDS)
 
     async def _put(self, parcel: Parcel, position: int) -> None:
         await self._senders.put(parcel, self.name, position)
@@ -198,7 +205,10 @@ class RoomConsumer(Consumer):
         try:
             told = _DECODER.decode(message.payload)
         except msgspec.ValidationError:
-            if message.headers.get("output_room_event_type") != PURGE_ROOM:
+            kind = message.headers.get("output_room_event_type")
+            if kind == STATE_COMPLETE:
+                return msgspec.msgpack.decode(message.payload, type=StateComplete).position
+            if kind != PURGE_ROOM:
                 raise
             purged = msgspec.msgpack.decode(message.payload, type=RoomPurged)
             await self._post.forget_room(purged.room_id)

@@ -45,10 +45,10 @@ class TimestampQuery(msgspec.Struct, frozen=True):
 
 
 class MissingBody(msgspec.Struct, frozen=True):
-    """What a server has, and what refers to events that it lacks."""
+    """What a server has, and what refers to events that it lacks; who names nothing is told nothing."""
 
-    earliest_events: list[str]
-    latest_events: list[str]
+    earliest_events: list[str] = []
+    latest_events: list[str] = []
     limit: int = MISSING_DEFAULT
     min_depth: int = 0
 

@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from ..matrix.errors import bad_json, invalid_param
-from ..matrix.identifiers import is_event_id
+from ..matrix.errors import bad_json
 from ..web.routes import Access, Response, Route
 from .asked import Rooms as RoomAPI
 from .asked import TakenMembership
@@ -119,8 +118,6 @@ class MembershipRoutes:
     async def _take(
         self, kind: str, origin: str, room_id: str, event_id: str, body: bytes, omit_members: bool = False
     ) -> TakenMembership:
-        if not is_event_id(event_id):
-            raise invalid_param("The path names no event.")
         if not body.lstrip().startswith(b"{"):
             raise bad_json("The request body must be a JSON object.")
         await self._rooms.check_server(room_id, origin)

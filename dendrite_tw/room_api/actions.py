@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
-import orjson
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -30,7 +29,9 @@ from ..user_api.api import UserAPI
 from ..world import Clock, Random
 from . import creation
 from .api import MembershipChange, NewEvent, NewRoom
+from .current import CurrentState, InvitePermission
 from .input import RoomWriter
+from .remote.rooms import RemoteRooms
 from .room import Draft, Room, Rooms
 from .store import EventStore
 from .tables import relations as relation_table
@@ -85,6 +86,9 @@ class Actions:
         rooms: Rooms,
         writer: RoomWriter,
         store: EventStore,
+        current: CurrentState,
+        permission: InvitePermission,
+        remote: RemoteRooms,
         users: UserAPI,
         user_directory: UserDirectory,
         clock: Clock,
@@ -93,6 +97,9 @@ class Actions:
         default_room_version: str,
     ) -> None:
         self._database = database
+        self._current = current
+        self._permission = permission
+        self._remote = remote
         self._names = names
         self._rooms = rooms
         self._writer = writer
@@ -114,19 +121,11 @@ class Actions:
 
     async def state(self, room: Room, *keys: Slot) -> dict[Slot, Event]:
         """The current state events at `keys`, where set."""
-        nids = {}
-        for key in keys:
-            slot = self._names.remembered_slot(key) or await self._database.read(self._names.find_slot, key)
-            nid = room.head.state.get(slot) if slot else None
-            if nid is not None:
-                nids[key] = nid
-        events = await self._events.by_nid(nids.values())
-        return {key: events[nid] for key, nid in nids.items()}
+        return await self._current(room, *keys)
 
     async def membership(self, room: Room, user_id: str) -> str | None:
         """A user's current membership."""
-        event = (await self.state(room, (MEMBER, user_id))).get((MEMBER, user_id))
-        return event.membership if event else None
+        return await self._current.membership(room, user_id)
 
     async def joined_users(self, room_id: str) -> list[str]:
         """The joined users of a room that is known."""
@@ -160,11 +159,12 @@ class Actions:
             )
             drafts = creation.first_events(room, version, alias)
             drafts[0] = replace(drafts[0], timestamp=self.creation_time())
-            drafts += [
+            invites = [
                 Draft(sender=room.creator, type=MEMBER, content=content, state_key=user_id)
                 for user_id in creation.invitations(room)
-                for content in [await self._invitation(user_id, room.creator, None, {}, room.is_direct)]
+                for content in [await self._invitation(user_id, {}, room.is_direct)]
             ]
+            drafts += [invite for invite in invites if not self._is_abroad(invite.state_key)]
 
             async def name_and_list(txn: Transaction, room_nid: int) -> None:
                 if alias is not None and not await room_table.insert_alias(
@@ -182,14 +182,19 @@ class Actions:
                 raise
         finally:
             self._aliases_in_the_making.discard(alias or "")
+        await self._remote.invite_all(fresh, [invite for invite in invites if self._is_abroad(invite.state_key)])
         return fresh.room_id
+
+    def _is_abroad(self, user_id: str | None) -> bool:
+        """Whether a user is one of another server."""
+        return is_historical_user_id(user_id) and server_name_of(user_id) != self._server_name
 
     async def _check_initial_state(self, room: NewRoom, alias: str | None) -> None:
         """Hold ``initial_state`` to what `send` holds state to."""
         for event in room.initial_state:
             content, target = event["content"], event.get("state_key", "")
             if event["type"] == MEMBER and content.get("membership") == "invite" and is_historical_user_id(target):
-                await self._check_invitation(target)
+                await self._permission.check(target)
             if event["type"] == CANONICAL_ALIAS and target == "":
                 for named in _aliases(content):
                     _check_alias_syntax(named)
@@ -226,7 +231,7 @@ class Actions:
         if "\0" in (event.transaction_id or ""):
             raise invalid_param("A transaction ID has no NUL characters.")
         room = await self._rooms.find(event.room_id)
-        if room is None:
+        if room is None or room.standing == room_table.ELSEWHERE:
             raise forbidden("You are not in this room.")
         if event.transaction_id is None or event.device_id is None:
             return await self._send(room, event)
@@ -299,6 +304,8 @@ class Actions:
             device_id=event.device_id if event.transaction_id is not None else None,
             transaction_id=event.transaction_id,
         )
+        if event.type == MEMBER and event.content.get("membership") == "invite" and self._is_abroad(event.state_key):
+            return await self._remote.invite(room, draft)
         return (await self._writer.submit(room, [draft]))[0]
 
     async def _unchanged(self, room: Room, event: NewEvent) -> str | None:
@@ -319,7 +326,7 @@ class Actions:
             return event.content
         membership = event.content.get("membership")
         if membership == "invite" and is_historical_user_id(event.state_key):
-            await self._check_invitation(event.state_key)
+            await self._permission.check(event.state_key)
         if membership == "join" and event.state_key == event.sender:
             return await self._join_content(room, event.sender, event.content, event.is_guest)
         return event.content
@@ -333,9 +340,18 @@ class Actions:
             _check_alias_syntax(alias)
             if alias in known:
                 continue
-            row = await self._database.read(room_table.alias_row, alias)
-            if row is None or row.room_id != room.room_id:
+            if await self._room_of_alias(alias) != room.room_id:
                 raise _bad_alias(alias)
+
+    async def _room_of_alias(self, alias: str) -> str | None:
+        """The room that an alias names, as this server or that of the alias knows."""
+        if server_name_of(alias) == self._server_name:
+            row = await self._database.read(room_table.alias_row, alias)
+            return row.room_id if row is not None else None
+        try:
+            return (await self._remote.aliases.resolve(alias)).room_id
+        except MatrixError:
+            return None
 
     # --- membership ---
 
@@ -345,21 +361,18 @@ class Actions:
             raise invalid_param("That is not a room ID.")
         if not is_historical_user_id(change.target):
             raise invalid_param("That is not a user ID.")
+        if change.third_party_signed is not None and change.action == "join":
+            await self._claim_invite(change, change.third_party_signed)
         room = await self._rooms.find(change.room_id)
-        if room is None:
-            if change.action in ("join", "knock", "leave"):
-                raise not_found("No server that knows this room can be reached.")
-            raise forbidden("You are not in this room.")
-        action = getattr(self, f"_{change.action}")
-        content = await action(room, change)
-        if content is None:
-            return room.room_id
-        if change.reason is not None:
-            content["reason"] = change.reason
-        event = NewEvent(
-            room_id=room.room_id, sender=change.sender, type=MEMBER, content=content, state_key=change.target
-        )
-        await self._deliver(room, event)
+        own = change.action in ("join", "knock", "leave") and change.sender == change.target
+        if own and (room is None or not room.is_here) and await self._remote.change(change):
+            room = await self._rooms.get(change.room_id)
+        else:
+            room = await self._rooms.find(change.room_id)
+            if room is None:
+                raise forbidden("You are not in this room.")
+            if not await self._change_here(room, change):
+                return room.room_id
         if change.action == "join" and self.after_join is not None:
             try:
                 await self.after_join(room, change.target)
@@ -369,14 +382,40 @@ class Actions:
                 )
         return room.room_id
 
+    async def _claim_invite(self, change: MembershipChange, signed: dict[str, Any]) -> None:
+        """Let a user be invited who has shown that an invited address is theirs."""
+        room = await self._rooms.find(change.room_id)
+        if room is None or await self.membership(room, change.target) not in ("join", "invite"):
+            await self._remote.claim_invite(change.room_id, change.target, signed)
+
+    async def _change_here(self, room: Room, change: MembershipChange) -> bool:
+        """Carry out a change in a room that this server is in; `False` if there is nothing to change."""
+        if not room.is_here:
+            raise forbidden("You are not in this room.")
+        if change.target != change.sender:
+            await self._remote.completing.whole(room)
+        try:
+            content = await getattr(self, f"_{change.action}")(room, change)
+        except MatrixError as error:
+            unable = change.action == "join" and error.errcode == "M_UNABLE_TO_GRANT_JOIN"
+            if not unable or not await self._remote.join_through_another(room, change):
+                raise
+            return True
+        if content is None:
+            return False
+        if change.reason is not None:
+            content["reason"] = change.reason
+        event = NewEvent(
+            room_id=room.room_id, sender=change.sender, type=MEMBER, content=content, state_key=change.target
+        )
+        await self._deliver(room, event)
+        return True
+
     async def _join(self, room: Room, change: MembershipChange) -> dict[str, Any] | None:
         current = await self.membership(room, change.target)
         if current == "join" and not change.content:
             return None
-        content = await self._join_content(room, change.target, {**change.profile, **change.content}, change.is_guest)
-        if change.third_party_signed is not None:
-            content["third_party_invite"] = {"signed": change.third_party_signed}
-        return content
+        return await self._join_content(room, change.target, {**change.profile, **change.content}, change.is_guest)
 
     async def _join_content(self, room: Room, user_id: str, wanted: dict[str, Any], is_guest: bool) -> dict[str, Any]:
         """The content of a join of a local user who `wanted` this: without what is not theirs to say."""
@@ -447,25 +486,17 @@ class Actions:
 
     async def _invite(self, room: Room, change: MembershipChange) -> dict[str, Any]:
         is_direct = change.content.get("is_direct") is True
-        return await self._invitation(change.target, change.sender, change.reason, change.profile, is_direct)
+        return await self._invitation(change.target, change.profile, is_direct)
 
-    async def _invitation(
-        self, target: str, sender: str, reason: str | None, profile: dict[str, str], is_direct: bool
-    ) -> dict[str, Any]:
+    async def _invitation(self, target: str, profile: dict[str, str], is_direct: bool) -> dict[str, Any]:
         """The content of an invitation; ``M_INVITE_BLOCKED`` where the invited user wants none."""
-        await self._check_invitation(target)
-        content: dict[str, Any] = {**(profile or await self._users.profile(target)), "membership": "invite"}
+        await self._permission.check(target)
+        if not profile and not self._is_abroad(target):
+            profile = await self._users.profile(target)
+        content: dict[str, Any] = {**profile, "membership": "invite"}
         if is_direct:
             content["is_direct"] = True
         return content
-
-    async def _check_invitation(self, target: str) -> None:
-        """Raise ``M_INVITE_BLOCKED`` (403) where a user wants no invitations."""
-        if server_name_of(target) != self._server_name:
-            raise MatrixError(502, "M_UNKNOWN", f"The server of {target} cannot be reached.")
-        blocked = await self._users.account_data(target, "", "m.invite_permission_config")
-        if blocked is not None and orjson.loads(blocked).get("default_action") == "block":
-            raise MatrixError(403, "M_INVITE_BLOCKED", f"{target} takes no invitations.")
 
     async def _kick(self, room: Room, change: MembershipChange) -> dict[str, Any]:
         if await self.membership(room, change.target) not in ("join", "invite", "knock"):
@@ -488,14 +519,15 @@ class Actions:
     async def forget(self, user_id: str, room_id: str) -> None:
         """Hide a room that the user has left; ``M_UNKNOWN`` while they are in it."""
         room = await self._rooms.find(room_id)
-        membership = await self.membership(room, user_id) if room else None
-        if room is None or membership is None:
-            raise not_found("You were never in this room.")
-        if membership in ("join", "invite", "knock"):
-            raise MatrixError(400, "M_UNKNOWN", "Leave the room before you forget it.")
         user_nid = await self._database.read(self._names.find, user_id)
-        if user_nid is not None:
-            await self._database.write(room_table.forget, user_nid, room.room_nid)
+        if room is None or user_nid is None:
+            raise not_found("You were never in this room.")
+        row = await self._database.read(room_table.membership_in, user_nid, room.room_nid)
+        if row is None:
+            raise not_found("You were never in this room.")
+        if row.membership in ("join", "invite", "knock"):
+            raise MatrixError(400, "M_UNKNOWN", "Leave the room before you forget it.")
+        await self._database.write(room_table.forget, user_nid, room.room_nid)
 
     async def update_profile(self, user_id: str, profile: dict[str, str]) -> None:
         """Renew the user's member events in all rooms that they are joined to."""

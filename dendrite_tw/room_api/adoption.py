@@ -24,7 +24,6 @@ from ..matrix.state_res import auth_order
 from .api import OUTPUT_ROOM_EVENT, STATE_COMPLETE, StateComplete
 from .duties import PURGE
 from .input import RoomWriter
-from .numbers import Numbers
 from .redactions import Redaction, Redactions
 from .room import Also, Arrival, Room, Rooms, Way
 from .servers import Servers
@@ -75,7 +74,8 @@ class Adoption:
         self._servers = servers
         self._user_directory = user_directory
         self._server_name = server_name
-        self._numbers = Numbers(database, "event")
+        # The same as the writer's: numbers grow along the graph.
+        self._numbers = writer.event_numbers
 
     async def stub(self, room_id: str, version: RoomVersion) -> Room:
         """The room; where it is not known, a new one that this server is not in."""
@@ -106,17 +106,17 @@ class Adoption:
         Those that are known already keep what they have.  Left out are events whose auth events are neither here nor
         among them, and those that no database takes.  `ValueError` if they authorise each other in a circle.
         """
-        ordered = auth_order(event for event in events if is_storable(event))
-        # Where the create event is implied, the order does not know that it authorises all others.
-        ordered.sort(key=lambda event: event.type != "m.room.create")
+        ordered = list({event.event_id: event for event in events}.values())
+        if not _is_in_order(ordered):
+            ordered = auth_order(ordered)
+            # Where the create event is implied, the order does not know that it authorises all others.
+            ordered.sort(key=lambda event: event.type != "m.room.create")
         found: dict[str, int] = {}
         for start in range(0, len(ordered), CHUNK):
-            chunk = ordered[start : start + CHUNK]
+            chunk = [event for event in ordered[start : start + CHUNK] if is_storable(event)]
             waiting = await self._waiting(room, chunk)
             nids = list(await self._numbers.take(len(chunk)))
-            found.update(
-                await self._database.write(self._store_chunk, room.room_nid, chunk, nids, rejected, waiting)
-            )
+            found.update(await self._database.write(self._store_chunk, room.room_nid, chunk, nids, rejected, waiting))
         return found
 
     async def _waiting(self, room: Room, events: list[Event]) -> dict[str, Redaction]:
@@ -141,12 +141,24 @@ class Adoption:
         waiting: Mapping[str, Redaction],
     ) -> dict[str, int]:
         cited = {one for event in events for one in (event.event_id, *_authorities(event))}
-        known = {row.event_id: row.event_nid for row in await event_table.known_events(txn, list(cited))}
+        found = await event_table.known_events(txn, list(cited))
+        known = {row.event_id: row.event_nid for row in found}
+        apart = {row.event_id for row in found if not row.position}
         names = await self._names.intern(txn, {name for event in events for name in (event.sender, event.type)})
         slots = await self._names.intern_slots(txn, {_slot(event) for event in events if event.state_key is not None})
         rows = []
         for event, nid in zip(events, nids, strict=True):
-            if event.event_id in known or any(one not in known for one in _authorities(event)):
+            authorities = [known.get(one) for one in _authorities(event)]
+            here = known.get(event.event_id)
+            if (
+                here is not None
+                and event.event_id in apart
+                and any(one is not None and one > here for one in authorities)
+            ):
+                # An invite from outside came before what authorises it was known; numbers grow along the graph.
+                await event_table.renumber(txn, here, nid)
+                known[event.event_id] = nid
+            if here is not None or None in authorities:
                 continue
             known[event.event_id] = nid
             redaction = waiting.get(event.event_id)
@@ -224,7 +236,7 @@ class Adoption:
                 await also(txn, room_nid)
             txn.after_commit(lambda: self._settled(room, standing))
 
-        nids = await self.store_outliers(room, [*state.values(), *others])
+        nids = await self.store_outliers(room, [*others, *state.values()])
         kept = {key: event for key, event in state.items() if event.event_id in nids}
         before = await self.state_map(room, kept)
         known = {nids[event.event_id]: event for event in kept.values()}
@@ -245,7 +257,7 @@ class Adoption:
         row = await self._database.read(room_table.partial_room, room.room_nid)
         if row is None:
             return
-        nids = await self.store_outliers(room, [*state.values(), *others])
+        nids = await self.store_outliers(room, [*others, *state.values()])
         kept = {key: event for key, event in state.items() if event.event_id in nids}
         whole = await self.state_map(room, kept)
 
@@ -277,6 +289,7 @@ class Adoption:
         )
         await self._add_members(txn, room.room_nid, missing, state, position)
         await room_table.set_standing(txn, room.room_nid, room_table.RESIDENT)
+        await room_table.set_rewritten(txn, room.room_nid, position)
         await room_table.delete_partial(txn, room.room_nid)
         txn.after_commit(lambda: self._completed(room, rewritten))
 
@@ -313,6 +326,18 @@ def is_storable(event: Event) -> bool:
     """Whether every database takes the event: not all have NUL characters in text."""
     texts = (event.event_id, event.sender, event.type, event.state_key or "", event.redacts or "", *event.prev_events)
     return not any("\0" in text for text in texts)
+
+
+def _is_in_order(events: Iterable[Event]) -> bool:
+    """Whether no event comes before, or with, what authorises it; as what was checked as a whole already is."""
+    waiting: set[str] = set()
+    seen: set[str] = set()
+    for event in events:
+        seen.add(event.event_id)
+        if event.event_id in waiting:
+            return False
+        waiting.update(one for one in _authorities(event) if one not in seen)
+    return True
 
 
 def _authorities(event: Event) -> list[str]:

@@ -26,8 +26,8 @@ class RoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     ``unsigned`` and ``room_id``, ready to be spliced.  ``position`` is 0 for an
     event that was never part of the live stream, negative for history fetched
     later.  ``replaces`` and ``prev_content`` (JSON) tell what a state event
-    took the place of.  ``gap``: events before this one are missing here, so a timeline begins with
-    it.  ``transaction_id`` belongs to the device
+    took the place of.  ``gap``: events before this one are missing here or came later, as history, so a
+    timeline begins with it.  ``transaction_id`` belongs to the device
     ``transaction_device`` of the sender alone.  ``redacted_by`` is the client
     form of the redaction, where there is one, with its event ID.
     """
@@ -121,6 +121,8 @@ class RoomView(msgspec.Struct, frozen=True, kw_only=True):
 
     ``state`` holds every current state event at ``position``; ``timeline`` the newest live
     events up to ``position``, oldest first; ``complete`` says that nothing is before them.
+    ``partial``: of the state, members are still missing.  ``rewritten`` is the newest position at
+    which the state was replaced as a whole, 0 where it never was.
     """
 
     room_id: str
@@ -129,6 +131,19 @@ class RoomView(msgspec.Struct, frozen=True, kw_only=True):
     state: list[RoomEvent]
     timeline: list[RoomEvent]
     complete: bool
+    partial: bool = False
+    rewritten: int = 0
+
+
+class LiveEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """Live events of a room, oldest first; ``more`` where older ones remain of those that were asked for.
+
+    ``cut``: what is before them is missing here, so they are not asked for beyond that.
+    """
+
+    events: list[RoomEvent]
+    more: bool
+    cut: bool = False
 
 
 class ChangedSlot(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,6 +246,21 @@ class MembershipChange(msgspec.Struct, frozen=True, kw_only=True):
     via: list[str] = []
     third_party_signed: dict[str, Any] | None = None
     is_guest: bool = False
+
+
+class TakenMembership(msgspec.Struct, frozen=True, kw_only=True):
+    """A member event that this server took into a room for another one, and what that is told of the room.
+
+    For a join: the state before it and what authorises both, by event IDs, and if members were omitted the servers
+    with members.  For a knock: ``stripped``, whole events that show what room it is.
+    """
+
+    event: bytes
+    state: list[str] = []
+    auth_chain: list[str] = []
+    members_omitted: bool = False
+    servers_in_room: list[str] = []
+    stripped: list[bytes] = []
 
 
 class Alias(msgspec.Struct, frozen=True):
@@ -346,6 +376,33 @@ class RoomAPI(Protocol):
     async def purge_room(self, room_id: str) -> None:
         """Delete a room and all about it; others are told by a `RoomPurged`."""
 
+    # --- for other servers ---
+
+    async def make_membership(
+        self, kind: str, room_id: str, user_id: str, origin: str, versions: list[str]
+    ) -> dict[str, Any]:
+        """The answer to ``make_join``, ``make_knock`` or ``make_leave`` of `origin` (`kind` without ``make_``).
+
+        `versions` are the room versions that the other server knows.
+        """
+
+    async def take_membership(
+        self, kind: str, room_id: str, event_id: str, origin: str, pdu: bytes, omit_members: bool = False
+    ) -> TakenMembership:
+        """Take the event of ``send_join``, ``send_knock`` or ``send_leave``; repeating it is harmless."""
+
+    async def receive_invite(
+        self, room_id: str, event_id: str, origin: str, body: dict[str, Any], old: bool = False
+    ) -> bytes:
+        """Take an invite of one of our users, the body of ``/invite`` of version 2 (`old`: 1); returns the event
+        with our signature."""
+
+    async def exchange_third_party_invite(self, room_id: str, origin: str, body: dict[str, Any]) -> None:
+        """Make the invite that somebody's signed third-party identifier entitles them to."""
+
+    async def third_party_bound(self, body: dict[str, Any]) -> None:
+        """Take up the invites that waited for a third-party identifier which is now one of our users'."""
+
     # --- questions ---
 
     async def position(self) -> int:
@@ -403,6 +460,9 @@ class RoomAPI(Protocol):
 
     async def membership(self, room_id: str, user_id: str) -> Membership | None: ...
 
+    async def local_memberships(self, room_id: str) -> list[Membership]:
+        """The memberships of this server's users in a room."""
+
     async def joined_users(self, room_id: str) -> list[str]:
         """The joined users of a room, local and remote."""
 
@@ -412,7 +472,7 @@ class RoomAPI(Protocol):
     async def room_view(self, room_id: str, timeline_limit: int) -> RoomView: ...
 
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
-        """The position of the newest live event in each of these rooms."""
+        """The newest position of each of these rooms: of a live event, or of a state that replaced all of it."""
 
     async def newest_events(self, room_ids: Sequence[str]) -> dict[str, list[str]]:
         """The events at the ends of the history of each of these rooms, those that the next event will refer to."""
@@ -423,10 +483,8 @@ class RoomAPI(Protocol):
     async def pdus(self, event_ids: Sequence[str]) -> dict[str, bytes]:
         """Stored events among these IDs as they travel between servers; no visibility applied."""
 
-    async def timeline(
-        self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None
-    ) -> tuple[list[RoomEvent], bool]:
-        """The newest `limit` live events in (after, upto], oldest first; and whether older ones of them remain."""
+    async def timeline(self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None) -> LiveEvents:
+        """The newest `limit` live events in (after, upto], none of them from before a gap."""
 
     async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
         """The state of the room after the last live event up to `position`."""
@@ -513,6 +571,38 @@ class RoomAPI(Protocol):
 
     async def servers_of_user(self, user_id: str) -> list[str]:
         """The servers that share a joined room with a user."""
+
+    async def events_for_server(self, origin: str, event_ids: list[str]) -> dict[str, bytes]:
+        """The PDUs of events of any rooms, by ID; absent are those that are not here or not for the server `origin`.
+
+        What it may know of and not read comes redacted, here as from the other questions of this kind.
+        """
+
+    async def state_ids_for_server(self, origin: str, room_id: str, event_id: str) -> tuple[list[str], list[str]]:
+        """The state before an event and its auth chain, by ID.
+
+        ``M_FORBIDDEN`` for a server that never was in the room, or has left before; ``M_NOT_FOUND`` where the event,
+        or the whole state before it, is not known here.
+        """
+
+    async def event_auth_for_server(self, origin: str, room_id: str, event_id: str) -> list[str]:
+        """The events that authorise an event, near and far, by ID.  Errors as above."""
+
+    async def missing_events_for_server(
+        self, origin: str, room_id: str, earliest: list[str], latest: list[str], limit: int, min_depth: int
+    ) -> list[bytes]:
+        """Events before `latest` and not before `earliest`, the nearest ones, oldest first."""
+
+    async def backfill_for_server(self, origin: str, room_id: str, event_ids: list[str], limit: int) -> list[bytes]:
+        """Some events and those before them, the latest first."""
+
+    async def timestamp_to_event_for_server(
+        self, origin: str, room_id: str, ts: int, direction: str
+    ) -> tuple[str, int]:
+        """The nearest event in a direction (``f`` or ``b``): its ID and time in milliseconds.  ``M_NOT_FOUND``."""
+
+    async def hierarchy_for_server(self, origin: str, room_id: str, suggested_only: bool) -> dict[str, Any]:
+        """What ``GET /hierarchy`` between servers answers about a space.  ``M_NOT_FOUND``."""
 
     async def visible(self, user_id: str, events: Sequence[RoomEvent]) -> list[RoomEvent]:
         """Those of `events` (of any rooms) that history visibility lets the user see, in the same order."""

@@ -13,6 +13,7 @@ from ..world import World
 from .actions import Actions, to_the_end
 from .adoption import Adoption
 from .arrivals import Arrivals
+from .current import CurrentState, InvitePermission
 from .directory import Directory
 from .drafts import Drafting
 from .duties import GUESTS, PURGE, TOMBSTONE, Duties
@@ -30,9 +31,12 @@ from .queries import Queries
 from .receiving import Receiving
 from .redactions import Redactions
 from .relations import Relations
+from .remote.rooms import RemoteRooms
 from .reports import Reports
 from .room import Rooms
+from .server_view import ServerViewer
 from .servers import Servers
+from .serving import Serving
 from .snapshots import Snapshots
 from .states import States
 from .store import EventStore, RoomEvents
@@ -47,7 +51,6 @@ from .viewing import Viewer
 
 class RoomComponent:
     """Answers `RoomAPI`: each method is that of the part which carries it out."""
-
     def __init__(
         self,
         *,
@@ -142,12 +145,37 @@ class RoomComponent:
             time=world.time,
             server_name=server_name,
         )
+        current = CurrentState(database, names, store)
+        permission = InvitePermission(users, server_name)
+        self.remote = remote = RemoteRooms(
+            database=database,
+            names=names,
+            rooms=self.rooms,
+            snapshots=snapshots,
+            store=store,
+            chains=chains,
+            current=current,
+            permission=permission,
+            writer=self.writer,
+            adoption=self.adoption,
+            participation=participation,
+            receive=receiving.receive,
+            federation=federation,
+            users=users,
+            world=world,
+            server_name=server_name,
+            key=key,
+        )
+        receiving.aside = remote.invitations.receive_aside
         actions = Actions(
             database=database,
             names=names,
             rooms=self.rooms,
             writer=self.writer,
             store=store,
+            current=current,
+            permission=permission,
+            remote=remote,
             users=users,
             user_directory=user_directory,
             clock=world.clock,
@@ -163,6 +191,7 @@ class RoomComponent:
             store=store,
             shown=shown,
             viewer=viewer,
+            remote=remote,
         )
         relations = Relations(
             database=database,
@@ -179,6 +208,8 @@ class RoomComponent:
             rooms=self.rooms,
             actions=actions,
             viewer=viewer,
+            elsewhere=remote.aliases,
+            servers_of=participation.room_servers,
             clock=world.clock,
             server_name=server_name,
         )
@@ -225,8 +256,26 @@ class RoomComponent:
             store=store,
             actions=actions,
             directory=directory,
+            servers=servers,
+            time=world.time,
             clock=world.clock,
             random=world.random,
+        )
+        serving = Serving(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            snapshots=snapshots,
+            chains=chains,
+            participation=participation,
+            viewer=ServerViewer(
+                database=database,
+                names=names,
+                snapshots=snapshots,
+                servers=servers,
+                users=users,
+                server_name=server_name,
+            ),
         )
         duties.carriers = {
             GUESTS: guests.access_changed,
@@ -263,6 +312,7 @@ class RoomComponent:
         self.room_summary = directory.room_summary
         self.memberships = queries.memberships
         self.membership = queries.membership
+        self.local_memberships = queries.local_memberships
         self.joined_users = queries.joined_users
         self.shares_room = queries.shares_room
         self.room_view = queries.room_view
@@ -287,7 +337,19 @@ class RoomComponent:
         self.aggregations = relations.aggregations
         self.timestamp_to_event = queries.timestamp_to_event
         self.visible = queries.visible
+        self.make_membership = remote.asked.make_membership
+        self.take_membership = to_the_end(remote.asked.take_membership)
+        self.receive_invite = to_the_end(remote.invitations.receive_invite)
+        self.exchange_third_party_invite = to_the_end(remote.third_party.exchange)
+        self.third_party_bound = to_the_end(remote.third_party.bound)
         self.receive = receiving.receive
+        self.events_for_server = serving.events_for_server
+        self.state_ids_for_server = serving.state_ids_for_server
+        self.event_auth_for_server = serving.event_auth_for_server
+        self.missing_events_for_server = serving.missing_events_for_server
+        self.backfill_for_server = serving.backfill_for_server
+        self.timestamp_to_event_for_server = serving.timestamp_to_event_for_server
+        self.hierarchy_for_server = hierarchy.hierarchy_for_server
         self.room_servers = participation.room_servers
         self.servers_of_user = participation.servers_of_user
         self.check_server = participation.check_server
@@ -300,10 +362,12 @@ class RoomComponent:
     async def start(self) -> None:
         """Go on with what an earlier run left to be done; rooms are loaded when they are asked for."""
         self.duties.wake()
+        await self.remote.start()
 
     async def stop(self) -> None:
         """Nothing is kept in memory that is not on disk."""
         self.duties.stop()
+        self.remote.stop()
 
     async def position(self) -> int:
         """The newest position that is on disk."""

@@ -14,6 +14,8 @@ from ..matrix.power_levels import PowerLevels
 from ..world import Clock
 from .actions import Actions
 from .api import Alias, PublicRoom
+from .remote.aliases import RemoteAliases
+from .remote.reading import ServersOf
 from .room import Room, Rooms
 from .tables import rooms as room_table
 from .viewing import Viewer
@@ -36,17 +38,28 @@ SHOWN_STATE = tuple(
 PAGE_LIMIT = 500
 ALIASES_OF_A_ROOM = 1000
 
-MEMBERS_LOOKED_AT = 1000
-"""Members by whom the servers are found that are told with an alias."""
+SERVERS_TOLD = 50
+"""Servers that are told with an alias."""
 
 
 class Directory:
     """The aliases of this server and the rooms that it publishes."""
 
     def __init__(
-        self, *, database: Database, rooms: Rooms, actions: Actions, viewer: Viewer, clock: Clock, server_name: str
+        self,
+        *,
+        database: Database,
+        rooms: Rooms,
+        actions: Actions,
+        viewer: Viewer,
+        elsewhere: RemoteAliases,
+        servers_of: ServersOf,
+        clock: Clock,
+        server_name: str,
     ) -> None:
         self._database = database
+        self._elsewhere = elsewhere
+        self._servers_of = servers_of
         self._rooms = rooms
         self._actions = actions
         self._viewer = viewer
@@ -56,16 +69,16 @@ class Directory:
     # --- aliases ---
 
     async def resolve_alias(self, alias: str) -> Alias:
-        """The room that an alias names; ``M_NOT_FOUND`` where none."""
+        """The room that an alias names; ``M_NOT_FOUND`` where none.  The alias may be one of another server."""
         if not is_room_alias(alias):
             raise invalid_param("That is not a room alias.")
+        if server_name_of(alias) != self._server_name:
+            return await self._elsewhere.resolve(alias)
         row = await self._database.read(room_table.alias_row, alias)
         if row is None:
             raise not_found(f"The alias {alias} names no room.")
-        room = await self._rooms.get(row.room_id)
-        users = await self._database.read(room_table.some_joined_users, room.room_nid, MEMBERS_LOOKED_AT)
-        servers = dict.fromkeys([self._server_name, *(server_name_of(user_id) for user_id in users)])
-        return Alias(row.alias, row.room_id, list(servers)[:50], row.creator)
+        servers = dict.fromkeys([self._server_name, *await self._servers_of(row.room_id)])
+        return Alias(row.alias, row.room_id, list(servers)[:SERVERS_TOLD], row.creator)
 
     async def aliases(self, room_id: str, user_id: str) -> list[str]:
         """The local aliases of a room, for one who is in it or may look into it."""

@@ -34,6 +34,8 @@ ROUNDS = 4
 FEW = 200
 """Rows that are read on the reactor thread."""
 
+STORED_AT_ONCE = 1000
+
 
 class AuthChains:
     """Auth chains by event number."""
@@ -54,7 +56,8 @@ class AuthChains:
 
     async def union(self, nids: Collection[int]) -> BitMap:
         """All events that some stand on, without those themselves unless others stand on them."""
-        return reduce(or_, (await self.chains(nids)).values(), BitMap())
+        found = (await self.chains(nids)).values()
+        return BitMap.union(*found) if found else BitMap()
 
     async def _known(self, nids: Iterable[int]) -> dict[int, BitMap]:
         """Those that were made before."""
@@ -79,11 +82,9 @@ class AuthChains:
         above: dict[int, list[int]] = {}
         layer = set(nids)
         while layer:
-            events = await self._store.events(layer, batch.events if batch else {})
-            ids = {auth_id for event in events.values() for auth_id in event.auth_events}
-            known = await self._store.standings(ids, batch)
-            for nid, event in events.items():
-                above[nid] = [known[auth_id].event_nid for auth_id in event.auth_events if auth_id in known]
+            waiting = list(layer)
+            for start in range(0, len(waiting), FEW):
+                above.update(await self._authorities(waiting[start : start + FEW], batch))
             further = {number for nid in layer for number in above.get(nid, ())} - above.keys() - chains.keys()
             ready = await self._known(further)
             chains.update(ready)
@@ -98,14 +99,28 @@ class AuthChains:
         await self._keep(made)
         return made
 
+    async def _authorities(self, nids: list[int], batch: Batch | None) -> dict[int, list[int]]:
+        """The numbers of the auth events of each event, of those that are here."""
+        events = await self._store.events(nids, batch.events if batch else {})
+        ids = {auth_id for event in events.values() for auth_id in event.auth_events}
+        known = await self._store.standings(ids, batch)
+        return {
+            nid: [known[auth_id].event_nid for auth_id in event.auth_events if auth_id in known]
+            for nid, event in events.items()
+        }
+
     async def _keep(self, made: Mapping[int, BitMap]) -> None:
         for nid, chain in made.items():
             self._chains.put(nid, chain)
-        # Those of events that are not on disk yet are made again after the next start.
-        rows = await self._database.read(event_table.rooms_of, list(made))
-        stored = [(row.event_nid, row.room_nid, made[row.event_nid].serialize()) for row in rows]
-        if stored:
-            await self._database.write(chain_table.insert_chains, stored)
+        nids = list(made)
+        for start in range(0, len(nids), STORED_AT_ONCE):
+            piece = nids[start : start + STORED_AT_ONCE]
+            # Those of events that are not on disk yet are made again after the next start.
+            read = self._database.read if len(piece) <= FEW else self._database.read_long
+            rows = await read(event_table.rooms_of, piece)
+            stored = [(row.event_nid, row.room_nid, made[row.event_nid].serialize()) for row in rows]
+            if stored:
+                await self._database.write(chain_table.insert_chains, stored)
 
 
 class Lacking(Exception):

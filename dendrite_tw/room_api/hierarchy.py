@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import orjson
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from ..database.engines import Database
 from ..matrix.errors import forbidden, invalid_param, not_found
@@ -23,6 +26,8 @@ from .actions import Actions
 from .api import HierarchyRoom, PublicRoom
 from .directory import Directory
 from .room import Room, Rooms
+from .servers import Servers
+from .steps import is_local
 from .store import EventStore
 from .tables import names as name_table
 from .tables import rooms as room_table
@@ -45,6 +50,15 @@ ROOMS_LIMIT = 10_000
 WALKS_LIMIT = 1000
 WALK_MS = 10 * 60 * 1000
 """How many walks are remembered, and for how long."""
+
+SERVER_CHILDREN = 200
+"""Children of a space that another server is told of."""
+
+ALLOWED_LIMIT = 20
+"""Rooms whose members may join that are looked at."""
+
+AT_ONCE = 20
+"""Rooms that are described before the reactor may do something else."""
 
 MUTUAL_PAGE = 100
 ORDER_LENGTH = 50
@@ -75,6 +89,8 @@ class Hierarchy:
         store: EventStore,
         actions: Actions,
         directory: Directory,
+        servers: Servers,
+        time: IReactorTime,
         clock: Clock,
         random: Random,
     ) -> None:
@@ -84,6 +100,8 @@ class Hierarchy:
         self._store = store
         self._actions = actions
         self._directory = directory
+        self._servers = servers
+        self._time = time
         self._clock = clock
         self._random = random
         self._walks: OrderedDict[str, Walk] = OrderedDict()
@@ -166,6 +184,61 @@ class Hierarchy:
         state = [orjson.dumps(stripped(child) | {"origin_server_ts": child.origin_server_ts}) for child in children]
         return HierarchyRoom(summary=summary, children_state=state)
 
+    # --- for servers ---
+
+    async def hierarchy_for_server(self, origin: str, room_id: str, suggested_only: bool) -> dict[str, Any]:
+        """A room and its children as ``GET /hierarchy`` between servers has them, those that a server may know of.
+
+        Children that this server knows nothing of are left out.  ``M_NOT_FOUND`` where the room is unknown here, or
+        not for that server.
+        """
+        room = await self._known(room_id)
+        if room is None or not await self._accessible_to_server(room, origin):
+            raise not_found("There is no such room that your server may see.")
+        children = await self._children(room, suggested_only)
+        shown = await self._shown(room, children)
+        found, inaccessible = [], []
+        for index, child in enumerate(children[:SERVER_CHILDREN]):
+            if index % AT_ONCE == AT_ONCE - 1:
+                await deferLater(self._time, 0, lambda: None)
+            other = await self._known(child.state_key or "")
+            if other is None:
+                continue
+            if await self._accessible_to_server(other, origin):
+                found.append(msgspec.to_builtins(await self._directory.describe(other)))
+            else:
+                inaccessible.append(other.room_id)
+        state = [orjson.Fragment(child) for child in shown.children_state]
+        return {
+            "room": {**msgspec.to_builtins(shown.summary), "children_state": state},
+            "children": found,
+            "inaccessible_children": inaccessible,
+        }
+
+    async def _known(self, room_id: str) -> Room | None:
+        """A room that this server is or was in."""
+        room = await self._rooms.find(room_id) if is_room_id(room_id) else None
+        return None if room is None or room.standing == room_table.ELSEWHERE else room
+
+    async def _accessible_to_server(self, room: Room, server: str) -> bool:
+        """Whether a user of a server may come to know what a room shows of itself."""
+        summary = await self._directory.describe(room)
+        if summary.world_readable or _may_ask_to_join(room, summary):
+            return True
+        if await self._servers.has(room.room_nid, server):
+            return True
+        if _is_restricted(room, summary):
+            for room_id in (summary.allowed_room_ids or [])[:ALLOWED_LIMIT]:
+                allowed = await self._known(room_id)
+                if allowed is not None and await self._servers.has(allowed.room_nid, server):
+                    return True
+        return await self._is_invited(room, server)
+
+    async def _is_invited(self, room: Room, server: str) -> bool:
+        """Whether a user of a server is invited to a room."""
+        rows = await self._database.read_long(room_table.member_slots, room.room_nid, f"%:{server}")
+        return any(row.membership == "invite" and is_local(row.user_id, server) for row in rows)
+
     # --- from outside ---
 
     async def _accessible(self, room: Room, user_id: str | None) -> bool:
@@ -178,15 +251,9 @@ class Hierarchy:
             return True
         if membership == "ban":
             return False
-        rule = summary.join_rule
-        if rule == "public":
+        if _may_ask_to_join(room, summary):
             return True
-        if rule == "knock" or rule == "knock_restricted":
-            knockable = room.version.knocking if rule == "knock" else room.version.knock_restricted
-            if knockable:
-                return True
-        restricted = room.version.restricted_joins if rule == "restricted" else room.version.knock_restricted
-        if rule not in ("restricted", "knock_restricted") or not restricted or user_id is None:
+        if not _is_restricted(room, summary) or user_id is None:
             return False
         rules = (await self._actions.state(room, JOIN_RULES)).get(JOIN_RULES)
         return rules is not None and await self._actions.in_allowed_room(rules.content.get("allow"), user_id)
@@ -213,6 +280,22 @@ class Hierarchy:
         following = str(page[-1].room_nid) if len(rows) > MUTUAL_PAGE else None
         count = await self._database.read(room_table.mutual_count, own, others)
         return [row.room_id for row in page], following, count
+
+
+def _may_ask_to_join(room: Room, summary: PublicRoom) -> bool:
+    """Whether everybody may join, or knock."""
+    if summary.join_rule == "knock":
+        return room.version.knocking
+    if summary.join_rule == "knock_restricted":
+        return room.version.knock_restricted
+    return summary.join_rule == "public"
+
+
+def _is_restricted(room: Room, summary: PublicRoom) -> bool:
+    """Whether members of other rooms may join."""
+    if summary.join_rule == "restricted":
+        return room.version.restricted_joins
+    return summary.join_rule == "knock_restricted" and room.version.knock_restricted
 
 
 def _is_child(event: Event) -> bool:

@@ -75,7 +75,7 @@ class RoomWriter:
         self._arrivals = arrivals
         self._policies = policies
         self._storing = storing
-        self._event_numbers = Numbers(database, "event")
+        self.event_numbers = Numbers(database, "event")
         self._snapshot_numbers = Numbers(database, "snapshot")
         self._history_numbers = Numbers(database, "history")
 
@@ -226,7 +226,7 @@ class RoomWriter:
     async def _accept_work(self, batch: Batch, work: Work) -> Accepted:
         """Make and check all of a work, on top of what the batch has."""
         count = len(work.items)
-        event_nids = await self._event_numbers.take(count)
+        event_nids = await self.event_numbers.take(count)
         snapshot_nids = await self._snapshot_numbers.take(STATES_EACH * count)
         steps: list[Step] = []
         outcomes: list[Outcome] = []

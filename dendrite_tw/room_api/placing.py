@@ -226,7 +226,8 @@ class Placing:
     ) -> Place:
         """The place of a join with which the state before it becomes the room's; takes two snapshot numbers."""
         head = batch.head
-        tape, before_nid, first = _kept(head.tape, State(before, 0), snapshot_nids)
+        before_nid = next(snapshot_nids)
+        tape, first = head.tape.renew(before, before_nid)
         now = before.set(slot_nid, event_nid)
         tape, current_nid, second = _kept(tape, State(now, 0), snapshot_nids)
         changes = await self.changes(batch, head.state, now, {**known, event_nid: event})

@@ -14,11 +14,13 @@ from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
 from ..matrix.events import stripped
-from .api import ChangedSlot, Context, EventFilter, Membership, Page, RoomEvent, RoomView, timeline_token
+from .api import ChangedSlot, Context, EventFilter, LiveEvents, Membership, Page, RoomEvent, RoomView, timeline_token
+from .current import STRIPPED_STATE
 from .paging import Place, chosen, parse_token
+from .remote.rooms import RemoteRooms
 from .room import Rooms
 from .snapshots import Snapshots
-from .store import EventStore, RoomEvents
+from .store import EventStore, RoomEvents, stored_event
 from .tables import events as event_table
 from .tables import rooms as room_table
 from .tables.events import EventRow
@@ -27,25 +29,15 @@ from .viewing import Viewer
 
 MEMBER = "m.room.member"
 
-STRIPPED_STATE = tuple(
-    (type, "")
-    for type in (
-        "m.room.create",
-        "m.room.join_rules",
-        "m.room.canonical_alias",
-        "m.room.avatar",
-        "m.room.name",
-        "m.room.topic",
-        "m.room.encryption",
-    )
-)
-"""What the specification recommends to show of a room before it is joined."""
-
 PAGE_LIMIT = 1000
 """Events in one page at the most."""
 
 SCAN_LIMIT = 5
 """How many times the wanted events a filtered page reads before it is given up as a page with fewer."""
+
+
+NEAREST = 50
+"""Events nearest to a time of which the first one that may be seen is told."""
 
 
 class Queries:
@@ -61,6 +53,7 @@ class Queries:
         store: EventStore,
         shown: RoomEvents,
         viewer: Viewer,
+        remote: RemoteRooms,
     ) -> None:
         self._database = database
         self._names = names
@@ -69,6 +62,7 @@ class Queries:
         self._store = store
         self._shown = shown
         self._viewer = viewer
+        self._remote = remote
 
     # --- memberships ---
 
@@ -83,6 +77,12 @@ class Queries:
         room = await self._rooms.find(room_id)
         row = await self._viewer.membership(room.room_nid, user_id) if room else None
         return _membership(row) if row else None
+
+    async def local_memberships(self, room_id: str) -> list[Membership]:
+        """The memberships of this server's users in a room."""
+        room = await self._rooms.find(room_id)
+        rows = await self._database.read(room_table.local_memberships, room.room_nid) if room else []
+        return [_membership(row) for row in rows]
 
     async def joined_users(self, room_id: str) -> list[str]:
         room = await self._rooms.find(room_id)
@@ -117,12 +117,14 @@ class Queries:
             state=await self._shown.show_in(txn, state_rows),
             timeline=await self._shown.show_in(txn, newest[:limit][::-1]),
             complete=len(newest) <= limit,
+            partial=row.standing == room_table.PARTIAL,
+            rewritten=row.rewritten,
         )
 
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
-        """The position of the newest live event in each of these rooms."""
+        """The position of the newest that is to be told of each of these rooms."""
         rows = await self._database.read(room_table.newest_positions, room_ids)
-        return {row.room_id: row.position for row in rows}
+        return {row.room_id: max(row.position, row.rewritten) for row in rows}
 
     async def newest_events(self, room_ids: Sequence[str]) -> dict[str, list[str]]:
         """The events at the ends of the history of each of these rooms."""
@@ -132,6 +134,9 @@ class Queries:
     async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
         """What one who is invited or knocks is shown of a room."""
         room = await self._rooms.get(room_id)
+        told = await self._remote.stubs.shown(room, user_id)
+        if told is not None:
+            return told
         slots = [*STRIPPED_STATE, (MEMBER, user_id)]
         nids = await self._look_up(room.head.snapshot_nid, slots)
         events = await self._store.by_nid(nids)
@@ -145,10 +150,8 @@ class Queries:
         """Stored events as they travel between servers."""
         return {row.event_id: row.pdu for row in await self._store.rows(event_ids)}
 
-    async def timeline(
-        self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None
-    ) -> tuple[list[RoomEvent], bool]:
-        """The newest `limit` live events in (after, upto], oldest first; and whether older ones of them remain."""
+    async def timeline(self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None) -> LiveEvents:
+        """The newest `limit` live events in (after, upto], none of them from before a gap."""
         room = await self._rooms.get(room_id)
         rows = await self._database.read(
             event_table.newest_live,
@@ -157,9 +160,11 @@ class Queries:
             upto,
             min(limit, PAGE_LIMIT) * (SCAN_LIMIT if filter else 1) + 1,
         )
-        shown = await self._shown.show(rows)
+        gap = next((place for place, row in enumerate(rows, 1) if row.gap), None)
+        shown = await self._shown.show(rows[:gap])
         kept = [event for event in shown if chosen(event, filter)]
-        return kept[:limit][::-1], len(kept) > limit or (len(shown) > limit and len(kept) < len(shown))
+        more = len(kept) > limit or (len(shown) > limit and len(kept) < len(shown))
+        return LiveEvents(events=kept[:limit][::-1], more=more or gap is not None, cut=not more and gap is not None)
 
     async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
         """The state of the room after the last live event up to `position`."""
@@ -237,6 +242,7 @@ class Queries:
         self, room_id: str, user_id: str, at: str | None, membership: str | None, not_membership: str | None
     ) -> list[RoomEvent]:
         """Member events, at a point of the timeline or as the user may see them now."""
+        await self._all_members(room_id)
         room_nid, snapshot_nid = await self._state_for(room_id, user_id)
         if at is not None:
             place = parse_token(at)
@@ -245,9 +251,14 @@ class Queries:
         return [
             event
             for event in events
-            if event.type == MEMBER
-            and _is_wanted(event.membership, membership, not_membership)
+            if event.type == MEMBER and _is_wanted(event.membership, membership, not_membership)
         ]
+
+    async def _all_members(self, room_id: str) -> None:
+        """Wait for the members of a room that was only just joined through another server."""
+        room = await self._rooms.find(room_id)
+        if room is not None:
+            await self._remote.completing.whole(room)
 
     async def joined_members(self, room_id: str, user_id: str) -> list[RoomEvent]:
         room = await self._rooms.find(room_id)
@@ -417,10 +428,11 @@ class Queries:
             raise forbidden("You are not in this room.")
         await self._viewer.require_member(room.room_nid, user_id)
         read = event_table.first_at_or_after if direction == "f" else event_table.last_at_or_before
-        row = await self._database.read(read, room.room_nid, ts)
-        if row is None:
+        rows = await self._database.read(read, room.room_nid, ts, NEAREST)
+        seen = await self._viewer.visible_rows(user_id, rows)
+        if not seen:
             raise MatrixError(404, "M_NOT_FOUND", "There is no event at that time or beyond it.")
-        return row.event_id, (await self._shown.show([row]))[0].origin_server_ts
+        return seen[0].event_id, stored_event(seen[0]).origin_server_ts
 
 
 def _membership(row: room_table.MembershipRow) -> Membership:

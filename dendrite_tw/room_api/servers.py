@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+import orjson
+
 from ..cache import Cache, CacheBudget
 from ..database.engines import Database
 from ..matrix.identifiers import server_name_of
@@ -12,6 +14,9 @@ from .steps import Change
 from .tables import rooms as room_table
 
 Counts = Counter[str]
+
+UNTOLD = 1 << 30
+"""Members that a server counts for where those are still missing: more than could leave until they are known."""
 
 READS = 3
 """How often members are read anew because some changed meanwhile; what is read last is used and not kept."""
@@ -41,6 +46,9 @@ class Servers:
             unseen = self._unseen
             users = await self._database.read_long(room_table.joined_users, room_nid)
             counted = Counter(server_name_of(user_id) for user_id in users if ":" in user_id)
+            partial = await self._database.read(room_table.partial_room, room_nid)
+            if partial is not None:
+                counted.update(dict.fromkeys(orjson.loads(partial.servers), UNTOLD))
             known = self._rooms.get(room_nid)
             if known is None and unseen == self._unseen:
                 known = counted

@@ -76,6 +76,13 @@ class Tape(NamedTuple):
         chain, link = advance(self.chain, changes, state, snapshot_nid)
         return Tape(state, chain), link
 
+    def renew(self, state: StateMap, snapshot_nid: int) -> tuple[Tape, Link]:
+        """The tape with `state` as its newest, stored whole, so that nothing after it stands on anything before."""
+        whole: int = RADIX**LEVELS
+        step = (self.chain.step // whole + 1) * whole
+        chain = Chain(snapshot_nid, step, (Level(snapshot_nid, EMPTY),) * LEVELS)
+        return Tape(state, chain), Link(snapshot_nid, step, 0, state)
+
 
 NEW_CHAIN = Chain(0, 0, (Level(0, EMPTY),) * LEVELS)
 NEW_TAPE = Tape(EMPTY, NEW_CHAIN)

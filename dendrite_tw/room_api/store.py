@@ -24,6 +24,9 @@ from .tables.events import REJECTED, EventRow, event_by_id, events_by_id, events
 if TYPE_CHECKING:
     from .steps import Batch
 
+FEW = 100
+"""Events that are read on the reactor thread."""
+
 
 def stored_event(row: EventRow) -> Event:
     """The event in a row."""
@@ -63,7 +66,9 @@ class EventStore:
             else:
                 found[nid] = event
         if missing:
-            for row in await self._database.read(events_by_nid, missing):
+            # Many are read by another thread, so that the reactor has its turn between the pieces that callers read.
+            read = self._database.read if len(missing) <= FEW else self._database.read_long
+            for row in await read(events_by_nid, missing):
                 event = stored_event(row)
                 found[row.event_nid] = event
                 self._events.put(row.event_nid, event)
@@ -89,7 +94,8 @@ class EventStore:
                 placed = batch.placed.get(event_id)
                 found[event_id] = Standing(nid, placed is not None and placed.status == REJECTED)
         if wanted:
-            for row in await self._database.read(known_events, wanted):
+            read = self._database.read if len(wanted) <= FEW else self._database.read_long
+            for row in await read(known_events, wanted):
                 found[row.event_id] = Standing(row.event_nid, row.status == REJECTED)
         return found
 

@@ -82,6 +82,9 @@ class Storing:
         for step in steps:
             if step.missing or step.awaited or step.event.redacts is not None or step.redaction is not None:
                 await self._store_references(txn, room_nid, step)
+        for step in steps:
+            if step.way is Way.TAKEOVER and positions[step.event_nid] > 0:
+                await room_table.set_rewritten(txn, room_nid, positions[step.event_nid])
         last = steps[-1].after
         await room_table.update_room(
             txn, room_nid, last.depth, orjson.dumps(last.extremities), last.snapshot_nid, last.tape.chain.snapshot_nid

@@ -4,11 +4,16 @@ The two parts of the state that count, history visibility and the user's own
 membership, are looked up in the snapshot that each event stands on; events on
 the same snapshot share the look-up (Client-Server API, "Room History
 Visibility").
+
+Where history is shared, it counts too whether the user has joined since.  In the live
+stream that is a matter of positions; events that were fetched later, or are known apart from
+the timeline, are compared by their depth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import orjson
 
@@ -20,7 +25,21 @@ from .snapshots import Snapshots
 from .store import EventStore
 from .tables.events import EventRow, event_by_id
 from .tables.names import Names
-from .tables.rooms import MembershipRow, member_events_of, membership_in, room_by_id, room_by_nid
+from .tables.rooms import MemberEventRow, MembershipRow, member_events_of, membership_in, room_by_id, room_by_nid
+
+
+class Joined(NamedTuple):
+    """The newest join of a user: its place, and whether it is current."""
+
+    depth: int
+    position: int
+    is_current: bool = False
+
+    def follows(self, row: EventRow) -> bool:
+        """Whether the join happened after an event."""
+        if self.is_current or (row.position > 0 and self.position > 0):
+            return row.position < self.position
+        return row.depth < self.depth
 
 
 class Viewer:
@@ -52,7 +71,7 @@ class Viewer:
             if may_see_event(
                 visibility=visibility,
                 membership=membership,
-                joined_since=last_join is not None and (row.position < last_join),
+                joined_since=last_join is not None and last_join.follows(row),
                 visibility_after=visibility_after,
                 membership_after=membership_after,
             ):
@@ -115,24 +134,29 @@ class Viewer:
     ) -> dict[int, dict[int, int]]:
         return {nid: await self._snapshots.look_up(txn, nid, slots) for nid in snapshot_nids}
 
-    async def _last_join(self, room_nid: int, user_id: str, current: MembershipRow | None) -> int | None:
-        """The position of the newest join of the user, `None` where there never was one."""
+    async def _last_join(self, room_nid: int, user_id: str, current: MembershipRow | None) -> Joined | None:
+        """The newest join of the user, `None` where there never was one."""
         if current is None:
             return None
         if current.membership == "join":
-            return current.position
+            return Joined(0, current.position, is_current=True)
         slot = await self._database.read(self._names.find_slot, (MEMBER, user_id))
         if slot is None:
             return None
-        for row in await self._database.read(member_events_of, room_nid, slot):
-            if orjson.loads(row.pdu)["content"].get("membership") == "join":
-                return row.position
-        return None
+        return newest_join(await self._database.read(member_events_of, room_nid, [slot]))
 
     async def event_row(self, room_id: str, event_id: str) -> EventRow | None:
         """A stored event of the room."""
         row = await self._database.read(event_by_id, event_id)
         return row if row is not None and row.room_id == room_id else None
+
+
+def newest_join(rows: Iterable[MemberEventRow]) -> Joined | None:
+    """The first join among member events, which come newest first."""
+    for row in rows:
+        if orjson.loads(row.pdu)["content"].get("membership") == "join":
+            return Joined(row.depth, row.position)
+    return None
 
 
 def _after(row: EventRow, user_id: str) -> tuple[Visibility | None, str | None]:

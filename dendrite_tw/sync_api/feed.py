@@ -21,6 +21,7 @@ from ..room_api.api import (
     OUTPUT_ROOM_EVENT,
     PURGE_ROOM,
     STATE_COMPLETE,
+    Membership,
     OutputRoomEvent,
     RoomAPI,
     RoomPurged,
@@ -107,6 +108,9 @@ class Feed:
         self._time = time
         self._listening: list[Any] = []
         self._held: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._behind: list[Callable[[], None]] | None = None
+        """What was heard of rooms while the memberships of a rewritten one are being read."""
+        self._overflowed = False
         self._watch: IDelayedCall | None = None
         self._on_disk = SyncToken()
 
@@ -216,30 +220,75 @@ class Feed:
 
     def room_event(self, output: OutputRoomEvent) -> None:
         position = output.event.position
+        if output.rewrites_state:
+            self._state_replaced(output.event.room_id, position)
+            return
+        if self._behind is not None:
+            self._hold_behind(lambda: self.room_event(output))
+            return
         if position <= self._heard.room:
             return
         self._cache.apply(output)
         self._heard.room = position
         self._notifier.room_event(output)
 
+    def _hold_behind(self, take: Callable[[], None]) -> None:
+        """Take something in once the room before it has been; what is too much is looked up on disk."""
+        assert self._behind is not None
+        if len(self._behind) < HELD_LIMIT:
+            self._behind.append(take)
+        else:
+            self._overflowed = True
+
+    def _state_replaced(self, room_id: str, position: int) -> None:
+        """Take in that all of a room's state was replaced, or completed: the room is loaded anew."""
+        if self._behind is not None:
+            self._hold_behind(lambda: self._state_replaced(room_id, position))
+        elif position > self._heard.room:
+            self._behind = []
+            reading = Deferred.fromCoroutine(self._read_members(room_id, position))
+            reading.addErrback(lambda failure: log.failure("a room could not be looked at anew", failure=failure))
+
+    async def _read_members(self, room_id: str, position: int) -> None:
+        """Ask who of this server's users is in a room now, and go on from there."""
+        members: list[Membership] | None = None
+        try:
+            members = await self._rooms.local_memberships(room_id)
+        finally:
+            if position > self._heard.room:
+                self._cache.rewritten(room_id, position)
+                self._heard.room = position
+                if members is None:
+                    self._notifier.clear()
+                else:
+                    self._notifier.room_rewritten(room_id, position, members)
+            if self._overflowed:
+                self._overflowed, self._behind = False, []
+                await self.resume()
+            behind, self._behind = self._behind or [], None
+            for take in behind:
+                take()
+            self._heard.advance()
+
     def _not_an_event(self, message: Message) -> bool:
         """Take a message of the stream of events that tells something else: a room was deleted, or completed."""
         kind = message.headers.get("output_room_event_type")
         if kind == STATE_COMPLETE:
             completed = msgspec.msgpack.decode(message.payload, type=StateComplete)
-            self._cache.forget(completed.room_id)
-            self._heard.room = max(self._heard.room, completed.position)
-            self._heard.advance()
-            return True
-        if kind != PURGE_ROOM:
-            return False
-        purged = msgspec.msgpack.decode(message.payload, type=RoomPurged)
+            self._state_replaced(completed.room_id, completed.position)
+        elif kind == PURGE_ROOM:
+            self._room_purged(msgspec.msgpack.decode(message.payload, type=RoomPurged))
+        return kind in (STATE_COMPLETE, PURGE_ROOM)
+
+    def _room_purged(self, purged: RoomPurged) -> None:
+        if self._behind is not None:
+            self._hold_behind(lambda: self._room_purged(purged))
+            return
         self._cache.forget(purged.room_id)
         if purged.position > self._heard.room:
             self._heard.room = purged.position
             self._notifier.room_purged(purged.room_id, purged.position)
         self._heard.advance()
-        return True
 
     # --- users ---
 

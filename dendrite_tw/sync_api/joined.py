@@ -15,12 +15,15 @@ from .request import SyncRequest
 from .rooms import MEMBER, Room, RoomCache, Slot
 from .splice import content_of, previous_membership
 from .state import StateSpan, fill_in, full_state, state_delta
-from .timeline import Timeline, TimelineReader
+from .timeline import Timeline, TimelineReader, start_of
 from .tokens import SyncToken
 
 HEROES = 5
 NAMES = {"m.room.name": "name", "m.room.canonical_alias": "alias"}
 """The types of state that name a room, and where in their content."""
+
+COMPARED_MEMBERS = 2000
+"""Members of a room up to whom it is looked at who is not in it any more after its state was replaced as a whole."""
 
 WALK_LIMIT = 50
 """How many changes of a profile are followed back to find when a user joined."""
@@ -37,8 +40,9 @@ class Summary(msgspec.Struct, frozen=True):
 class JoinedRoom(msgspec.Struct, frozen=True, kw_only=True):
     """What a client is told of a room's events.
 
-    ``newly_joined``: the user joined since the token.  ``arrived`` and ``departed``
-    are the other users who did so or left, for the device lists.
+    ``newly_joined``: the user joined since the token, or the room could not be shown to
+    the client before.  ``arrived`` and ``departed`` are the other users who joined or left,
+    for the device lists.
     """
 
     room_id: str
@@ -81,54 +85,73 @@ class JoinedReader:
 
     async def read(
         self, request: SyncRequest, member: Membership, since: SyncToken | None, upto: SyncToken
-    ) -> JoinedRoom:
+    ) -> JoinedRoom | None:
         """What happened in a room in (since, upto]; all of it where `since` is `None` or the user is new.
 
         One who is new may have been there before and know some of its timeline; ``limited`` says that
-        this one stands alone.
+        this one stands alone.  A room some of whose members are still missing is shown to those alone who
+        load members lazily (`None` for others), and to the others once it is whole.
         """
         room_id = member.room_id
         newly = since is None or await self.newly_joined(request, member, since.room)
-        full = newly or request.full_state
-        after = 0 if newly or since is None else since.room
         room = self._cache.peek(room_id) or await self._cache.get(room_id)
+        if room.partial and not request.filter.lazy_load_members:
+            return None
+        rewritten = since is not None and room.rewritten > since.room
+        newly = newly or (rewritten and not request.filter.lazy_load_members)
+        full = newly or rewritten or request.full_state
+        after = 0 if newly or since is None else since.room
         timeline = await self._timelines.read(request, room, after, upto.room, newly, str(since or upto))
-        if newly and since is not None:
+        if since is not None and (newly or rewritten):
             timeline = msgspec.structs.replace(timeline, limited=True)
         changed = None if full else room.changed_after(after)
-        if changed is not None and not changed:
+        if changed is not None and not changed and not has_state(timeline):
             if not request.filter.lazy_load_members:
                 return JoinedRoom(room_id=room_id, timeline=timeline)
             state = self._with_senders(request, room, StateSpan(room, upto.room, timeline.events), [], timeline, upto)
             return JoinedRoom(room_id=room_id, timeline=timeline, state=await fill_in(self._rooms, state))
         told = since.room if since is not None else upto.room
-        return await self._with_state(request, room_id, after, upto, timeline, full, newly, told)
+        return await self._with_state(request, room_id, upto, timeline, full, newly, told, rewritten)
 
     async def _with_state(
         self,
         request: SyncRequest,
         room_id: str,
-        after: int,
         upto: SyncToken,
         timeline: Timeline,
         full: bool,
         newly: bool,
         told: int,
+        rewritten: bool,
     ) -> JoinedRoom:
-        """The room with what changed of its state; ``told`` is how far the client was told of anything."""
+        """The room with what changed of its state; ``told`` is how far the client was told of anything.
+
+        Where the state was replaced as a whole, a look at all that changed by it is worth while in rooms of few only.
+        """
         room = await self._cache.get(room_id)
-        base = {} if newly else room.changed_after(after)
+        compared = len(room.members) <= COMPARED_MEMBERS if rewritten else not newly
+        base = room.changed_after(told) if compared else {}
         known: dict[Slot, RoomEvent | None] = {}
         if base is None:
-            changes = await self._rooms.state_changes(room_id, after, upto.room)
+            changes = await self._rooms.state_changes(room_id, told, upto.room)
             base = {(change.type, change.state_key): change.before for change in changes}
             known = {(change.type, change.state_key): change.now for change in changes}
             room = await self._cache.get(room_id)
         span = StateSpan(room, upto.room, timeline.events, known)
-        arrived, departed = (everybody(span), []) if newly else moved(span, base)
+        void = 0 if request.state_after else void_upto(span, timeline)
+        if void:
+            timeline = after_position(timeline, void, upto.room)
+            span = StateSpan(room, upto.room, timeline.events, known)
+        arrived, departed = moved(span, base)
+        if newly or rewritten:
+            arrived = everybody(span)
+        if newly:
+            departed = []
         summary = self._summary(request, span, full or summary_changes(span, base))
         if full:
-            values = full_state(span, self._wanted_slots(request, span, timeline, summary, told), request.state_after)
+            also = known_members(room, base) if rewritten else ()
+            slots = self._wanted_slots(request, span, timeline, summary, told, also)
+            values = full_state(span, slots, request.state_after)
         else:
             values = state_delta(span, base, request.state_after)
             values = self._with_senders(request, room, span, values, timeline, upto, summary)
@@ -153,17 +176,24 @@ class JoinedReader:
         return Summary(heroes, room.joined_count, room.invited_count)
 
     def _wanted_slots(
-        self, request: SyncRequest, span: StateSpan, timeline: Timeline, summary: Summary | None, told: int
+        self,
+        request: SyncRequest,
+        span: StateSpan,
+        timeline: Timeline,
+        summary: Summary | None,
+        told: int,
+        also: Iterable[str],
     ) -> Iterable[Slot]:
         """The slots of a full state: with lazy loading, of the members who matter only.
 
-        These are also all who changed after `told`: the client may know them from an earlier time.
+        These are also all who changed after `told`, for the client may know them from an earlier time, and `also`.
         """
         slots = span.slots_at_end()
         if not request.filter.lazy_load_members:
             return slots
         users = relevant_members(request, timeline, summary)
         users.setdefault(request.user_id)
+        users.update((user, None) for user in also)
         users.update((user, None) for user, event in span.room.members.items() if event.position > told)
         return [slot for slot in slots if slot[0] != MEMBER or slot[1] in users]
 
@@ -203,6 +233,41 @@ def relevant_members(request: SyncRequest, timeline: Timeline, summary: Summary 
     return users
 
 
+def known_members(room: Room, base: dict[Slot, RoomEvent | None]) -> Iterable[str]:
+    """Whom lazy loading has to give of a room whose state was replaced as a whole.
+
+    Those whom the client may know as what they were before, and those who sent what it may have been shown
+    without them.
+    """
+    yield from (slot[1] for slot, old in base.items() if slot[0] == MEMBER and old is not None)
+    yield from (event.sender for event in room.timeline)
+
+
+def has_state(timeline: Timeline) -> bool:
+    return any(event.state_key is not None for event in timeline.events)
+
+
+def void_upto(span: StateSpan, timeline: Timeline) -> int:
+    """The position of the newest state event in a timeline that is not what it would leave a client with; 0 for none.
+
+    It lost against another branch of the room, now or later.  A client takes what a timeline shows of the state
+    for the newest, so the timeline has to begin after it.
+    """
+    last = {(event.type, event.state_key): event for event in timeline.events if event.state_key is not None}
+    void = 0
+    for (type_, key), event in last.items():
+        current = span.at_end((type_, key or ""))
+        if current is None or current.event_id != event.event_id:
+            void = max(void, event.position)
+    return void
+
+
+def after_position(timeline: Timeline, position: int, end: int) -> Timeline:
+    """What of a timeline that ends at `end` comes after a position."""
+    events = [event for event in timeline.events if event.position > position]
+    return Timeline(events, True, start_of(events, True, end, ""))
+
+
 def members_in(events: Iterable[RoomEvent]) -> Iterable[RoomEvent]:
     return (event for event in events if event.type == MEMBER and event.state_key is not None)
 
@@ -239,8 +304,12 @@ def moved(span: StateSpan, base: dict[Slot, RoomEvent | None]) -> tuple[list[str
     arrived: list[str] = []
     departed: list[str] = []
     for slot, old in base.items():
-        event = span.at_end(slot) if slot[0] == MEMBER else None
+        if slot[0] != MEMBER:
+            continue
+        event = span.at_end(slot)
         if event is None:
+            if old is not None and old.membership == "join":
+                departed.append(slot[1])
             continue
         before = old.membership if old is not None else previous_membership(event)
         if event.membership == "join" and (before != "join" or previous_membership(event) != "join"):

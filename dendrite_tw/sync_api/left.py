@@ -51,6 +51,8 @@ class LeftReader:
         was_joined = previous_membership(event) == "join"
         if since is None:
             return await self._archived(request, member, was_joined)
+        if 0 < event.position <= since.room:
+            return await self._resolved(request, member, event, since.room, empty_token)
         if not was_joined:
             return LeftRoom(room_id=room_id, timeline=only(request, event, empty_token))
         before = await self._member_before(event, since.room)
@@ -62,6 +64,24 @@ class LeftReader:
             state = await self._delta(request, room_id, since.room, events, member.position)
         timeline = Timeline(events, limited, before_event(events[0]) if events else empty_token)
         return LeftRoom(room_id=room_id, timeline=timeline, state=state, was_joined=True)
+
+    async def _resolved(
+        self, request: SyncRequest, member: Membership, event: RoomEvent, since: int, empty_token: str
+    ) -> LeftRoom:
+        """The room, where branches that met made an event which the client may know end the membership after all."""
+        changes = await self._rooms.state_changes(member.room_id, since, member.position)
+        own = next((one for one in changes if (one.type, one.state_key) == (MEMBER, request.user_id)), None)
+        if own is None or own.before is None or own.before.membership != "join":
+            return LeftRoom(room_id=member.room_id, timeline=Timeline([], False, empty_token), state=[event])
+        events, limited = await self._newest(request, member.room_id, since, member.position)
+        shown = {event.event_id for event in events}
+        state = [one.now for one in changes if one.now is not None and one.now.event_id not in shown]
+        return LeftRoom(
+            room_id=member.room_id,
+            timeline=Timeline(events, limited, before_event(events[0]) if events else empty_token),
+            state=[event for event in state if request.wants_in_state(event)],
+            was_joined=True,
+        )
 
     async def _member_before(self, event: RoomEvent, since: int) -> RoomEvent | None:
         """The user's member event that was current at `since`; `None` where they left or rejoined in between."""
@@ -76,9 +96,10 @@ class LeftReader:
 
     async def _newest(self, request: SyncRequest, room_id: str, after: int, upto: int) -> tuple[list[RoomEvent], bool]:
         """The newest visible events up to leaving; the event of leaving is seen in any case."""
-        events, more = await self._rooms.timeline(room_id, after, upto, request.timeline_limit, None)
-        seen = await self._rooms.visible(request.user_id, events)
-        return [event for event in seen if request.wants_in_timeline(event)], more or len(seen) < len(events)
+        found = await self._rooms.timeline(room_id, after, upto, request.timeline_limit, None)
+        seen = await self._rooms.visible(request.user_id, found.events)
+        hidden = len(seen) < len(found.events)
+        return [event for event in seen if request.wants_in_timeline(event)], found.more or hidden
 
     async def _delta(
         self, request: SyncRequest, room_id: str, since: int, events: list[RoomEvent], upto: int
@@ -114,4 +135,4 @@ def only(request: SyncRequest, event: RoomEvent, empty_token: str) -> Timeline:
     """A timeline of the event that ended an invite, a knock or a ban."""
     if not request.wants_in_timeline(event):
         return Timeline([], False, empty_token)
-    return Timeline([event], False, before_event(event))
+    return Timeline([event], False, before_event(event) if event.position > 0 else empty_token)

@@ -113,6 +113,8 @@ class SyncModel:
                 joined.setdefault(room_id, member)
         await self._read_joined(request, since, changes, joined)
         await self._read_others(request, since, changes, others)
+        if since is not None:
+            await self._catch_up(request, changes)
         await self._unread(request, since, changes)
         if since is not None:
             await self._read_device_lists(request, since, changes)
@@ -164,7 +166,9 @@ class SyncModel:
             if member.membership != "join":
                 continue
             try:
-                changes.joined.append(await self._joined.read(request, member, since, changes.upto))
+                room = await self._joined.read(request, member, since, changes.upto)
+                if room is not None:
+                    changes.joined.append(room)
             except MatrixError as error:
                 if error.status != 404:
                     raise
@@ -273,6 +277,23 @@ class SyncModel:
                 if event is not None and self._wants_extra(request, room_id) and wanted.check_room(room_id):
                     self._extras(changes, room_id).typing = event
 
+    async def _catch_up(self, request: SyncRequest, changes: SyncChanges) -> None:
+        """All account data and receipts of rooms that are new to the client: there may be some from before."""
+        new = {room.room_id for room in changes.joined if room.newly_joined}
+        if not new:
+            return
+        wanted = request.filter.room_account_data
+        for change in await self._users.account_data_since(request.user_id, 0, changes.upto.user):
+            if change.room_id in new and wanted.check(change.type, request.user_id, change.room_id):
+                known = self._extras(changes, change.room_id).account_data
+                if change not in known:
+                    known.append(change)
+        wanted = request.filter.ephemeral
+        rooms = [room_id for room_id in new if wanted.check_room(room_id)]
+        if rooms and not wanted.accepts_nothing and wanted.check_type("m.receipt"):
+            for room_id, receipts in (await self._receipts.since(rooms, 0, changes.upto.user)).items():
+                self._extras(changes, room_id).receipts = receipts
+
     async def _unread(self, request: SyncRequest, since: SyncToken | None, changes: SyncChanges) -> None:
         """The unread counts of the rooms in which they may have changed."""
         stream = request.stream
@@ -292,7 +313,9 @@ class SyncModel:
                 continue
             self._extras(changes, room_id).unread = counts.get(room_id) or Unread(room_id=room_id)
             if room_id not in known:
-                changes.joined.append(await self._joined.read(request, member, since, changes.upto))
+                room = await self._joined.read(request, member, since, changes.upto)
+                if room is not None:
+                    changes.joined.append(room)
 
     async def _read_device_lists(self, request: SyncRequest, since: SyncToken, changes: SyncChanges) -> None:
         arrived: set[str] = set()

@@ -290,7 +290,34 @@ class Notifier:
         for other in output.also_replaced:
             if other.type == MEMBER:
                 self._membership(other, position)
+        for type_, user_id in output.also_removed:
+            if type_ == MEMBER and user_id in self._streams:
+                self._removed(self._streams[user_id], event.room_id, position)
         self.schedule()
+
+    def room_rewritten(self, room_id: str, position: int, members: Iterable[Membership]) -> None:
+        """The state of a room was replaced as a whole; `members` are the memberships of this server's users after it.
+
+        What is newer than `position` among them is told by events that are still to be heard.
+        """
+        known = {member.user_id: member for member in members}
+        for stream in list(self._streams.values()):
+            member, before = known.get(stream.user_id), stream.memberships.get(room_id)
+            if member is None and before is not None and before.position <= position:
+                self._removed(stream, room_id, position)
+            elif member is not None and member.position <= position and member != before:
+                self._set_membership(stream, member, before is not None and before.membership == "join", position)
+            if stream in self._listeners.get(room_id, ()):
+                stream.touch_room(room_id, position)
+                self._woken[stream] = None
+        self.schedule()
+
+    def _removed(self, stream: UserStream, room_id: str, position: int) -> None:
+        """There is no member event of the user in the room any more: they are not in it."""
+        before = stream.memberships.get(room_id)
+        if before is not None and before.membership not in ("leave", "ban"):
+            gone = msgspec.structs.replace(before, membership="leave", position=position)
+            self._set_membership(stream, gone, before.membership == "join", position)
 
     def _membership(self, event: RoomEvent, position: int) -> None:
         stream = self._streams.get(event.state_key or "")
@@ -304,7 +331,7 @@ class Notifier:
             was_joined = previous_membership(event) == "join"
         else:
             was_joined = before.membership == "join"
-        stream.memberships[room_id] = Membership(
+        member = Membership(
             room_id=room_id,
             user_id=stream.user_id,
             membership=membership,
@@ -312,9 +339,15 @@ class Notifier:
             sender=event.sender,
             position=position,
         )
-        if membership == "join":
+        self._set_membership(stream, member, was_joined, position)
+
+    def _set_membership(self, stream: UserStream, member: Membership, was_joined: bool, position: int) -> None:
+        """Take up a user's membership, of which they are to be told at `position`."""
+        room_id = member.room_id
+        stream.memberships[room_id] = member
+        if member.membership == "join":
             if not was_joined:
-                stream.joined_from[room_id] = position
+                stream.joined_from[room_id] = member.position
             self._listeners.setdefault(room_id, {})[stream] = None
         else:
             stream.joined_from.pop(room_id, None)
@@ -325,12 +358,7 @@ class Notifier:
     def room_purged(self, room_id: str, position: int) -> None:
         """The room was deleted: those who were still in it are out of it now."""
         for stream in list(self._listeners.get(room_id, ())):
-            member = stream.memberships[room_id]
-            stream.memberships[room_id] = msgspec.structs.replace(member, membership="leave", position=position)
-            stream.joined_from.pop(room_id, None)
-            self._deafen(room_id, stream)
-            stream.touch_room(room_id, position)
-            self._woken[stream] = None
+            self._removed(stream, room_id, position)
         self.schedule()
 
     def typing(self, room_id: str, position: int) -> None:

@@ -50,7 +50,8 @@ class Room:
     ``members`` holds the member events of the current state by user, ``state``
     the rest.  Every live event after ``floor`` is in ``timeline``; every change
     of state after ``changes_floor`` is in ``changes``.  ``stale`` names events
-    that were redacted and have to be fetched again.
+    that were redacted and have to be fetched again.  Members are still missing of a
+    ``partial`` state; ``rewritten`` is where the state was last replaced as a whole.
     """
 
     def __init__(self, view: RoomView) -> None:
@@ -65,6 +66,8 @@ class Room:
         self.joined_count = 0
         self.invited_count = 0
         self.stale: set[str] = set()
+        self.partial = view.partial
+        self.rewritten = view.rewritten
         self.size = 500
         self._heroes: list[str] | None = None
         for event in view.state:
@@ -134,16 +137,17 @@ class Room:
             self.floor = gone.position
             self.size -= len(gone.client) + EVENT_OVERHEAD
         if output.state_changed and event.state_key is not None:
-            self._change(event.position, event)
+            self._change(event.position, (event.type, event.state_key), event)
         for other in output.also_replaced:
-            self._change(event.position, other)
+            self._change(event.position, (other.type, other.state_key or ""), other)
+        for type_, key in output.also_removed:
+            self._change(event.position, (type_, key), None)
         if output.redacts is not None:
             self._outdate(output.redacts)
 
-    def _change(self, position: int, event: RoomEvent) -> None:
-        slot = (event.type, event.state_key or "")
+    def _change(self, position: int, slot: Slot, event: RoomEvent | None) -> None:
         previous = self._set(slot, event)
-        if previous is not None and previous.event_id == event.event_id:
+        if (previous and previous.event_id) == (event and event.event_id):
             return
         self.changes.append(StateChange(position, slot, previous))
         while len(self.changes) > CHANGES_KEPT:
@@ -193,19 +197,24 @@ class Room:
     ) -> tuple[list[RoomEvent], bool] | None:
         """The newest `limit` wanted events in (after, upto], oldest first, and whether older ones remain.
 
-        `None` where that cannot be told from memory.
+        Where events are missing before one, that is the end.  `None` where that cannot be told from memory.
         """
         found: list[RoomEvent] = []
         for event in reversed(self.timeline):
             position = event.position
             if position <= after:
                 break
-            if position > upto or not wants(event):
+            if position > upto:
                 continue
-            if len(found) == limit:
+            wanted = wants(event)
+            if wanted and len(found) == limit:
                 found.reverse()
                 return found, True
-            found.append(event)
+            if wanted:
+                found.append(event)
+            if event.gap:
+                found.reverse()
+                return found, True
         else:
             if self.floor > after:
                 return None
@@ -221,6 +230,7 @@ class RoomCache:
         self._heard = heard
         self.cache: Cache[str, Room] = Cache("sync_rooms", budget, lambda room: room.size, fresh_bytes=8 << 20)
         self._loading: dict[str, tuple[list[OutputRoomEvent], list[Deferred[Room | None]]]] = {}
+        self._outdated: dict[str, int] = {}
         self._refreshing: dict[str, list[Deferred[None]]] = {}
         self._cleared = 0
 
@@ -253,6 +263,12 @@ class RoomCache:
             if room.size != size:
                 self.cache.put(room_id, room)
 
+    def rewritten(self, room_id: str, position: int) -> None:
+        """The state of a room was replaced as a whole: it is loaded anew, also where it is being loaded."""
+        if room_id in self._loading:
+            self._outdated[room_id] = position
+        self.cache.pop(room_id)
+
     def forget(self, room_id: str) -> None:
         """Leave out a room that was deleted."""
         self.cache.pop(room_id)
@@ -279,13 +295,15 @@ class RoomCache:
             view = await self._rooms.room_view(room_id, TIMELINE_LOADED)
             if not await self._heard.reach(view.position, 0, CATCH_UP_SECONDS):
                 raise Unavailable("events are not being passed on")
-            if cleared == self._cleared:
+            is_current = view.rewritten >= self._outdated.get(room_id, 0)
+            if cleared == self._cleared and is_current:
                 room = Room(view)
                 for output in missed:
                     room.apply(output)
                 self.cache.put(room_id, room)
         finally:
             del self._loading[room_id]
+            self._outdated.pop(room_id, None)
             for each in list(waiters):
                 each.callback(room)
         return room

@@ -82,7 +82,8 @@ class TimelineReader:
         events: list[RoomEvent] = []
         more, hidden, end = True, False, upto
         for _ in range(ROUNDS):
-            page, more = await self._rooms.timeline(room.room_id, after, upto, limit - len(events), wanted)
+            found = await self._rooms.timeline(room.room_id, after, upto, limit - len(events), wanted)
+            page, more = found.events, found.more
             if not page:
                 break
             upto = page[0].position - 1
@@ -92,7 +93,7 @@ class TimelineReader:
                 hidden = hidden or len(seen) < len(page)
                 page = seen
             events = page + events
-            if len(events) >= limit or not more:
+            if len(events) >= limit or not more or found.cut:
                 break
         limited = more or hidden
         return Timeline(events, limited, start_of(events, limited, end, empty_token))

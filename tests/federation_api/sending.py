@@ -7,6 +7,7 @@ makes it anew, as a process that was killed is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from random import Random
 from typing import Any
 
 import orjson
@@ -80,6 +81,52 @@ class World:
         return [edu for sent in self.to(server) for edu in sent.edus]
 
 
+class SlowDatabase:
+    """A database that takes its time: before each commit, and again until an answer arrives.
+
+    `die` is the end of the process that uses it: what is not committed is lost, what is not answered never is.
+    """
+
+    def __init__(self, clock: Clock, chance: Random) -> None:
+        self._database = empty_database()
+        self._clock = clock
+        self._chance = chance
+        self._last = 0.0
+        self._life = 0
+        self.dialect = self._database.dialect
+        self.prepare = self._database.prepare
+
+    def write(self, function: Any, *args: Any) -> Deferred[Any]:
+        answer: Deferred[Any] = Deferred()
+        # One after the other, as one writer does.
+        self._last = max(self._last, self._clock.seconds() + self._chance.uniform(0, 0.02))
+        self._clock.callLater(self._last - self._clock.seconds(), self._commit, self._life, function, args, answer)
+        return answer
+
+    async def read(self, function: Any, *args: Any) -> Any:
+        """What is read is what was there when the question arrived."""
+        found = await self._database.read(function, *args)
+        arrived: Deferred[Any] = Deferred()
+        self._answer(found, self._life, arrived)
+        return await arrived
+
+    read_long = read
+
+    def _commit(self, life: int, function: Any, args: Any, answer: Deferred[Any]) -> None:
+        if life == self._life:
+            self._database.write(function, *args).addBoth(self._answer, life, answer)
+
+    def _answer(self, result: Any, life: int, answer: Deferred[Any]) -> None:
+        def arrive() -> None:
+            if life == self._life:
+                answer.callback(result)
+
+        self._clock.callLater(self._chance.uniform(0, 0.02), arrive)
+
+    def die(self) -> None:
+        self._life += 1
+
+
 class Sending:
     """Queues, senders and their database."""
 
@@ -120,6 +167,10 @@ class Sending:
 
     def crash(self) -> None:
         """The process is killed, and another starts: nothing that was under way is heard of again."""
+        if isinstance(self.database, SlowDatabase):
+            self.database.die()
+        # Nobody in the old process goes on because another was forgotten.
+        self.post._lock.waiting.clear()
         self.senders._started = False
         for queue in self.post.queues.values():
             queue.cancel()

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.database.engines import Unavailable
-from dendrite_tw.federation_api.consumers import STORE_SECONDS, Consumer, RoomConsumer
+from dendrite_tw.federation_api.consumers import LINGER_SECONDS, STORE_SECONDS, Consumer, RoomConsumer
 from dendrite_tw.federation_api.edu_consumers import (
     LONGEST_LINGER,
     SHORTEST_LINGER,
@@ -24,7 +24,7 @@ from dendrite_tw.federation_api.moments import PRESENCE_SECONDS, REPEAT_MS, Pres
 from dendrite_tw.matrix.edus import DirectToDevice, Receipts, read_edu
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.transactions import EDU, MAX_PDUS
-from dendrite_tw.room_api.api import OutputRoomEvent, RoomEvent, RoomPurged
+from dendrite_tw.room_api.api import OutputRoomEvent, RoomEvent, RoomPurged, StateComplete
 from dendrite_tw.sync_api.api import OUTPUT_PRESENCE_EVENT, OUTPUT_TYPING_EVENT, Presence, Typing
 from dendrite_tw.user_api.api import DeviceEntry, DeviceList, KeyChange, Receipt, ToDeviceMessage
 from tests.fakes import FakeMessage, FakeQueue
@@ -97,7 +97,9 @@ class ConsumerTestCase(SynchronousTestCase):
         return Deferred.fromCoroutine(self.consumer.consume(messages))
 
     def take(self, *values: Any, headers: dict[str, str] | None = None) -> None:
-        self.successResultOf(self.consume(*values, headers=headers))
+        taken = self.consume(*values, headers=headers)
+        self.clock.advance(LINGER_SECONDS)
+        self.successResultOf(taken)
 
     def restart(self) -> None:
         self.sending.crash()
@@ -216,7 +218,9 @@ class RoomConsumerTests(ConsumerTestCase):
         self.assertEqual(self.world.sent, [])
         self.take(RoomPurged(room_id="!r", position=2), headers={"output_room_event_type": "purge_room"})
         self.assertEqual(self.consumer.progress.reached, 2)
-        self.failureResultOf(self.consume(RoomPurged(room_id="!r", position=3)), msgspec.ValidationError)
+        self.take(StateComplete(room_id="!r", position=3), headers={"output_room_event_type": "state_complete"})
+        self.assertEqual(self.consumer.progress.reached, 3)
+        self.failureResultOf(self.consume(RoomPurged(room_id="!r", position=4)), msgspec.ValidationError)
 
     def test_many_events_go_by_fifties(self) -> None:
         self.world.slow.add("a.test")

@@ -11,12 +11,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.federation_api import post, senders
 from dendrite_tw.federation_api.api import RemoteRefused, Unreachable
-from dendrite_tw.federation_api.queue import Moment, Numbers, Queue, time_of
+from dendrite_tw.federation_api.queue import Moment, Numbers, OutgoingEvent, Queue, time_of
 from dendrite_tw.federation_api.senders import HEARD_SECONDS, SLOW_SECONDS
+from dendrite_tw.federation_api.tables import queues
 from dendrite_tw.matrix.transactions import MAX_EDUS, MAX_PDUS
 from dendrite_tw.world import test_world
 
-from .sending import Sending, Sent
+from .sending import Sending, Sent, SlowDatabase
 
 
 def names(count: int, prefix: str = "$") -> list[str]:
@@ -66,6 +67,20 @@ class OrderTests(SendersTestCase):
         self.assertEqual(max(len(sent.pdus) for sent in self.world.sent), MAX_PDUS)
         self.assertEqual(max(len(sent.edus) for sent in self.world.sent), MAX_EDUS)
         self.assertEqual(len({sent.txn_id for sent in self.world.sent}), len(self.world.sent))
+
+    def test_what_comes_while_it_is_looked_whether_there_is_more(self) -> None:
+        take, looked = self.sending.post.take, []
+
+        async def take_slowly(queue: Queue) -> post.Batch | None:
+            batch = await take(queue)
+            if batch is None and not looked:
+                looked.append(queue)
+                self.sending.event("$2", ["a.test"])
+            return batch
+
+        self.patch(self.sending.post, "take", take_slowly)
+        self.sending.event("$1", ["a.test"])
+        self.assertEqual(self.world.events_to("a.test"), ["$1", "$2"])
 
     def test_what_was_deleted_is_not_sent_and_holds_nothing_up(self) -> None:
         self.sending.rooms.missing = {"$1", "$2"}
@@ -591,3 +606,75 @@ class ChanceTests(SendersTestCase):
             events += one.pdus
             messages += [edu["content"]["n"] for edu in one.edus]
         return events, messages
+
+
+class KilledTests(SendersTestCase):
+    """The same over a database that takes its time, with kills before and after commits, and a stream that repeats."""
+
+    def test_nothing_is_lost_doubled_or_out_of_order(self) -> None:
+        for seed in range(30):
+            self.run_with(seed)
+
+    def run_with(self, seed: int) -> None:
+        chance = random.Random(seed)
+        sending = Sending(self.clock, max_retries=60, seed=seed * 1000, database=SlowDatabase(self.clock, chance))
+        servers = ["a.test", "b.test"]
+        stream = [self.parcel(number, servers, chance) for number in range(1, 80)]
+        sending.world.answer = lambda sent: self.lose(chance)
+        rounds = 0
+        while self.stored(sending) < len(stream):
+            # What a consumer does: what comes after the stored position, one after the other.
+            rounds += 1
+            reading = Deferred.fromCoroutine(self.consume(sending, stream, self.stored(sending)))
+            for _ in range(chance.randrange(3, 60)):
+                self.clock.advance(chance.uniform(0, 0.03))
+                for sent in sending.world.sent:
+                    if not sent.answer.called and chance.random() < 0.5:
+                        sent.answer.callback(None)
+                if chance.random() < 0.1:
+                    sending.world.slow ^= {chance.choice(servers)}
+                if chance.random() < 0.1:
+                    sending.hear_of(chance.choice(servers))
+            sending.crash()
+            reading.addErrback(lambda failure: None)
+        sending.world.answer = lambda sent: None
+        sending.world.slow.clear()
+        for sent in sending.world.sent:
+            if not sent.answer.called:
+                sent.answer.callback(None)
+        for server in servers:
+            sending.hear_of(server)
+        sending.pass_time(20, 0.01)
+        for server in servers:
+            expected = [event.event_id for parcel in stream for event in parcel.events if server in event.servers]
+            self.assertEqual(self.once(sending.world.to(server)), expected, (seed, server))
+        self.assertGreater(rounds, 1)
+
+    def parcel(self, position: int, servers: list[str], chance: random.Random) -> post.Parcel:
+        parcel = post.Parcel()
+        some = [server for server in servers if chance.random() < 0.7]
+        for number in range(chance.choice([1, 1, 3, 40])):
+            parcel.add_event(OutgoingEvent(position * 100 + number, "!r", f"${position}-{number}", some))
+        return parcel
+
+    def lose(self, chance: random.Random) -> None:
+        if chance.random() < 0.1:
+            raise Unreachable("the answer was lost")
+
+    async def consume(self, sending: Sending, stream: list[post.Parcel], after: int) -> None:
+        senders = sending.senders
+        for position in range(after + 1, len(stream) + 1):
+            await senders.put(stream[position - 1], "consumer", position)
+
+    def stored(self, sending: Sending) -> int:
+        return sending.database.prepare(queues.consumer_position, "consumer") or 0
+
+    def once(self, sent: list[Sent]) -> list[str]:
+        """The events of transactions that came for the first time, as a server takes them."""
+        known: dict[str, bytes] = {}
+        events = []
+        for one in sent:
+            if known.setdefault(one.txn_id, one.body) is one.body:
+                events += one.pdus
+            self.assertEqual(known[one.txn_id], one.body)
+        return events

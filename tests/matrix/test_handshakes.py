@@ -292,7 +292,7 @@ class JoinTests(Case):
             self.assertEqual(joined.servers_in_room, ("a.example",))
             self.assertNotIn(("m.room.member", ALICE), joined.state)
             self.assertIn(("m.room.name", ""), joined.state)
-            self.assertIn(ALICE, [one.state_key for one in joined.auth_chain])
+            self.assertIn(ALICE, [one.state_key for one in joined.events])
         room.replies["v2/send_join"] = lambda content: {**content, "servers_in_room": []}
         self.refused("M_UNKNOWN", room.join, omit_members=True)
         room.replies["v2/send_join"] = lambda content: {**content, "members_omitted": True, "servers_in_room": ["a"]}
@@ -500,7 +500,6 @@ class ResidentTests(Case):
             {"type": "m.room.message"},
             {"content": {"membership": "leave"}},
             {"content": {}},
-            {"sender": ALICE, "state_key": ALICE},
             {"state_key": CAROL},
             {"room_id": "!other:a.example"},
         ]
@@ -509,15 +508,18 @@ class ResidentTests(Case):
             pdu, event_id = self.sent(room, **change)
             self.refused("M_INVALID_PARAM", room.receive, JOIN, pdu, event_id)
         room = Resident(ROOM_V11)
-        pdu, event_id = self.sent(room, sender=CAROL, state_key=CAROL)
-        self.assertIn("that asks", self.refused("M_INVALID_PARAM", room.receive, JOIN, pdu, event_id).error)
+        for user in (ALICE, CAROL):
+            pdu, event_id = self.sent(room, sender=user, state_key=user)
+            self.assertIn("that asks", self.refused("M_FORBIDDEN", room.receive, JOIN, pdu, event_id).error)
         pdu, event_id = self.sent(room)
         room.receive(JOIN, pdu, event_id)
         self.refused("M_INVALID_PARAM", room.receive, JOIN, pdu, "$other")
         self.refused("M_INVALID_PARAM", room.receive, KNOCK, pdu, event_id)
-        self.refused("M_BAD_JSON", room.receive, JOIN, b"{}", event_id)
+        self.refused("M_FORBIDDEN", room.receive, JOIN, b"{}", event_id)
+        self.refused("M_BAD_JSON", room.receive, JOIN, b'{"hashes":{},"signatures":{}}', event_id)
+        self.refused("M_BAD_JSON", room.receive, JOIN, b"{", event_id)
         unsigned = orjson.dumps({**orjson.loads(pdu), "signatures": {}})
-        self.refused("M_INVALID_PARAM", room.receive, JOIN, unsigned, event_id)
+        self.refused("M_FORBIDDEN", room.receive, JOIN, unsigned, event_id)
         altered = orjson.loads(pdu)
         altered["content"]["displayname"] = "Mallory"
         self.refused("M_INVALID_PARAM", room.receive, JOIN, orjson.dumps(altered), event_id)
@@ -640,11 +642,11 @@ class InviteTests(Case):
             to_carol = room.put("m.room.member", {"membership": "invite"}, CAROL)
             for other in (join_of_alice, to_carol, room.create):
                 self.refused("M_INVALID_PARAM", self.receive, room, other, self.body(room, other))
-            self.refused("M_INVALID_PARAM", self.receive, room, event, self.body(room, event), origin="c.example")
+            self.refused("M_FORBIDDEN", self.receive, room, event, self.body(room, event), origin="c.example")
             self.refused("M_INVALID_PARAM", self.receive, room, event, self.body(room, event), event_id="$other")
             self.refused("M_INVALID_PARAM", self.receive, room, event, self.body(room, event), room_id="!other:x")
             unsigned = {**event.pdu_dict(), "signatures": {}}
-            self.refused("M_INVALID_PARAM", self.receive, room, event, self.body(room, event, event=unsigned))
+            self.refused("M_FORBIDDEN", self.receive, room, event, self.body(room, event, event=unsigned))
             altered = {**event.pdu_dict(), "content": {"membership": "invite", "displayname": "Mallory"}}
             self.refused("M_INVALID_PARAM", self.receive, room, event, self.body(room, event, event=altered))
             self.refused("M_BAD_JSON", self.receive, room, event, self.body(room, event, event={}))

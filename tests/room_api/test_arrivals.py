@@ -299,6 +299,10 @@ class WholeStateTests(TwoServers):
         self.assertEqual(sorted(self.b.do(self.b.rooms.servers_of_user(BOB))), ["a", "b"])
         view = self.b.do(self.b.rooms.room_view(room_id, 10))
         self.assertEqual([event.gap for event in view.timeline], [True])
+        self.assertEqual((view.partial, view.rewritten), (False, view.position))
+        members = self.b.do(self.b.rooms.local_memberships(room_id))
+        self.assertEqual([(member.user_id, member.membership) for member in members], [(BOB, "join")])
+        self.assertEqual(self.b.do(self.b.rooms.local_memberships("!none:b")), [])
 
     def test_a_join_again_after_all_had_left(self) -> None:
         room_id = self.shared_room()
@@ -329,6 +333,8 @@ class WholeStateTests(TwoServers):
         )
         self.b.do(adopt)
         self.assertEqual(sorted(self.b.do(self.b.rooms.joined_users(room_id))), [ALICE, BOB])
+        view = self.b.do(self.b.rooms.room_view(room_id, 10))
+        self.assertEqual((view.partial, view.rewritten), (True, view.position))
         # Somebody speaks of whom is known only by what the event names.
         said = self.a.say(room_id, users[3], "hello")
         left = self.a.change(room_id, users[4], "leave")
@@ -337,6 +343,9 @@ class WholeStateTests(TwoServers):
         self.b.restart()
         room = self.b.room(room_id)
         self.b.do(self.b.rooms.adoption.complete(room, state, chain))
+        view = self.b.do(self.b.rooms.room_view(room_id, 10))
+        self.assertEqual((view.partial, view.rewritten > view.position), (False, True))
+        self.assertEqual(self.b.do(self.b.rooms.newest_positions([room_id])), {room_id: view.rewritten})
         for _ in range(2):
             self.assert_same_state(room_id)
             self.assertEqual(
@@ -372,7 +381,9 @@ class HistoryTests(TwoServers):
         page = self.b.do(self.b.rooms.messages(room_id, BOB, "b", None, None, 50, None, False))
         expected = [self.b.state(room_id)[MEMBER, BOB], topic, *reversed(said)]
         self.assertEqual([event.event_id for event in page.events], expected)
-        self.assertEqual([self.b.row(one).gap for one in expected], [0, 0, 0, 0, 0, 0, 1])  # type: ignore[union-attr]
+        live = self.b.do(self.b.rooms.timeline(room_id, 0, 2**40, 50, None))
+        self.assertEqual(([event.event_id for event in live.events], live.more, live.cut), (expected[:1], True, True))
+        self.assertEqual([self.b.row(one).gap for one in expected], [2, 0, 0, 0, 0, 0, 1])  # type: ignore[union-attr]
         positions = [self.b.row(one).position for one in [*said[1:], topic]]  # type: ignore[union-attr]
         self.assertEqual(positions, sorted(positions))
         self.assertLess(positions[-1], 0)

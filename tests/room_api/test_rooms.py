@@ -37,6 +37,12 @@ class CreationTests(RoomStory):
             self.say(room_id, BOB, f"version {version}")
             self.assertEqual(self.bodies(room_id, ALICE), [f"version {version}"])
 
+    def test_the_newest_events_are_the_ends_of_the_history(self) -> None:
+        rooms = [self.create(), self.create()]
+        last = self.say(rooms[0], ALICE, "last")
+        ends = self.do(self.rooms.newest_events([*rooms, "!unknown:test"]))
+        self.assertEqual(ends, {rooms[0]: [last], rooms[1]: [self.told[-2].event.event_id]})
+
     def test_a_room_that_nobody_knows_has_no_version(self) -> None:
         self.assertIsNone(self.do(self.rooms.room_version("!none:test")))
 
@@ -380,10 +386,10 @@ class ReadingTests(RoomStory):
         self.assertEqual([event.event_id for event in view.timeline], ids[2:])
         self.assertFalse(view.complete)
         self.assertEqual(view.position, self.told[-1].event.position)
-        events, more = self.do(self.rooms.timeline(room_id, start, view.position, 10, None))
-        self.assertEqual(([event.event_id for event in events], more), (ids, False))
-        events, more = self.do(self.rooms.timeline(room_id, start, view.position, 2, None))
-        self.assertEqual(([event.event_id for event in events], more), (ids[4:], True))
+        found = self.do(self.rooms.timeline(room_id, start, view.position, 10, None))
+        self.assertEqual(([event.event_id for event in found.events], found.more), (ids, False))
+        found = self.do(self.rooms.timeline(room_id, start, view.position, 2, None))
+        self.assertEqual(([event.event_id for event in found.events], found.more), (ids[4:], True))
 
     def test_state_at_a_position(self) -> None:
         room_id = self.create(name="one")

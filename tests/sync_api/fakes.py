@@ -19,14 +19,17 @@ from dendrite_tw.matrix.errors import forbidden, not_found
 from dendrite_tw.matrix.visibility import may_see_event, sides_of_event, visibility_from
 from dendrite_tw.room_api.api import (
     OUTPUT_ROOM_EVENT,
+    STATE_COMPLETE,
     ChangedSlot,
     Context,
     EventFilter,
+    LiveEvents,
     Membership,
     OutputRoomEvent,
     Page,
     RoomEvent,
     RoomView,
+    StateComplete,
     timeline_token,
 )
 from dendrite_tw.user_api.api import (
@@ -54,12 +57,25 @@ MEMBER = "m.room.member"
 class FakeRoom:
     room_id: str
     events: list[RoomEvent] = field(default_factory=list)
+    partial: bool = False
+    rewritten: int = 0
+    invited: dict[str, tuple[RoomEvent, int, list[bytes]]] = field(default_factory=dict)
+    """Who is invited to a room that this server is not in: the event, when it came, and what the room shows."""
     before: dict[str, Any] = field(default_factory=dict)
     after: list[tuple[int, Any]] = field(default_factory=list)
 
     @property
     def state(self) -> Any:
         return self.after[-1][1] if self.after else immutables.Map()
+
+    def since(self, slot: tuple[str, str]) -> int:
+        """The position since which the event at a slot is current."""
+        current, found = self.state[slot], 0
+        for position, state in reversed(self.after):
+            if state.get(slot) is not current:
+                break
+            found = position
+        return found
 
     def state_at(self, position: int) -> Any:
         found: Any = immutables.Map()
@@ -112,14 +128,27 @@ class FakeRooms:
         *,
         transaction: tuple[str, str] | None = None,
         also_replaced: Sequence[RoomEvent] = (),
+        also_removed: Sequence[tuple[str, str]] = (),
         becomes_state: bool = True,
+        gap: bool = False,
+        rewrites: bool = False,
     ) -> RoomEvent:
-        """Add an event; ``transaction`` is (device, transaction ID), ``also_replaced`` a resolution's outcome."""
+        """Add an event.
+
+        ``transaction`` is (device, transaction ID), ``also_replaced`` and ``also_removed`` a resolution's outcome;
+        with ``rewrites`` they are not told of.
+        """
         room = self.rooms[room_id]
         self._position += 1
         number = self._position
         slot = (type_, state_key)
-        old = room.state.get(slot) if state_key is not None else None
+        before = room.state
+        for other in also_replaced:
+            before = before.set((other.type, other.state_key), other)
+            self.by_id[other.event_id] = other
+        for gone in also_removed:
+            before = before.delete(gone)
+        old = before.get(slot) if state_key is not None else None
         client: dict[str, Any] = {
             "event_id": f"$e{number}",
             "type": type_,
@@ -146,11 +175,12 @@ class FakeRooms:
             prev_sender=old.sender if old is not None else None,
             transaction_device=transaction[0] if transaction else None,
             transaction_id=transaction[1] if transaction else None,
+            gap=gap,
         )
-        room.before[event.event_id] = room.state
-        state = room.state.set(slot, event) if state_key is not None and becomes_state else room.state
-        for other in also_replaced:
-            state = state.set((other.type, other.state_key), other)
+        room.before[event.event_id] = before
+        state = before.set(slot, event) if state_key is not None and becomes_state else before
+        if rewrites:
+            room.rewritten = number
         room.events.append(event)
         room.after.append((number, state))
         self.by_id[event.event_id] = event
@@ -162,10 +192,74 @@ class FakeRooms:
                 joined_members=len(joined),
                 local_members=len(joined),
                 room_version="12",
-                also_replaced=list(also_replaced),
+                also_replaced=[] if rewrites else list(also_replaced),
+                also_removed=[] if rewrites else list(also_removed),
+                rewrites_state=rewrites,
             )
         )
         return event
+
+    def outlier(
+        self, room_id: str, sender: str, type_: str, body: dict[str, Any], state_key: str, event_id: str
+    ) -> RoomEvent:
+        """A state event that is known apart from the timeline; `send` may be told that it is current."""
+        event = RoomEvent(
+            event_id=event_id,
+            room_id=room_id,
+            sender=sender,
+            type=type_,
+            state_key=state_key,
+            origin_server_ts=self._clock.now_ms(),
+            position=0,
+            depth=1,
+            client=orjson.dumps(
+                {
+                    "event_id": event_id,
+                    "type": type_,
+                    "sender": sender,
+                    "origin_server_ts": self._clock.now_ms(),
+                    "state_key": state_key,
+                    "content": body,
+                }
+            ),
+            membership=body.get("membership") if type_ == MEMBER else None,
+        )
+        self.by_id[event_id] = event
+        return event
+
+    def invite_from_elsewhere(
+        self, room_id: str, sender: str, target: str, membership: str = "invite", prev: RoomEvent | None = None
+    ) -> RoomEvent:
+        """A membership in a room that this server is not in: told with a position, kept without."""
+        room = self.rooms.setdefault(room_id, FakeRoom(room_id))
+        self._position += 1
+        event = self.outlier(room_id, sender, MEMBER, {"membership": membership}, target, f"$aside{self._position}")
+        if prev is not None:
+            event = msgspec.structs.replace(event, prev_content=orjson.dumps(content(prev)), replaces=prev.event_id)
+            self.by_id[event.event_id] = event
+        shown = [orjson.dumps({"type": "m.room.name", "sender": sender, "state_key": "", "content": {"name": "Far"}})]
+        room.invited[target] = (event, self._position, shown)
+        self._tell(
+            OutputRoomEvent(
+                event=msgspec.structs.replace(event, position=self._position),
+                state_changed=True,
+                joined_members=0,
+                local_members=0,
+                room_version="12",
+            )
+        )
+        return event
+
+    def complete(self, room_id: str, members: Sequence[RoomEvent]) -> None:
+        """The missing members of a partial room arrive, and are in all of its states since then."""
+        room = self.rooms[room_id]
+        self._position += 1
+        missing = {(MEMBER, event.state_key): event for event in members}
+        room.after = [(position, state.update(missing)) for position, state in room.after]
+        room.partial, room.rewritten = False, self._position
+        told = StateComplete(room_id=room_id, position=self._position)
+        headers = {"output_room_event_type": STATE_COMPLETE}
+        self._queue.send(OUTPUT_ROOM_EVENT, msgspec.msgpack.encode(told), headers=headers)
 
     def _tell(self, output: OutputRoomEvent) -> None:
         if self.held is not None:
@@ -263,6 +357,9 @@ class FakeRooms:
     async def membership(self, room_id: str, user_id: str) -> Membership | None:
         room = self.rooms.get(room_id)
         event = room.state.get((MEMBER, user_id)) if room is not None else None
+        position = room.since((MEMBER, user_id)) if room is not None and event is not None else 0
+        if room is not None and user_id in room.invited:
+            event, position, _ = room.invited[user_id]
         if event is None:
             return None
         return Membership(
@@ -271,9 +368,14 @@ class FakeRooms:
             membership=event.membership,
             event_id=event.event_id,
             sender=event.sender,
-            position=event.position,
+            position=position,
             forgotten=(room_id, user_id) in self.forgotten,
         )
+
+    async def local_memberships(self, room_id: str) -> list[Membership]:
+        users = [key for type_, key in self.rooms[room_id].state if type_ == MEMBER and key.endswith(":test")]
+        found = [await self.membership(room_id, user) for user in users]
+        return [member for member in found if member is not None]
 
     async def joined_users(self, room_id: str) -> list[str]:
         state = self.rooms[room_id].state
@@ -297,12 +399,17 @@ class FakeRooms:
             state=list(room.state.values()),
             timeline=room.events[-timeline_limit:],
             complete=len(room.events) <= timeline_limit,
+            partial=room.partial,
+            rewritten=room.rewritten,
         )
 
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
-        return {room_id: self.rooms[room_id].events[-1].position for room_id in room_ids}
+        rooms = [self.rooms[room_id] for room_id in room_ids]
+        return {room.room_id: max(room.events[-1].position, room.rewritten) for room in rooms}
 
     async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
+        if user_id in self.rooms[room_id].invited:
+            return self.rooms[room_id].invited[user_id][2]
         state = self.rooms[room_id].state
         slots = [("m.room.create", ""), ("m.room.name", ""), (MEMBER, user_id)]
         return [
@@ -319,15 +426,16 @@ class FakeRooms:
             for event_id in event_ids
         }
 
-    async def timeline(
-        self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None
-    ) -> tuple[list[RoomEvent], bool]:
+    async def timeline(self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None) -> LiveEvents:
         self.asked.append("timeline")
         events = [e for e in self.rooms[room_id].events if after < e.position <= upto]
+        gap = next((place for place in reversed(range(len(events))) if events[place].gap), None)
+        events = events[gap or 0 :]
         if filter is not None:
             events = [e for e in events if filter.types is None or e.type in filter.types]
             events = [e for e in events if e.type not in filter.not_types and e.sender not in filter.not_senders]
-        return events[-limit:], len(events) > limit
+        more = len(events) > limit
+        return LiveEvents(events=events[-limit:], more=more or gap is not None, cut=gap is not None and not more)
 
     async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
         self.asked.append("state_at")

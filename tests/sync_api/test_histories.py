@@ -13,6 +13,7 @@ from typing import Any
 
 from twisted.internet.task import deferLater
 
+from dendrite_tw.room_api.api import RoomEvent
 from tests.harness import Answer
 from tests.sync_api.fakes import MEMBER
 from tests.sync_api.scene import A, B, C, SyncCase
@@ -30,6 +31,7 @@ class Client:
 
     def __init__(self, state_after: bool, lazy: bool, limit: int, types: list[str] | None = None) -> None:
         self.token: str | None = None
+        self.gaps: dict[str, set[int]] = {}
         self.state_after = state_after
         self.lazy = lazy
         self.types = types
@@ -66,6 +68,11 @@ class Client:
         state = self.states.setdefault(room_id, {})
         assert ("state_after" in room) is self.state_after
         assert ("state" in room) is not self.state_after
+        positions = [int(event_id.removeprefix("$e")) for event_id in events]
+        for gap in self.gaps.get(room_id, ()):
+            crossed = bool(positions) and positions[0] < gap <= positions[-1]
+            assert not crossed, f"a timeline crosses the gap before $e{gap}: {events}"
+            assert gap not in positions or room["timeline"]["limited"], f"nothing is told of the gap before $e{gap}"
         for event in room["state_after" if self.state_after else "state"]["events"]:
             state[event["type"], event["state_key"]] = event["event_id"]
         if not self.state_after:
@@ -94,6 +101,8 @@ WEIGHTS = {
     "many": 1,
     "resolve": 3,
     "restart": 2,
+    "gap": 2,
+    "rewrite": 1,
 }
 
 Play = tuple[str, int, int, int]
@@ -127,6 +136,8 @@ class Slow:
 
 
 class Histories(SyncCase):
+    outliers = 0
+
     def play(self, plays: list[Play], cache_bytes: int, resolutions: bool) -> None:
         self.cache_bytes = cache_bytes
         self.resolved = False
@@ -136,7 +147,7 @@ class Histories(SyncCase):
             self.act(action, ROOMS[room], USERS[user], number, resolutions)
         for client in self.clients:
             self.follow(client)
-        self.check_all(resolutions)
+        self.check_all()
 
     def begin(self) -> None:
         self.clients = [
@@ -145,15 +156,16 @@ class Histories(SyncCase):
             Client(False, True, 2),
             Client(True, True, 4, ["m.room.message"]),
         ]
+        self.gaps: dict[str, set[int]] = {room_id: set() for room_id in ROOMS}
+        for client in self.clients:
+            client.gaps = self.gaps
         for room_id, visibility in zip(ROOMS, ("shared", "joined"), strict=True):
             self.rooms.create(room_id, B, visibility=visibility)
             self.rooms.join(room_id, C)
         self.rooms.join(ROOMS[0], A)
 
-    def check_all(self, resolutions: bool = False) -> None:
+    def check_all(self) -> None:
         for number, client in enumerate(self.clients):
-            if resolutions and not client.state_after:
-                continue
             for room_id in ROOMS:
                 self.compare(client, room_id, f"client {number}, {room_id}")
 
@@ -187,6 +199,14 @@ class Histories(SyncCase):
                 self.rooms.member(room_id, B, user, {"ban": "ban", "invite": "invite", "unban": "leave"}[action])
         elif action == "resolve" and resolutions:
             self.resolve(room_id, TYPES[number % 3])
+        elif action == "gap":
+            others = [self.elsewhere(room_id, TYPES[number % 3])] if resolutions else []
+            self.gap(self.rooms.message(room_id, B, "after a gap", gap=True, also_replaced=others))
+        elif action == "rewrite" and resolutions:
+            others = [self.elsewhere(room_id, TYPES[number % 3]), self.elsewhere(room_id, MEMBER, "@far:far.test")]
+            if membership in ("join", "leave") and user != B:
+                others.append(self.elsewhere(room_id, MEMBER, user, {"join": "leave", "leave": "join"}[membership]))
+            self.gap(self.rooms.message(room_id, B, "in a new light", gap=True, also_replaced=others, rewrites=True))
         elif action == "restart":
             self.restart()
         elif action == "sync":
@@ -203,6 +223,17 @@ class Histories(SyncCase):
         if earlier:
             self.resolved = True
             self.rooms.message(room_id, B, also_replaced=[earlier[0]])
+
+    def gap(self, event: RoomEvent) -> None:
+        self.gaps[event.room_id].add(event.position)
+
+    def elsewhere(self, room_id: str, type_: str, key: str = "", membership: str = "join") -> RoomEvent:
+        """A state event that was never part of the timeline here."""
+        self.outliers += 1
+        self.resolved = True
+        body = {"membership": membership} if type_ == MEMBER else {"n": self.outliers}
+        sender = key if type_ == MEMBER else B
+        return self.rooms.outlier(room_id, sender, type_, body, key, f"$outlier{self.outliers}")
 
     def membership(self, room_id: str, user: str) -> str | None:
         event = self.rooms.rooms[room_id].state.get((MEMBER, user))
@@ -234,7 +265,7 @@ class Histories(SyncCase):
             with self.subTest(seed=seed):
                 self.play(history(chance, 80), chance.choice([1, 20_000, 64 << 20]), resolutions=False)
 
-    def test_state_after_follows_resolutions(self) -> None:
+    def test_clients_follow_resolutions(self) -> None:
         for seed in range(SEEDS):
             with self.subTest(seed=seed):
                 chance = Random(seed)

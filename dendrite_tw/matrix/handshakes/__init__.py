@@ -45,12 +45,14 @@ from dendrite_tw.matrix.handshakes.resident import (
     pieces,
     receive_membership,
 )
+from dendrite_tw.matrix.handshakes.room_check import Described, Pile, check_room
 
 __all__ = [
     "JOIN",
     "KNOCK",
     "LEAVE",
     "BoundInvite",
+    "Described",
     "Exchange",
     "HandshakeError",
     "Invited",
@@ -61,6 +63,7 @@ __all__ = [
     "Knocked",
     "Left",
     "Pause",
+    "Pile",
     "Place",
     "Reply",
     "Request",
@@ -69,6 +72,7 @@ __all__ = [
     "answer_invite",
     "answer_join",
     "authorise_join",
+    "check_room",
     "exchange_request",
     "exchange_token",
     "invite",

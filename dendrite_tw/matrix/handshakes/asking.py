@@ -99,8 +99,13 @@ def join(wish: Wish, *, omit_members: bool = False) -> Generator[Question, Any, 
         try:
             template = yield from _make(JOIN, wish, server)
             event = complete(JOIN, template, wish)
-            reply = yield from _send(JOIN, server, event, omit_members=omit_members)
-            joined = yield from check_join(event, reply, server, now_ms=wish.now_ms)
+            # The answer is passed on without a name here, which would keep a large room in memory twice.
+            joined = yield from check_join(
+                event,
+                (yield from _send(JOIN, server, event, omit_members=omit_members)),
+                server,
+                now_ms=wish.now_ms,
+            )
             if joined.partial and not omit_members:
                 raise HandshakeError("members were omitted, which was not asked for")
             return joined

@@ -131,7 +131,7 @@ def receive_invite(
     received = _read_invite(pdu, version, room_id, event_id, origin, signer.server_name)
     failed = yield from verify([received], now_ms=now_ms)
     if failed:
-        raise invalid_param(f"The invite is not signed as it must be: {failed[event_id]}.")
+        raise forbidden(f"The invite is not signed as it must be: {failed[event_id]}.")
     preview = yield from read_preview(body.get("invite_room_state"), version, room_id, now_ms=now_ms)
     if preview.must_refuse:
         refusal = missing_param if "invite_room_state" not in body else invalid_param
@@ -166,7 +166,7 @@ def _read_invite(
     if event.type != "m.room.member" or event.membership != "invite":
         raise invalid_param("The event is no invite.")
     if server_name_of(event.sender) != origin:
-        raise invalid_param("The sender is not of the server that asks.")
+        raise forbidden("The sender is not of the server that asks.")
     if not is_historical_user_id(event.state_key) or server_name_of(event.state_key) != server_name:
         raise invalid_param("The invited user is not of this server.")
     if received.redacted:

@@ -213,7 +213,7 @@ def receive_membership(
     excused = None if authoriser is None else signer.server_name
     failed: dict[str, str] = yield from verify([received], now_ms=now_ms, excused=excused)
     if failed:
-        raise invalid_param(f"The event is not signed as it must be: {failed[event.event_id]}.")
+        raise forbidden(f"The event is not signed as it must be: {failed[event.event_id]}.")
     if authoriser is None:
         return received
     yield from _check_voucher(place, event, authoriser, signer.server_name)
@@ -231,6 +231,8 @@ def read_membership(
     try:
         received = receive_event(pdu, version)
     except EventFormatError as error:
+        if _is_unsigned(pdu):
+            raise forbidden("The event is not signed.") from None
         raise MatrixError(400, "M_BAD_JSON", f"The event is malformed: {error}.") from None
     event = received.event
     if event.room_id != room_id or event.event_id != event_id:
@@ -238,12 +240,21 @@ def read_membership(
     if event.type != "m.room.member" or event.membership != kind.membership:
         raise invalid_param(f"The event is no membership of {kind.membership}.")
     if server_name_of(event.sender) != origin:
-        raise invalid_param("The sender is not of the server that asks.")
+        raise forbidden("The sender is not of the server that asks.")
     if event.state_key != event.sender:
         raise invalid_param("The event is about another user than its sender.")
     if received.redacted:
         raise invalid_param("The content hash of the event does not match.")
     return received
+
+
+def _is_unsigned(pdu: bytes | Mapping[str, Any]) -> bool:
+    """Whether somebody sent a template as they got it, or with a signature over nothing."""
+    try:
+        fields = orjson.loads(pdu) if isinstance(pdu, bytes) else pdu
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(fields, Mapping) and not {"hashes", "signatures"} <= fields.keys()
 
 
 def _local_authoriser(event: Event, server_name: str) -> str | None:

@@ -15,13 +15,14 @@ from typing import TypeVar
 
 from dendrite_tw.matrix.room_versions import RoomVersion
 from dendrite_tw.matrix.state_res import v1, v2
-from dendrite_tw.matrix.state_res.graph import AuthGraph, MemoryGraph, StateKey, auth_order
+from dendrite_tw.matrix.state_res.graph import AuthGraph, MemoryGraph, StateKey, auth_order, auth_order_in_steps
 
 __all__ = [
     "AuthGraph",
     "MemoryGraph",
     "StateKey",
     "auth_order",
+    "auth_order_in_steps",
     "resolve",
     "resolve_conflicts",
     "split",

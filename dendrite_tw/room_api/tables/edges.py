@@ -37,8 +37,11 @@ def delete_edges(txn: Transaction, prev_id: str) -> None: ...
 
 
 @none(
-    "UPDATE events SET gap = 0 WHERE event_nid = ANY(:nids) AND gap = 1 AND NOT EXISTS "
+    "UPDATE events SET gap = 2 WHERE event_nid = ANY(:nids) AND gap = 1 AND NOT EXISTS "
     "(SELECT 1 FROM backward_edges b WHERE b.event_nid = events.event_nid)"
 )
 def close_gaps(txn: Transaction, nids: Sequence[int]) -> None:
-    """Note that nothing is missing before events, where nothing is any more."""
+    """Note that nothing is missing before events, where nothing is any more.
+
+    What came is history: the live stream goes on to have a break before them.
+    """

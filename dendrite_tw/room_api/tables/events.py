@@ -27,7 +27,8 @@ class EventRow(msgspec.Struct, frozen=True):
     ``position``: above 0 the place in the live stream, 0 for an event that is kept and not shown (state or an auth
     event known apart from the timeline; soft-failed; rejected), below 0 history fetched later.  ``snapshot_nid`` is the
     state before the event, 0 also where that is not known; ``current_nid`` the room's current state once this live
-    event was taken, of history the state after it.  ``gap``: 1 where events before this one are missing here.
+    event was taken, of history the state after it.  ``gap``: 1 where events before this one are missing here,
+    2 where they were and came as history.
     """
 
     event_nid: int
@@ -69,6 +70,15 @@ class Place(msgspec.Struct, frozen=True):
     "current_nid status gap replaces_nid redacted_by_nid txn_device txn_id pdu",
 )
 def insert_events(txn: Transaction, rows: object) -> None: ...
+
+
+class IdRow(msgspec.Struct, frozen=True):
+    event_nid: int
+    event_id: str
+
+
+@many(IdRow, "SELECT event_nid, event_id FROM events WHERE event_nid = ANY(:nids)")
+def ids_of(txn: Transaction, nids: Sequence[int]) -> None: ...
 
 
 class KnownRow(msgspec.Struct, frozen=True):
@@ -120,6 +130,25 @@ class SlotOf(msgspec.Struct, frozen=True):
     "JOIN names n ON n.name_nid = e.type_nid WHERE e.event_id = ANY(:event_ids)",
 )
 def slots_of(txn: Transaction, event_ids: Sequence[str]) -> None: ...
+
+
+@none("UPDATE events SET event_nid = :new_nid WHERE event_nid = :event_nid")
+def _renumber_event(txn: Transaction, event_nid: int, new_nid: int) -> None: ...
+
+
+@none("UPDATE memberships SET event_nid = :new_nid WHERE event_nid = :event_nid")
+def _renumber_members(txn: Transaction, event_nid: int, new_nid: int) -> None: ...
+
+
+@none("DELETE FROM auth_chains WHERE event_nid = :event_nid")
+def _drop_chain(txn: Transaction, event_nid: int) -> None: ...
+
+
+async def renumber(txn: Transaction, event_nid: int, new_nid: int) -> None:
+    """Give another number to an event that is part of no state and no timeline."""
+    await _renumber_event(txn, event_nid, new_nid)
+    await _renumber_members(txn, event_nid, new_nid)
+    await _drop_chain(txn, event_nid)
 
 
 class RoomOf(msgspec.Struct, frozen=True):
@@ -194,20 +223,22 @@ def last_place(txn: Transaction, room_nid: int, position: int) -> None:
     """The newest event up to a stream position."""
 
 
-@maybe(
+@many(
     EventRow,
     f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts >= :ts AND e.position <> 0 "
-    "AND e.status = 0 ORDER BY e.origin_server_ts, e.depth, e.position LIMIT 1",
+    "AND e.status = 0 ORDER BY e.origin_server_ts, e.depth, e.position LIMIT :count",
 )
-def first_at_or_after(txn: Transaction, room_nid: int, ts: int) -> None: ...
+def first_at_or_after(txn: Transaction, room_nid: int, ts: int, count: int) -> None:
+    """Events of the timeline from a time on, the earliest first."""
 
 
-@maybe(
+@many(
     EventRow,
     f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.origin_server_ts <= :ts AND e.position <> 0 "
-    "AND e.status = 0 ORDER BY e.origin_server_ts DESC, e.depth DESC, e.position DESC LIMIT 1",
+    "AND e.status = 0 ORDER BY e.origin_server_ts DESC, e.depth DESC, e.position DESC LIMIT :count",
 )
-def last_at_or_before(txn: Transaction, room_nid: int, ts: int) -> None: ...
+def last_at_or_before(txn: Transaction, room_nid: int, ts: int, count: int) -> None:
+    """Events of the timeline up to a time, the latest first."""
 
 
 @maybe(

@@ -21,6 +21,7 @@ class RoomRow(msgspec.Struct, frozen=True):
     snapshot_nid: int
     tape_nid: int
     standing: int
+    rewritten: int
 
 
 class RoomEnds(msgspec.Struct, frozen=True):
@@ -68,7 +69,7 @@ class RelationRow(msgspec.Struct, frozen=True):
 def insert_room(txn: Transaction, room_id: str, version: str, extremities: bytes, standing: int) -> None: ...
 
 
-_ROOM = "SELECT room_nid, room_id, version, depth, extremities, snapshot_nid, tape_nid, standing FROM rooms"
+_ROOM = "SELECT room_nid, room_id, version, depth, extremities, snapshot_nid, tape_nid, standing, rewritten FROM rooms"
 
 
 @maybe(RoomRow, f"{_ROOM} WHERE room_id = :room_id")
@@ -86,6 +87,11 @@ def room_by_nid(txn: Transaction, room_nid: int) -> None: ...
 def update_room(
     txn: Transaction, room_nid: int, depth: int, extremities: bytes, snapshot_nid: int, tape_nid: int
 ) -> None: ...
+
+
+@none("UPDATE rooms SET rewritten = :position WHERE room_nid = :room_nid")
+def set_rewritten(txn: Transaction, room_nid: int, position: int) -> None:
+    """The state was replaced as a whole at a position."""
 
 
 class PartialRow(msgspec.Struct, frozen=True):
@@ -130,15 +136,16 @@ def set_standing(txn: Transaction, room_nid: int, standing: int) -> None: ...
 class NewestRow(msgspec.Struct, frozen=True):
     room_id: str
     position: int
+    rewritten: int
 
 
 @many(
     NewestRow,
     "SELECT r.room_id, COALESCE((SELECT MAX(e.position) FROM events e WHERE e.room_nid = r.room_nid "
-    "AND e.status = 0), 0) FROM rooms r WHERE r.room_id = ANY(:room_ids)",
+    "AND e.status = 0), 0), r.rewritten FROM rooms r WHERE r.room_id = ANY(:room_ids)",
 )
 def newest_positions(txn: Transaction, room_ids: Sequence[str]) -> None:
-    """The position of the newest live event of each room."""
+    """The position of the newest live event of each room, and where its state was last replaced as a whole."""
 
 
 @many(RoomEnds, "SELECT room_id, extremities FROM rooms WHERE room_id = ANY(:room_ids)")
@@ -185,18 +192,42 @@ def memberships_of(txn: Transaction, user_nid: int) -> None: ...
 def membership_in(txn: Transaction, user_nid: int, room_nid: int) -> None: ...
 
 
+@many(MembershipRow, f"{_MEMBERSHIP} WHERE m.room_nid = :room_nid AND m.local = 1 ORDER BY m.user_nid")
+def local_memberships(txn: Transaction, room_nid: int) -> None:
+    """The memberships of this server's users."""
+
+
 class MemberEventRow(msgspec.Struct, frozen=True):
+    depth: int
     position: int
     pdu: bytes
 
 
 @many(
     MemberEventRow,
-    "SELECT position, pdu FROM events WHERE room_nid = :room_nid AND slot_nid = :slot_nid AND status = 0 "
+    "SELECT depth, position, pdu FROM events WHERE room_nid = :room_nid AND slot_nid = ANY(:slot_nids) AND status = 0 "
     "ORDER BY position DESC LIMIT 50",
 )
-def member_events_of(txn: Transaction, room_nid: int, slot_nid: int) -> None:
-    """The newest values of a state slot in a room."""
+def member_events_of(txn: Transaction, room_nid: int, slot_nids: Sequence[int]) -> None:
+    """The newest values of some state slots in a room."""
+
+
+class MemberSlot(msgspec.Struct, frozen=True):
+    """A user with a membership in a room, and the place of the member events."""
+
+    user_id: str
+    membership: str
+    slot_nid: int
+
+
+@many(
+    MemberSlot,
+    "SELECT n.name, m.membership, s.slot_nid FROM memberships m JOIN names n ON n.name_nid = m.user_nid "
+    "JOIN state_slots s ON s.type = 'm.room.member' AND s.state_key = n.name "
+    "WHERE m.room_nid = :room_nid AND n.name LIKE :pattern ORDER BY m.position",
+)
+def member_slots(txn: Transaction, room_nid: int, pattern: str) -> None:
+    """The users with a membership of any kind whose IDs fit a pattern, those of the longest standing first."""
 
 
 @many(
@@ -232,6 +263,15 @@ def local_members(txn: Transaction, room_nid: int) -> None:
     """The joined users of this server."""
 
 
+@many(
+    str,
+    "SELECT n.name FROM memberships m JOIN names n ON n.name_nid = m.user_nid WHERE m.room_nid = :room_nid "
+    "AND m.membership = ANY(:memberships) ORDER BY m.event_nid LIMIT :count",
+)
+def first_members(txn: Transaction, room_nid: int, memberships: Sequence[str], count: int) -> None:
+    """Those who have one of the memberships, for the longest time first."""
+
+
 @many(int, "SELECT event_nid FROM memberships WHERE room_nid = :room_nid AND membership = :membership")
 def member_events_with(txn: Transaction, room_nid: int, membership: str) -> None:
     """The numbers of the current member events with a membership."""
@@ -247,8 +287,9 @@ def rooms_without_local_members(txn: Transaction) -> None: ...
 
 @many(
     RoomRow,
-    "SELECT r.room_nid, r.room_id, r.version, r.depth, r.extremities, r.snapshot_nid, r.tape_nid, r.standing "
-    "FROM memberships a JOIN memberships b ON b.room_nid = a.room_nid JOIN rooms r ON r.room_nid = a.room_nid "
+    "SELECT r.room_nid, r.room_id, r.version, r.depth, r.extremities, r.snapshot_nid, r.tape_nid, r.standing, "
+    "r.rewritten FROM memberships a JOIN memberships b ON b.room_nid = a.room_nid "
+    "JOIN rooms r ON r.room_nid = a.room_nid "
     "WHERE a.user_nid = :user_nid AND a.membership = 'join' AND b.user_nid = :other_nid AND b.membership = 'join' "
     "AND r.room_nid > :after ORDER BY r.room_nid LIMIT :count",
 )
