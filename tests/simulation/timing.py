@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.task import Clock
 from zope.interface import implementer
 
 EPOCH = 1_700_000_000.0
@@ -16,12 +18,29 @@ CALLS_AT_ONCE = 100_000
 """So many calls at one moment are a loop that never ends."""
 
 
-class SharedClock(Clock):
-    """Goes from one scheduled call to the next."""
+@implementer(IReactorTime)
+class SharedClock:
+    """Goes from one scheduled call to the next; calls of the same moment happen in the order they were asked for."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.rightNow = EPOCH
+        self._now = EPOCH
+        self._calls: list[tuple[float, int, DelayedCall]] = []
+        self._order = itertools.count()
+
+    def seconds(self) -> float:
+        return self._now
+
+    def callLater(self, delay: float, function: Callable[..., Any], *args: Any, **kwargs: Any) -> DelayedCall:
+        call = DelayedCall(self._now + delay, function, args, kwargs, _ignore, self._schedule, self.seconds)
+        self._schedule(call)
+        return call
+
+    def _schedule(self, call: DelayedCall) -> None:
+        """Also called when a call was put off; then the place it had is found to be too early."""
+        heapq.heappush(self._calls, (call.getTime(), next(self._order), call))
+
+    def getDelayedCalls(self) -> list[DelayedCall]:
+        return [call for _, _, call in sorted(self._calls) if call.active()]
 
     def run(self, seconds: float) -> None:
         """Let time pass; whatever is scheduled happens at its own moment."""
@@ -29,27 +48,43 @@ class SharedClock(Clock):
 
     def run_until(self, over: Callable[[], bool], seconds: float) -> bool:
         """The same, until `over` holds; whether it does."""
-        end = self.rightNow + seconds
-        at_once, last = 0, self.rightNow
+        end = self._now + seconds
+        at_once, last = 0, self._now
         while not over():
-            if not self.calls or self.calls[0].getTime() > end:
-                self.rightNow = end
+            call = self._next()
+            if call is None or call.getTime() > end:
+                self._now = end
                 return over()
-            call = self.calls.pop(0)
-            self.rightNow = max(self.rightNow, call.getTime())
-            at_once = at_once + 1 if self.rightNow == last else 0
-            last = self.rightNow
+            heapq.heappop(self._calls)
+            self._now = max(self._now, call.getTime())
+            at_once = at_once + 1 if self._now == last else 0
+            last = self._now
             if at_once > CALLS_AT_ONCE:
                 raise AssertionError(f"an endless loop: {call!r}")
             call.called = 1
             call.func(*call.args, **call.kw)
         return True
 
+    def _next(self) -> DelayedCall | None:
+        """The next call, left where it is."""
+        while self._calls:
+            time, _, call = self._calls[0]
+            if call.active() and call.getTime() <= time:
+                return call
+            heapq.heappop(self._calls)
+            if call.active():
+                self._schedule(call)
+        return None
+
     def sleep(self, seconds: float) -> Deferred[None]:
         """Fires after a while."""
         waking: Deferred[None] = Deferred()
         self.callLater(seconds, waking.callback, None)
         return waking
+
+
+def _ignore(call: DelayedCall) -> None:
+    """A call that was cancelled is passed over when its time comes."""
 
 
 @implementer(IReactorTime)
@@ -77,7 +112,7 @@ class Lifetime:
             self._failed(error)
 
     def getDelayedCalls(self) -> list[IDelayedCall]:
-        return self._clock.getDelayedCalls()  # type: ignore[return-value]
+        return list(self._clock.getDelayedCalls())
 
 
 class SkewedClock:
