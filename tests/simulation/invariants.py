@@ -31,6 +31,12 @@ def timeline(host: Host, room: str) -> list[str]:
     return [event_id for _, event_id in sorted(live)]
 
 
+def in_history(host: Host, room: str) -> set[str]:
+    """What can be read in a room's history, or was held back."""
+    found = statuses(host, room)
+    return {event_id for event_id, (status, place) in found.items() if status != ACCEPTED or place != 0}
+
+
 def shown_since_all_joined(storm: Storm, room: str) -> set[str]:
     """What clients were shown anywhere since the last of the servers joined."""
     return {event_id for host in storm.hosts for event_id in timeline(host, room)} - storm.early
@@ -59,7 +65,7 @@ def agreed(storm: Storm) -> bool:
         if storm.network.under_way:
             return False
         everything = shown_since_all_joined(storm, room)
-        if any(everything - set(statuses(host, room)) for host in storm.hosts):
+        if any(everything - in_history(host, room) for host in storm.hosts):
             return False
     return True
 
@@ -89,7 +95,10 @@ def check_states(storm: Storm, room: str) -> None:
 
 
 def check_events(storm: Storm, room: str) -> None:
-    """All servers show the same events, but for those that one of them held back; nobody rejects an honest one."""
+    """All servers show the same events, but for those that one of them held back; nobody rejects an honest one.
+
+    What a server missed at the time it has fetched when somebody read back so far.
+    """
     have = {host.name: statuses(host, room) for host in storm.hosts}
     everything = shown_since_all_joined(storm, room)
     for name, found in have.items():

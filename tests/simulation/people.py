@@ -156,6 +156,16 @@ class Person:
         response = await self.ask("GET", f"/rooms/{quote(room)}/state/{type_}/{quote(key)}")
         return response.json if response.status == 200 else {}
 
+    async def read_back(self, room: str) -> None:
+        """Page through the whole history, which makes a server fetch what it lacks."""
+        start = ""
+        for _ in range(200):
+            page = (await self.ask("GET", f"/rooms/{quote(room)}/messages?dir=b&limit=50{start}")).json
+            if "end" not in page:
+                return
+            start = f"&from={quote(page['end'])}"
+        self.trace.problem(self.name, f"comes to no end of the history of {room}")
+
     async def watch(self) -> None:
         """Sync without end."""
         while not self.gone:

@@ -171,6 +171,9 @@ class Storm:
                     self.finish(anchor.say(room, self.text(anchor)), 120)
                     self.clock.run(2)
             self.clock.run(30)
+            for room in self.rooms:
+                for anchor in self.anchors:
+                    self.finish(anchor.read_back(room), 300)
             waited += 30
             if agreed(self) or waited > self.plan.heal_seconds:
                 break
