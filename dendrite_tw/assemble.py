@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -211,7 +211,7 @@ class Parts:
             self.federation = federation_component(config, world, self.databases.of("federation_api"), metrics)
             self.inbound = Inbound(
                 self.databases.of("federation_api"),
-                cast(Any, rooms),
+                rooms,
                 users,
                 keys,
                 client,
@@ -250,7 +250,7 @@ class Parts:
         settings = client_settings(config)
         auth = InteractiveAuth(users, world, settings, captcha(settings, world))
         sections: list[Any] = [
-            RoomRoutes(rooms, users, world.clock, server_name),
+            RoomRoutes(rooms, users, self.others, world.clock, server_name),
             RoomAdminRoutes(rooms),
             SpaceRoutes(rooms),
             UserDirectoryRoutes(rooms),

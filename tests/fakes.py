@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
+
+from dendrite_tw.federation_api.api import FederationRequest, NoFederation, RawAnswer
 
 
 @dataclass
@@ -72,3 +75,27 @@ class FakeQueue:
         handlers = self._listeners.setdefault(stream, [])
         handlers.append(handler)
         return FakeListening(handlers, handler)
+
+
+class FakeFederation(NoFederation):
+    """Other servers that answer what they were told to; whoever was told nothing cannot be reached.
+
+    ``answers`` has what is answered by destination and path (decoded): a JSON object, or a status with one.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[tuple[str, str], Any] = {}
+        self.asked: list[FederationRequest] = []
+
+    @property
+    def destinations(self) -> list[str]:
+        """Who was asked so far."""
+        return [request.destination for request in self.asked]
+
+    async def ask(self, request: FederationRequest) -> RawAnswer:
+        self.asked.append(request)
+        answer = self.answers.get((request.destination, unquote(request.path)))
+        if answer is None:
+            return await super().ask(request)
+        status, body = answer if isinstance(answer, tuple) else (200, answer)
+        return RawAnswer(status, body if isinstance(body, bytes) else msgspec.json.encode(body))

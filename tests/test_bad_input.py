@@ -14,7 +14,10 @@ from urllib.parse import quote
 
 import msgspec
 
+from dendrite_tw.matrix.canonical_json import CanonicalJSONError
 from dendrite_tw.web.routes import Access, Route
+from tests.federation_api.network import key_of
+from tests.federation_api.whole import WholeServerTestCase
 from tests.harness import Answer
 from tests.server import ServerTestCase
 
@@ -53,6 +56,10 @@ def fields_of(annotation: Any) -> list[str]:
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
         return [field.encode_name for field in msgspec.structs.fields(annotation)]
     return []
+
+
+PATH_JUNK = ("!", "!x", "@", "#a:b", "$", "\x00", "..", "../..", "a" * 400, "é" * 200, " ", "{}", "%")
+QUERY_JUNK = ("", "x", "-1", "99999999999999999999", "true", "%FF", "%00", "{", '{"a":[[[]]]}', "a" * 3000)
 
 
 class BadInputTests(ServerTestCase):
@@ -178,18 +185,7 @@ class BadInputTests(ServerTestCase):
         for route in self.rows:
             query = typing.get_type_hints(route.handler).get("query")
             for name in fields_of(query):
-                for junk in (
-                    "",
-                    "x",
-                    "-1",
-                    "99999999999999999999",
-                    "true",
-                    "%FF",
-                    "%00",
-                    "{",
-                    '{"a":[[[]]]}',
-                    "a" * 3000,
-                ):
+                for junk in QUERY_JUNK:
                     value = junk if "%" in junk else quote(junk)
                     answer = self.ask(route, b"", self._fresh_token(route), f"?{name}={value}")
                     if not answer.done:
@@ -200,7 +196,7 @@ class BadInputTests(ServerTestCase):
         for route in self.rows:
             names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
             for name in names:
-                for junk in ("!", "!x", "@", "#a:b", "$", "\x00", "..", "../..", "a" * 400, "é" * 200, " ", "{}", "%"):
+                for junk in PATH_JUNK:
                     answer = self.ask(route, b"{}", self._fresh_token(route), **{name: junk})
                     self.check(answer, route, (name, junk))
 
@@ -212,3 +208,131 @@ class BadInputTests(ServerTestCase):
                 if "directory/list" in route.path or "/room_keys/" in route.path or "/report" in route.path:
                     continue
                 self.assertIn(answer.status, (400, 403, 404), (route.method, route.path, answer))
+
+
+class ServerBadInputTests(WholeServerTestCase):
+    """The endpoints for other servers, asked wrongly by one that knows how to sign, and by one that does not."""
+
+    def write_config(self, folder: str) -> str:
+        return super().write_config(folder).replace("sync_api: {", "sync_api: {real_ip_header: X-Real-IP, ")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.alice = self.register("alice")
+        self.room_id = self.alice.create_room(preset="public_chat")
+        self.event_id = self.alice.say(self.room_id, "hello")
+        self.other = self.stranger()
+        self.other.get("/v1/query/nothing")
+        for _ in range(4):
+            self.pump(0.3)
+        self.rows = [row for row in self.server.parts.routes if row.access is Access.SERVER]
+        self.asked = 0
+
+    def path(self, route: Route, **given: str) -> str:
+        """The path of a route with something plausible in every place."""
+        values = {
+            "room_id": self.room_id,
+            "event_id": self.event_id,
+            "user_id": "@bob:stranger.test",
+            "txn_id": "t",
+            "query_type": "profile",
+            **given,
+        }
+        parts = [
+            quote(values.get(part[1:-1], "x"), safe="") if part.startswith("{") else part
+            for part in route.path.split("/")
+        ]
+        return "/".join(parts)
+
+    def send(self, route: Route, uri: str, body: bytes | None, header: str | None = None) -> Answer:
+        """The answer to a request from an address of its own; signed as it must be, unless `header` is given."""
+        self.asked += 1
+        address = f"2001:db8::{self.asked:x}"
+        signed = self.other.signed(route.method, uri, body) if header is None else header
+        headers = {"X-Real-IP": address, **({"Authorization": signed} if signed else {})}
+        return self.request(route.method, uri, body, headers=headers)
+
+    def check(self, answer: Answer, route: Route, case: object) -> None:
+        """Whatever comes back is an answer of the specification's kind."""
+        where = f"{route.method} {route.path}: {case!r}: {answer!r}"
+        if not answer.done:
+            self.pump(60)
+        self.assertTrue(answer.done, where)
+        self.assertLess(answer.status, 500, where)
+        if answer.status >= 400:
+            self.assertTrue(answer.errcode.startswith("M_"), where)
+
+    def body_of(self, route: Route) -> bytes | None:
+        return None if route.method == "GET" else b"{}"
+
+    def test_unsigned_and_wrongly_signed(self) -> None:
+        for route in self.rows:
+            uri, body = self.path(route), self.body_of(route)
+            good = self.other.signed(route.method, uri, body)
+            for header in (
+                "",
+                "Bearer abc",
+                "X-Matrix",
+                "X-Matrix " + "x" * 5000,
+                good.replace('sig="', 'sig="A'),
+                good.replace('sig="', 'sig="\x7f'),
+                good.replace("stranger.test", "test"),
+                good.replace("ed25519:one", "ed25519:two"),
+                self.other.signed(route.method, uri, body, destination="elsewhere.test"),
+                self.other.signed(route.method, uri, body, key=key_of(5)),
+                self.other.signed(route.method, uri + "/", body),
+                self.other.signed("PATCH", uri, body),
+            ):
+                answer = self.send(route, uri, body, header)
+                self.assertEqual((answer.status, answer.errcode), (401, "M_UNAUTHORIZED"), (route.path, header, answer))
+
+    def test_bodies_that_are_not_json_or_nest_too_deeply(self) -> None:
+        deep = b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}"
+        for route in self.rows:
+            if route.method == "GET":
+                continue
+            uri = self.path(route)
+            header = self.other.signed(route.method, uri, b"{}")
+            for body in (b"{", b"nonsense", b"\xff\xfe", b'{"a":}', b"{'a':1}", b'{"a":NaN}', deep):
+                answer = self.send(route, uri, body, header)
+                self.assertEqual((answer.status, answer.errcode), (400, "M_NOT_JSON"), (route.path, body[:20], answer))
+
+    def test_bodies_that_are_too_large(self) -> None:
+        for route in self.rows:
+            if route.method != "GET":
+                body = b'{"a":"' + b"x" * route.body_limit + b'"}'
+                answer = self.send(route, self.path(route), body, 'X-Matrix origin="stranger.test",key="a",sig="b"')
+                self.assertEqual((answer.status, answer.errcode), (413, "M_TOO_LARGE"), route.path)
+
+    def test_bodies_of_every_wrong_sort(self) -> None:
+        for route in self.rows:
+            annotation = body_type(route)
+            if annotation is None:
+                continue
+            for body in (b"[]", b"7", b'"x"', b"null", b"[{}]"):
+                answer = self.send(route, self.path(route), body)
+                self.assertEqual((answer.status, answer.errcode), (400, "M_BAD_JSON"), (route.path, body, answer))
+            names = fields_of(annotation) or ["event", "room_version", "type", "content", "sender", "pdus", "edus"]
+            for name in names:
+                for junk in JUNK:
+                    body = json.dumps({name: junk}).encode()
+                    try:
+                        self.check(self.send(route, self.path(route), body), route, (name, junk))
+                    except CanonicalJSONError:
+                        continue
+
+    def test_query_fields_of_every_sort(self) -> None:
+        for route in self.rows:
+            query = typing.get_type_hints(route.handler).get("query")
+            for name in fields_of(query):
+                for junk in QUERY_JUNK:
+                    uri = f"{self.path(route)}?{name}={junk if '%' in junk else quote(junk)}"
+                    self.check(self.send(route, uri, self.body_of(route)), route, (name, junk))
+
+    def test_path_parameters_of_every_sort(self) -> None:
+        for route in self.rows:
+            names = [part[1:-1] for part in route.path.split("/") if part.startswith("{")]
+            for name in names:
+                for junk in PATH_JUNK:
+                    uri = self.path(route, **{name: junk})
+                    self.check(self.send(route, uri, self.body_of(route)), route, (name, junk))

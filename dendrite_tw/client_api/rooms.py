@@ -10,12 +10,14 @@ from typing import Any
 
 import msgspec
 
-from ..matrix.errors import bad_json, forbidden, invalid_param, not_found
+from ..federation_api.api import FederationAPI
+from ..matrix.errors import MatrixError, bad_json, forbidden, invalid_param
 from ..matrix.identifiers import is_room_alias, is_room_id
 from ..room_api.api import MembershipChange, NewEvent, NewRoom, RoomAPI
 from ..user_api.api import Caller, UserAPI
 from ..web.routes import Access, Limit, Route
 from ..world import Clock
+from .far_directory import HIDDEN, FarDirectory, FarQuery
 
 CLIENT = "/_matrix/client/v3"
 SENDING = Limit("send")
@@ -86,6 +88,10 @@ class DirectoryQuery(msgspec.Struct):
     server: str | None = None
 
 
+class SearchQuery(msgspec.Struct):
+    server: str | None = None
+
+
 class DirectoryFilter(msgspec.Struct):
     generic_search_term: str | None = None
     room_types: list[str | None] | None = None
@@ -102,7 +108,10 @@ class DirectoryBody(msgspec.Struct):
 class RoomRoutes:
     """The endpoints by which clients change rooms and find them."""
 
-    def __init__(self, rooms: RoomAPI, users: UserAPI, clock: Clock, server_name: str) -> None:
+    def __init__(
+        self, rooms: RoomAPI, users: UserAPI, federation: FederationAPI, clock: Clock, server_name: str
+    ) -> None:
+        self._others = FarDirectory(federation)
         self._rooms = rooms
         self._users = users
         self._clock = clock
@@ -365,16 +374,28 @@ class RoomRoutes:
         await self._rooms.set_published(room_id, caller.user_id, body.visibility == "public", caller.is_admin)
 
     async def public_rooms(self, caller: Caller | None, query: DirectoryQuery) -> dict[str, Any]:
-        self._require_here(query.server)
-        return await self._page(query.limit, query.since, None)
+        if query.server is None or query.server == self._server_name:
+            return await self._page(query.limit, query.since, None)
+        if caller is None:
+            raise MatrixError(401, "M_MISSING_TOKEN", "The directories of other servers are shown to users only.")
+        return await self._others.page(query.server, FarQuery(limit=query.limit, since=query.since))
 
-    async def search_public_rooms(self, caller: Caller, body: DirectoryBody, query: DirectoryQuery) -> dict[str, Any]:
-        self._require_here(query.server)
+    async def search_public_rooms(self, caller: Caller, body: DirectoryBody, query: SearchQuery) -> dict[str, Any]:
+        if body.third_party_instance_id and body.include_all_networks:
+            raise invalid_param("third_party_instance_id asks for one network, include_all_networks for all of them.")
+        if query.server is not None and query.server != self._server_name:
+            filter = {} if body.filter is None else msgspec.to_builtins(body.filter)
+            asked = FarQuery(
+                limit=body.limit,
+                since=body.since,
+                filter={key: value for key, value in filter.items() if value is not None},
+                include_all_networks=body.include_all_networks,
+                third_party_instance_id=body.third_party_instance_id,
+            )
+            return await self._others.page(query.server, asked)
+        if body.third_party_instance_id:
+            return {"chunk": [], "total_room_count_estimate": 0}
         return await self._page(body.limit, body.since, body.filter)
-
-    def _require_here(self, server: str | None) -> None:
-        if server is not None and server != self._server_name:
-            raise not_found(f"The directory of {server} cannot be reached.")
 
     async def _page(self, limit: int, since: str | None, filter: DirectoryFilter | None) -> dict[str, Any]:
         search = filter.generic_search_term if filter else None
@@ -400,4 +421,4 @@ def _reason(body: dict[str, Any]) -> str | None:
 
 def _listed(room: dict[str, Any]) -> dict[str, Any]:
     """A row of the directory, without what only summaries show."""
-    return {key: value for key, value in room.items() if key not in ("room_version", "encryption", "allowed_room_ids")}
+    return {key: value for key, value in room.items() if key not in HIDDEN}

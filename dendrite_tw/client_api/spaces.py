@@ -21,6 +21,7 @@ from ..web.routes import Access, Limit, Route
 CLIENT = "/_matrix/client/v1"
 UNSTABLE = "/_matrix/client/unstable"
 LOOKING = Limit("hierarchy")
+VIA_LIMIT = 50
 
 
 class HierarchyQuery(msgspec.Struct):
@@ -28,6 +29,10 @@ class HierarchyQuery(msgspec.Struct):
     limit: int | None = None
     max_depth: int | None = None
     from_token: str | None = msgspec.field(default=None, name="from")
+
+
+class SummaryQuery(msgspec.Struct):
+    via: list[str] = []
 
 
 class MutualQuery(msgspec.Struct):
@@ -71,20 +76,23 @@ class SpaceRoutes:
         page: dict[str, Any] = {"rooms": shown}
         return page if following is None else page | {"next_batch": following}
 
-    async def room_summary(self, caller: Caller | None, room_id_or_alias: str) -> dict[str, Any]:
-        room, membership = await self._summary(caller, room_id_or_alias)
+    async def room_summary(self, caller: Caller | None, room_id_or_alias: str, query: SummaryQuery) -> dict[str, Any]:
+        room, membership = await self._summary(caller, room_id_or_alias, query.via)
         return _shown(room, membership)
 
-    async def nheko_summary(self, caller: Caller | None, room_id_or_alias: str) -> dict[str, Any]:
-        room, membership = await self._summary(caller, room_id_or_alias)
+    async def nheko_summary(self, caller: Caller | None, room_id_or_alias: str, query: SummaryQuery) -> dict[str, Any]:
+        room, membership = await self._summary(caller, room_id_or_alias, query.via)
         shown = _shown(room, membership) | {"im.nheko.summary.room_version": room.room_version}
         return shown | ({"im.nheko.summary.encryption": room.encryption} if room.encryption else {})
 
-    async def _summary(self, caller: Caller | None, room_id_or_alias: str) -> tuple[PublicRoom, str | None]:
+    async def _summary(
+        self, caller: Caller | None, room_id_or_alias: str, via: list[str]
+    ) -> tuple[PublicRoom, str | None]:
         room_id = room_id_or_alias
         if is_room_alias(room_id):
-            room_id = (await self._rooms.resolve_alias(room_id)).room_id
-        return await self._rooms.room_summary_for(room_id, caller.user_id if caller else None)
+            alias = await self._rooms.resolve_alias(room_id)
+            room_id, via = alias.room_id, [*via, *alias.servers]
+        return await self._rooms.room_summary_for(room_id, caller.user_id if caller else None, via[:VIA_LIMIT])
 
     async def mutual_rooms(self, caller: Caller, query: MutualQuery) -> dict[str, Any]:
         joined, following, count = await self._rooms.mutual_rooms(caller.user_id, query.user_id, query.from_token)

@@ -18,10 +18,10 @@ from ..matrix import edus
 from ..matrix.edus import EDUError, read_edu, rooms_of, without_rooms
 from ..matrix.errors import MatrixError
 from ..matrix.transactions import EDU
+from ..room_api.api import RoomAPI
 from ..sync_api.api import OUTPUT_PRESENCE_EVENT, OUTPUT_TYPING_EVENT, Presence, Typing
 from ..user_api.api import DeviceListUpdate, KeyAPI, Receipt, UserAPI
 from ..world import Clock
-from .asked import Rooms as RoomAPI
 
 log = Logger()
 

@@ -13,9 +13,9 @@ import orjson
 
 from ..matrix.errors import bad_json, invalid_param, missing_param, not_found
 from ..matrix.identifiers import is_event_id
+from ..room_api.api import RoomAPI
 from ..web.routes import Access, Response, Route
 from ..world import Clock
-from .asked import Rooms as RoomAPI
 from .streams import EventStreams
 
 V1 = "/_matrix/federation/v1"

@@ -16,10 +16,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..database.engines import Database
+from ..room_api.api import RoomAPI
 from ..user_api.api import KeyAPI, UserAPI
 from ..web.routes import Access, Limit, Route
 from ..world import World
-from .asked import Rooms as RoomAPI
 from .devices import DeviceRoutes
 from .ephemeral import Ephemeral
 from .history import HistoryRoutes

@@ -21,8 +21,8 @@ from twisted.logger import Logger
 from ..database.engines import Database, Unavailable
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, limit_exceeded
+from ..room_api.api import RoomAPI
 from ..world import Clock
-from .asked import Rooms as RoomAPI
 from .tables.staging import (
     ANSWERS_KEPT_MS,
     PRUNED_AT_ONCE,

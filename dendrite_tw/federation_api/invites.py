@@ -11,8 +11,8 @@ import orjson
 
 from ..matrix.errors import MatrixError, invalid_param
 from ..matrix.identifiers import is_event_id, is_room_id
+from ..room_api.api import RoomAPI
 from ..web.routes import Access, Limit, Response, Route
-from .asked import Rooms as RoomAPI
 
 V1 = "/_matrix/federation/v1"
 V2 = "/_matrix/federation/v2"

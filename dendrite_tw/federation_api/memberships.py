@@ -12,9 +12,8 @@ import msgspec
 import orjson
 
 from ..matrix.errors import bad_json
+from ..room_api.api import RoomAPI, TakenMembership
 from ..web.routes import Access, Response, Route
-from .asked import Rooms as RoomAPI
-from .asked import TakenMembership
 from .streams import EventStreams
 
 V1 = "/_matrix/federation/v1"

@@ -96,7 +96,7 @@ class Post:
         for row in self._database.prepare(table.room_counts):
             self.queue(row.destination).behind = True
         for row in self._database.prepare(table.edu_counts):
-            self.queue(row.destination)
+            self.queue(row.destination).edus = True
 
     def queue(self, server: str) -> Queue:
         """The queue of a destination, a new one if nothing is known of it."""
@@ -118,6 +118,8 @@ class Post:
             await self._database.write(_store, rows, consumer, position)
             for server, *_ in rows.events:
                 self.queue(server).events += 1
+            for server, *_ in rows.addressed.values():
+                self.queue(server).edus = True
         finally:
             self._lock.release()
         servers: dict[str, float] = {}
@@ -163,19 +165,32 @@ class Post:
 
     async def take(self, queue: Queue) -> Batch | None:
         """The oldest batch of a destination, which takes nothing more; `None` where nothing is stored for it."""
-        queue.close()
-        await self._settled()
-        batch = await self._database.read(_first_batch, queue.server)
+        batch = await self._oldest(queue)
         while batch is None and queue.behind:
             await self._unfold(queue)
-            batch = await self._database.read(_first_batch, queue.server)
+            batch = await self._oldest(queue)
         return batch
 
-    async def _settled(self) -> None:
-        """Wait until the rows that have a place already are on disk."""
-        if self._lock.locked:
-            await self._lock.acquire()
+    async def _oldest(self, queue: Queue) -> Batch | None:
+        """Close what is open and read the oldest batch: all of it, so nothing may get a place in it meanwhile."""
+        if not self._lock.locked:
+            placed = queue.placed
+            batch = await self._read_oldest(queue)
+            if placed == queue.placed:
+                return batch
+        await self._lock.acquire()
+        try:
+            return await self._read_oldest(queue)
+        finally:
             self._lock.release()
+
+    async def _read_oldest(self, queue: Queue) -> Batch | None:
+        queue.close()
+        placed = queue.placed
+        batch = await self._database.read(_first_batch, queue.server)
+        if batch is None and placed == queue.placed:
+            queue.edus = False
+        return batch
 
     async def answered(self, queue: Queue, batch: Batch) -> None:
         """The destination has a batch: forget it."""

@@ -11,9 +11,9 @@ import msgspec
 
 from ..matrix.errors import invalid_param, not_found
 from ..matrix.identifiers import is_historical_user_id, is_room_alias, server_name_of, within_limit
+from ..room_api.api import RoomAPI
 from ..user_api.api import UserAPI
 from ..web.routes import Access, Route
-from .asked import Rooms as RoomAPI
 
 V1 = "/_matrix/federation/v1"
 

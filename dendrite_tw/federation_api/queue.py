@@ -95,9 +95,11 @@ class Queue:
         "batch",
         "behind",
         "busy",
+        "edus",
         "events",
         "heard",
         "moments",
+        "placed",
         "placed_edus",
         "placed_events",
         "places",
@@ -112,10 +114,14 @@ class Queue:
         self.server = server
         self.events = 0
         """How many events are on disk, in batches."""
+        self.edus = False
+        """Whether there may be EDUs on disk."""
         self.behind = False
         """Whether only the newest event of each room is kept from now on."""
         self.batch = 0
         """The batch that is open; 0 if none is."""
+        self.placed = 0
+        """How often something was given a place."""
         self.placed_events = 0
         self.placed_edus = 0
         self.places: dict[str, int] = {}
@@ -141,10 +147,12 @@ class Queue:
         if not self.batch or self.placed_events >= MAX_PDUS:
             self._open(numbers)
         self.placed_events += 1
+        self.placed += 1
         return self.batch, self.placed_events
 
     def place_edu(self, numbers: Numbers, replaces: str) -> tuple[int, int]:
         """Batch and number of the next EDU: those of the one with the same key in the open batch, if there is one."""
+        self.placed += 1
         place = self.places.get(replaces) if replaces and self.batch else None
         if place is None:
             if not self.batch or self.placed_edus >= MAX_EDUS:
@@ -195,9 +203,14 @@ class Queue:
         self.timer = None
 
     @property
+    def empty(self) -> bool:
+        """Whether there is nothing to be sent."""
+        return not (self.events or self.edus or self.behind or self.moments)
+
+    @property
     def idle(self) -> bool:
         """Whether nothing is known that has to be remembered."""
-        return not (self.events or self.behind or self.moments or self.ready or self.busy or self.timer)
+        return self.empty and not (self.ready or self.busy or self.timer)
 
 
 def presence_moment(moments: Iterable[PresenceMoment], now: int) -> Moment:

@@ -299,7 +299,7 @@ class Senders:
         queue.sent_ts = self._clock.now_ms()
         if queue.events > EVENTS_KEPT:
             await self._post.collapse(queue)
-        return 0.0
+        return None if queue.empty else 0.0
 
     async def _body(self, batch: Batch, moments: list[Moment]) -> bytes | None:
         """The transaction; `None` if there is nothing in it, as when its rooms were deleted meanwhile."""

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..matrix.errors import limit_exceeded
+from ..room_api.api import RoomAPI
 from ..web.pieces import Pieces
 from ..web.routes import Response
-from .asked import Rooms as RoomAPI
 
 EVENTS_AT_ONCE = 200
 OF_SERVER = 4

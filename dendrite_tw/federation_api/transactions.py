@@ -19,8 +19,8 @@ from ..matrix.events import received_event_id
 from ..matrix.identifiers import within_limit
 from ..matrix.room_versions import ROOM_VERSIONS, RoomVersion
 from ..matrix.transactions import MAX_TRANSACTION_BYTES, read_transaction, room_id_of, transaction_bytes
+from ..room_api.api import RoomAPI
 from ..web.routes import Access, Response, Route
-from .asked import Rooms as RoomAPI
 from .ephemeral import Ephemeral
 from .inbox import Inbox, Staged
 from .shared import SharedCalls

@@ -259,7 +259,7 @@ def admit_verified(received: ReceivedEvent) -> Steps:
         check_auth(event, before)
     except AuthError as error:
         return Admission("rejected", str(error), event, redacted)
-    current = yield CurrentState(event.room_id, _needed(event))
+    current = yield CurrentState(event.room_id, auth_keys(event))
     if current is not None:
         try:
             check_auth(event, cast(StateMap, current))
@@ -302,7 +302,7 @@ def _check_authority(event: Event, known: Mapping[str, KnownEvent]) -> None:
     check_auth(event, auth_state(named, create))
 
 
-def _needed(event: Event) -> tuple[tuple[str, str], ...]:
+def auth_keys(event: Event) -> tuple[tuple[str, str], ...]:
     keys = auth_event_keys(
         version=event.version,
         type=event.type,
@@ -316,7 +316,7 @@ def _needed(event: Event) -> tuple[tuple[str, str], ...]:
 def _state_before(event: Event) -> Generator[Question, Any, StateMap | None]:
     if not event.prev_events:
         return {}
-    return cast("StateMap | None", (yield StateBefore(event, _needed(event))))
+    return cast("StateMap | None", (yield StateBefore(event, auth_keys(event))))
 
 
 def judge_apart(events: Iterable[Event], known: Mapping[str, KnownEvent]) -> dict[str, str]:

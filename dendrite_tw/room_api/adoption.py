@@ -22,7 +22,7 @@ from ..matrix.events import Event, ReceivedEvent, redact_event
 from ..matrix.room_versions import RoomVersion
 from ..matrix.state_res import auth_order
 from .api import OUTPUT_ROOM_EVENT, STATE_COMPLETE, StateComplete
-from .duties import PURGE
+from .duties import PURGE, RECHECK, Duties
 from .input import RoomWriter
 from .redactions import Redaction, Redactions
 from .room import Also, Arrival, Room, Rooms, Way
@@ -62,9 +62,11 @@ class Adoption:
         redactions: Redactions,
         servers: Servers,
         user_directory: UserDirectory,
+        duties: Duties,
         server_name: str,
     ) -> None:
         self._database = database
+        self._duties = duties
         self._outbox = outbox
         self._names = names
         self._rooms = rooms
@@ -252,7 +254,7 @@ class Adoption:
         """Bring in what was missing of the state that a room was taken over with.
 
         `state` is the whole state before the join, `others` the rest of the auth chains.  Every state since then is
-        completed with what it lacks; what has changed since stays.
+        completed with what it lacks; what has changed since stays, and is looked at again as a duty.
         """
         row = await self._database.read(room_table.partial_room, room.room_nid)
         if row is None:
@@ -275,6 +277,9 @@ class Adoption:
         first = await state_table.snapshot(txn, join.snapshot_nid)
         assert first is not None
         given = set(await self._snapshots.state(txn, join.snapshot_nid))
+        now = await room_table.room_by_nid(txn, room.room_nid)
+        assert now is not None
+        current = await self._snapshots.state(txn, now.snapshot_nid)
         missing = {slot: nid for slot, nid in whole.items() if slot not in given}
         rewritten = []
         for row in await state_table.spanning(txn, room.room_nid, first.step):
@@ -287,24 +292,25 @@ class Adoption:
             lambda position: msgspec.msgpack.encode(StateComplete(room_id=room.room_id, position=position)),
             headers={"output_room_event_type": STATE_COMPLETE, "room_id": room.room_id},
         )
-        await self._add_members(txn, room.room_nid, missing, state, position)
+        fresh = {slot: nid for slot, nid in missing.items() if slot not in current}
+        await self._add_members(txn, room.room_nid, fresh, state, position)
         await room_table.set_standing(txn, room.room_nid, room_table.RESIDENT)
         await room_table.set_rewritten(txn, room.room_nid, position)
         await room_table.delete_partial(txn, room.room_nid)
         txn.after_commit(lambda: self._completed(room, rewritten))
+        await self._duties.note(txn, RECHECK, room.room_nid, str(join_nid))
 
     async def _add_members(
-        self, txn: Transaction, room_nid: int, missing: Mapping[int, int], state: Mapping[Slot, Event], position: int
+        self, txn: Transaction, room_nid: int, fresh: Mapping[int, int], state: Mapping[Slot, Event], position: int
     ) -> None:
-        """Members of whom nothing newer is known."""
+        """Members who are now part of the current state; whom our users were invited by before counts no more."""
         members = {key[1]: event for key, event in state.items() if key[0] == "m.room.member"}
         slots = await self._names.intern_slots(txn, [("m.room.member", user_id) for user_id in members])
         names = await self._names.intern(txn, members)
-        known = set(await room_table.members_of(txn, room_nid))
         rows, changes = [], []
         for user_id, event in members.items():
-            nid = missing.get(slots["m.room.member", user_id])
-            if nid is None or names[user_id] in known or event.membership is None:
+            nid = fresh.get(slots["m.room.member", user_id])
+            if nid is None or event.membership is None:
                 continue
             local = is_local(user_id, self._server_name)
             rows.append((names[user_id], room_nid, event.membership, nid, position, int(local)))

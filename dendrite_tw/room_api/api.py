@@ -425,8 +425,13 @@ class RoomAPI(Protocol):
 
     async def room_summary(self, room_id: str) -> PublicRoom | None: ...
 
-    async def room_summary_for(self, room_id: str, user_id: str | None) -> tuple[PublicRoom, str | None]:
-        """What a room shows to a user (`None`: to anybody), and the user's membership; ``M_NOT_FOUND`` else."""
+    async def room_summary_for(
+        self, room_id: str, user_id: str | None, via: list[str]
+    ) -> tuple[PublicRoom, str | None]:
+        """What a room shows to a user (`None`: to anybody), and the user's membership; ``M_NOT_FOUND`` else.
+
+        `via` are servers that may know a room which this one is not in.
+        """
 
     async def hierarchy(
         self,

@@ -84,7 +84,8 @@ class Arrivals:
     async def _before(self, batch: Batch, arrival: Arrival) -> tuple[State | None, tuple[str, ...]]:
         """The state before an arrival, if it can be known; and which of its ``prev_events`` are not here."""
         prev_events = arrival.received.event.prev_events
-        if arrival.before is None:
+        given = [State(slots, 0) for slots in (arrival.before, *arrival.branches) if slots is not None]
+        if not given:
             before = await self._placing.before(batch, prev_events)
             if before is not None:
                 return before, ()
@@ -95,12 +96,11 @@ class Arrivals:
                 missing.append(event_id)
             else:
                 known.append(placed.after)
-        if arrival.before is None:
+        if not given:
             return None, tuple(missing)
-        given = State(arrival.before, 0)
         if arrival.way is Way.TAKEOVER:
-            return given, tuple(missing)
-        return await self._placing.resolved(batch, [given, *known]), tuple(missing)
+            return given[0], tuple(missing)
+        return await self._placing.resolved(batch, [*given, *known]), tuple(missing)
 
     async def _judge(self, batch: Batch, arrival: Arrival, before: State) -> Admission:
         """The steps of the specification after the signatures."""

@@ -16,12 +16,13 @@ from .arrivals import Arrivals
 from .current import CurrentState, InvitePermission
 from .directory import Directory
 from .drafts import Drafting
-from .duties import GUESTS, PURGE, TOMBSTONE, Duties
+from .duties import GUESTS, PURGE, RECHECK, TOMBSTONE, Duties
 from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
 from .missing import Missing
+from .nearest import Nearest
 from .participation import Participation
 from .peers import Peers
 from .placing import Placing
@@ -32,6 +33,7 @@ from .receiving import Receiving
 from .redactions import Redactions
 from .relations import Relations
 from .remote.rooms import RemoteRooms
+from .remote.spaces import FarRooms
 from .reports import Reports
 from .room import Rooms
 from .server_view import ServerViewer
@@ -127,21 +129,23 @@ class RoomComponent:
             redactions=redactions,
             servers=servers,
             user_directory=user_directory,
+            duties=duties,
             server_name=server_name,
         )
         participation = Participation(
             database=database, names=names, rooms=self.rooms, store=store, servers=servers, budget=budget
         )
         verifying = Verifying(federation, world.clock, world.time)
+        missing = Missing(
+            database=database, store=store, states=states, adoption=self.adoption, peers=peers, verifying=verifying
+        )
         self.receiving = receiving = Receiving(
             rooms=self.rooms,
             writer=self.writer,
             servers=servers,
             participation=participation,
             verifying=verifying,
-            missing=Missing(
-                database=database, store=store, adoption=self.adoption, peers=peers, verifying=verifying
-            ),
+            missing=missing,
             time=world.time,
             server_name=server_name,
         )
@@ -149,10 +153,13 @@ class RoomComponent:
         permission = InvitePermission(users, server_name)
         self.remote = remote = RemoteRooms(
             database=database,
+            outbox=self.outbox,
             names=names,
             rooms=self.rooms,
             snapshots=snapshots,
             store=store,
+            shown=shown,
+            servers=servers,
             chains=chains,
             current=current,
             permission=permission,
@@ -192,6 +199,20 @@ class RoomComponent:
             shown=shown,
             viewer=viewer,
             remote=remote,
+        )
+        nearest = Nearest(
+            database=database,
+            rooms=self.rooms,
+            store=store,
+            viewer=viewer,
+            queries=queries,
+            writer=self.writer,
+            servers=servers,
+            peers=peers,
+            verifying=verifying,
+            missing=missing,
+            time=world.time,
+            server_name=server_name,
         )
         relations = Relations(
             database=database,
@@ -256,6 +277,7 @@ class RoomComponent:
             store=store,
             actions=actions,
             directory=directory,
+            far=FarRooms(federation, budget, world.clock, server_name),
             servers=servers,
             time=world.time,
             clock=world.clock,
@@ -281,6 +303,7 @@ class RoomComponent:
             GUESTS: guests.access_changed,
             TOMBSTONE: succession.buried,
             PURGE: purges.delete_rest,
+            RECHECK: remote.recheck,
         }
         self.upgrade = to_the_end(upgrades.upgrade)
         self.purge_room = to_the_end(purges.purge_room)
@@ -335,7 +358,7 @@ class RoomComponent:
         self.relations = relations.relations
         self.threads = relations.threads
         self.aggregations = relations.aggregations
-        self.timestamp_to_event = queries.timestamp_to_event
+        self.timestamp_to_event = nearest.timestamp_to_event
         self.visible = queries.visible
         self.make_membership = remote.asked.make_membership
         self.take_membership = to_the_end(remote.asked.take_membership)

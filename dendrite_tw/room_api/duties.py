@@ -21,7 +21,7 @@ from .tables.duties import DutyRow
 
 log = Logger()
 
-GUESTS, TOMBSTONE, PURGE = "guests", "tombstone", "purge"
+GUESTS, TOMBSTONE, PURGE, RECHECK = "guests", "tombstone", "purge", "recheck"
 
 RETRY_SECONDS = 60.0
 BATCH = 50

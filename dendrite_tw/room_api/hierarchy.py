@@ -2,15 +2,16 @@
 
 Client-Server API, "Spaces" and "Mutual Rooms".  The tree is walked depth
 first; what remains to be walked is kept in memory for a while under the token
-of the next page, so that each page costs only its own rooms.
+of the next page, so that each page costs only its own rooms.  Rooms that this
+server is not in are described by others (`remote.spaces`); a page for which
+too many of them would have to be asked ends before.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -19,12 +20,12 @@ from twisted.internet.task import deferLater
 
 from ..database.engines import Database
 from ..matrix.errors import forbidden, invalid_param, not_found
-from ..matrix.events import Event, stripped
 from ..matrix.identifiers import is_historical_user_id, is_room_id
 from ..world import Clock, Random
 from .actions import Actions
 from .api import HierarchyRoom, PublicRoom
 from .directory import Directory
+from .remote.spaces import SERVERS_ASKED, SPACE, SPACE_CHILD, Child, FarRoom, FarRooms, Later, Questions, child_of
 from .room import Room, Rooms
 from .servers import Servers
 from .steps import is_local
@@ -33,8 +34,6 @@ from .tables import names as name_table
 from .tables import rooms as room_table
 from .tables.names import Names
 
-SPACE = "m.space"
-SPACE_CHILD = "m.space.child"
 CREATE = ("m.room.create", "")
 JOIN_RULES = ("m.room.join_rules", "")
 
@@ -61,7 +60,14 @@ AT_ONCE = 20
 """Rooms that are described before the reactor may do something else."""
 
 MUTUAL_PAGE = 100
-ORDER_LENGTH = 50
+
+
+class Stop(NamedTuple):
+    """A room on the way, how deep it lies, and servers that may know it."""
+
+    room_id: str
+    level: int
+    via: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Walk:
     room_id: str
     suggested_only: bool
     max_depth: int
-    waiting: tuple[tuple[str, int], ...]
+    waiting: tuple[Stop, ...]
     visited: frozenset[str]
     expires: int = 0
 
@@ -89,6 +95,7 @@ class Hierarchy:
         store: EventStore,
         actions: Actions,
         directory: Directory,
+        far: FarRooms,
         servers: Servers,
         time: IReactorTime,
         clock: Clock,
@@ -100,6 +107,7 @@ class Hierarchy:
         self._store = store
         self._actions = actions
         self._directory = directory
+        self._far = far
         self._servers = servers
         self._time = time
         self._clock = clock
@@ -125,26 +133,31 @@ class Hierarchy:
         if (limit is not None and limit < 1) or (max_depth is not None and max_depth < 0):
             raise invalid_param("limit must be above zero, and max_depth not below.")
         depth = min(DEPTH_LIMIT if max_depth is None else max_depth, DEPTH_LIMIT)
-        root = await self._rooms.find(room_id) if is_room_id(room_id) else None
-        if root is None or not await self._accessible(root, user_id):
+        questions = Questions(self._clock)
+        if await self._visit(user_id, Stop(room_id, 0), questions) is None:
             raise forbidden("You may not see this room.")
-        begun = Walk(user_id, room_id, suggested_only, depth, ((room_id, 0),), frozenset([room_id]))
+        begun = Walk(user_id, room_id, suggested_only, depth, (Stop(room_id, 0),), frozenset([room_id]))
         walk = begun if from_token is None else self._resumed(from_token, begun)
         found: list[HierarchyRoom] = []
         waiting, visited = list(walk.waiting), set(walk.visited)
         wanted = min(limit or PAGE_DEFAULT, PAGE_LIMIT)
         while waiting and len(found) < wanted:
-            child_id, level = waiting.pop()
-            room = await self._rooms.find(child_id)
-            if room is None or not await self._accessible(room, user_id):
+            stop = waiting.pop()
+            try:
+                visit = await self._visit(user_id, stop, questions)
+            except Later:
+                waiting.append(stop)
+                break
+            if visit is None:
                 continue
-            children = await self._children(room, suggested_only)
-            found.append(await self._shown(room, children))
-            if level < depth:
-                fresh = [child.state_key or "" for child in children if child.state_key not in visited]
+            children = [child for child in visit.children if child.suggested or not suggested_only]
+            shown = [child.shown for child in children]
+            found.append(HierarchyRoom(summary=visit.summary, children_state=shown))
+            if stop.level < depth:
+                fresh = [c for c in children if c.room_id not in visited and c.room_id not in visit.inaccessible]
                 fresh = fresh[: ROOMS_LIMIT - len(visited)]
-                visited.update(fresh)
-                waiting += [(child_id, level + 1) for child_id in reversed(fresh)]
+                visited.update(child.room_id for child in fresh)
+                waiting += [Stop(child.room_id, stop.level + 1, child.via) for child in reversed(fresh)]
         if not waiting:
             return found, None
         return found, self._remembered(replace(walk, waiting=tuple(waiting), visited=frozenset(visited)))
@@ -168,21 +181,61 @@ class Hierarchy:
         self._walks[token] = replace(walk, expires=now + WALK_MS)
         return token
 
-    async def _children(self, room: Room, suggested_only: bool) -> list[Event]:
-        """The valid child events of a space, in their order; none for other rooms."""
+    async def _visit(self, user_id: str | None, stop: Stop, questions: Questions) -> FarRoom | None:
+        """A room as far as a user may know of it, by what is here or by what others say; `None` where they may not.
+
+        `Later` where too many others would have to be asked.
+        """
+        room = await self._rooms.find(stop.room_id) if is_room_id(stop.room_id) else None
+        if room is not None and room.is_here:
+            return await self._described(room, user_id)
+        if not is_room_id(stop.room_id):
+            return None
+        far = await self._far.look(stop.room_id, stop.via, questions)
+        if far is not None:
+            return far if await self._may_see(far.summary, room, user_id) else None
+        if room is not None and room.standing != room_table.ELSEWHERE:
+            return await self._described(room, user_id)
+        return None
+
+    async def _described(self, room: Room, user_id: str | None) -> FarRoom | None:
+        if not await self._accessible(room, user_id):
+            return None
+        children = await self._children(room)
+        return FarRoom(summary=await self._directory.describe(room), children=tuple(children))
+
+    async def _may_see(self, summary: PublicRoom, room: Room | None, user_id: str | None) -> bool:
+        """Whether a user may be shown what another server says of a room that it lets this one know of."""
+        if summary.world_readable or summary.join_rule in ("public", "knock", "knock_restricted"):
+            return True
+        if user_id is None:
+            return False
+        membership = await self._membership(room, user_id)
+        if membership in ("join", "invite"):
+            return True
+        if summary.join_rule != "restricted":
+            return False
+        allow = [{"type": "m.room_membership", "room_id": one} for one in summary.allowed_room_ids or ()]
+        return await self._actions.in_allowed_room(allow[:ALLOWED_LIMIT], user_id)
+
+    async def _membership(self, room: Room | None, user_id: str) -> str | None:
+        """A user's membership, also in a room of which only that is known."""
+        user_nid = await self._database.read(self._names.find, user_id) if room is not None else None
+        if room is None or user_nid is None:
+            return None
+        row = await self._database.read(room_table.membership_in, user_nid, room.room_nid)
+        return row.membership if row is not None else None
+
+    async def _children(self, room: Room) -> list[Child]:
+        """The valid children of a space, in their order; none of other rooms."""
         create = (await self._actions.state(room, CREATE))[CREATE]
         if create.content.get("type") != SPACE:
             return []
         slots = await self._database.read_long(name_table.slots_of_type_in, SPACE_CHILD, room.room_nid)
         nids = [room.head.state[slot] for slot in slots if slot in room.head.state]
         events = (await self._store.by_nid(nids)).values()
-        valid = [event for event in events if _is_child(event) and (not suggested_only or _is_suggested(event))]
-        return sorted(valid, key=_order)[:CHILDREN_LIMIT]
-
-    async def _shown(self, room: Room, children: Sequence[Event]) -> HierarchyRoom:
-        summary = await self._directory.describe(room)
-        state = [orjson.dumps(stripped(child) | {"origin_server_ts": child.origin_server_ts}) for child in children]
-        return HierarchyRoom(summary=summary, children_state=state)
+        found = [child_of(one.content, one.state_key or "", one.sender, one.origin_server_ts) for one in events]
+        return sorted(filter(None, found), key=lambda child: child.order)[:CHILDREN_LIMIT]
 
     # --- for servers ---
 
@@ -195,22 +248,21 @@ class Hierarchy:
         room = await self._known(room_id)
         if room is None or not await self._accessible_to_server(room, origin):
             raise not_found("There is no such room that your server may see.")
-        children = await self._children(room, suggested_only)
-        shown = await self._shown(room, children)
+        children = [child for child in await self._children(room) if child.suggested or not suggested_only]
         found, inaccessible = [], []
         for index, child in enumerate(children[:SERVER_CHILDREN]):
             if index % AT_ONCE == AT_ONCE - 1:
                 await deferLater(self._time, 0, lambda: None)
-            other = await self._known(child.state_key or "")
+            other = await self._known(child.room_id)
             if other is None:
                 continue
             if await self._accessible_to_server(other, origin):
                 found.append(msgspec.to_builtins(await self._directory.describe(other)))
             else:
                 inaccessible.append(other.room_id)
-        state = [orjson.Fragment(child) for child in shown.children_state]
+        state = [orjson.Fragment(child.shown) for child in children]
         return {
-            "room": {**msgspec.to_builtins(shown.summary), "children_state": state},
+            "room": {**msgspec.to_builtins(await self._directory.describe(room)), "children_state": state},
             "children": found,
             "inaccessible_children": inaccessible,
         }
@@ -258,13 +310,22 @@ class Hierarchy:
         rules = (await self._actions.state(room, JOIN_RULES)).get(JOIN_RULES)
         return rules is not None and await self._actions.in_allowed_room(rules.content.get("allow"), user_id)
 
-    async def room_summary_for(self, room_id: str, user_id: str | None) -> tuple[PublicRoom, str | None]:
-        """What a room shows to a user, or to anybody, and the user's membership; ``M_NOT_FOUND`` else."""
-        room = await self._rooms.find(room_id) if is_room_id(room_id) else None
-        if room is None or not await self._accessible(room, user_id):
+    async def room_summary_for(
+        self, room_id: str, user_id: str | None, via: list[str]
+    ) -> tuple[PublicRoom, str | None]:
+        """What a room shows to a user, or to anybody, and the user's membership; ``M_NOT_FOUND`` else.
+
+        `via` may know a room that this server is not in; they are asked for users only.
+        """
+        questions = Questions(self._clock, SERVERS_ASKED if user_id is not None else 0)
+        try:
+            visit = await self._visit(user_id, Stop(room_id, 0, tuple(via)), questions)
+        except Later:
+            visit = None
+        if visit is None:
             raise not_found("There is no such room that you may see.")
-        membership = await self._actions.membership(room, user_id) if user_id is not None else None
-        return await self._directory.describe(room), membership
+        room = await self._rooms.find(room_id)
+        return visit.summary, await self._membership(room, user_id) if user_id is not None else None
 
     async def mutual_rooms(self, user_id: str, other: str, from_token: str | None) -> tuple[list[str], str | None, int]:
         """A page of the rooms to which both are joined, the token of the next one, and how many there are."""
@@ -296,21 +357,3 @@ def _is_restricted(room: Room, summary: PublicRoom) -> bool:
     if summary.join_rule == "restricted":
         return room.version.restricted_joins
     return summary.join_rule == "knock_restricted" and room.version.knock_restricted
-
-
-def _is_child(event: Event) -> bool:
-    via = event.content.get("via")
-    return (isinstance(via, list) and bool(via) and all(isinstance(server, str) for server in via)) and is_room_id(
-        event.state_key
-    )
-
-
-def _is_suggested(event: Event) -> bool:
-    return event.content.get("suggested") is True
-
-
-def _order(event: Event) -> tuple[Any, ...]:
-    """Children with a valid order come first, by it; then by time, then by room."""
-    order = event.content.get("order")
-    valid = isinstance(order, str) and 0 < len(order) <= ORDER_LENGTH and all(" " <= char <= "~" for char in order)
-    return not valid, order if valid else "", event.origin_server_ts, event.state_key

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from twisted.internet.defer import Deferred, gatherResults
 
 from ..database.engines import Database
-from ..matrix.admission import KnownEvent, judge_apart
+from ..matrix.admission import KnownEvent, auth_keys, judge_apart
+from ..matrix.auth_rules import AuthError, check_auth
 from ..matrix.events import Event, ReceivedEvent
 from ..matrix.ordering import oldest_first
 from ..matrix.state_res import auth_order
@@ -20,6 +21,8 @@ from .adoption import Adoption
 from .peers import Deadline, Peers, StateIds
 from .room import Room
 from .snapshots import StateMap
+from .states import States
+from .steps import Batch
 from .store import EventStore, Standing
 from .tables import events as event_table
 from .tables.events import REJECTED
@@ -49,9 +52,17 @@ class Missing:
     """Fetches events for rooms."""
 
     def __init__(
-        self, *, database: Database, store: EventStore, adoption: Adoption, peers: Peers, verifying: Verifying
+        self,
+        *,
+        database: Database,
+        store: EventStore,
+        states: States,
+        adoption: Adoption,
+        peers: Peers,
+        verifying: Verifying,
     ) -> None:
         self._database = database
+        self._states = states
         self._store = store
         self._adoption = adoption
         self._peers = peers
@@ -191,21 +202,49 @@ class Missing:
 
     # --- states ---
 
-    async def state_before(self, room: Room, server: str, event: Event, deadline: Deadline) -> StateMap | None:
+    async def absent_before(self, room: Room, event: Event) -> list[str]:
+        """Those of the ``prev_events`` of an event that are not here."""
+        return [event_id for event_id in event.prev_events if not await self.is_here(room, event_id)]
+
+    async def state_after(self, room: Room, server: str, event_id: str, deadline: Deadline) -> StateMap | None:
+        """The state after an event that is not here, as another server tells it; `None` if it does not.
+
+        The event is kept apart from the timeline, and so is the state.
+        """
+        pdu = await self._peers.event(server, event_id, deadline)
+        received = await self._verifying.read(room, [pdu], {}) if pdu is not None else []
+        if not received or received[0].event.event_id != event_id:
+            return None
+        before = await self.state_before(room, server, event_id, deadline)
+        event = received[0].event
+        if before is None or event.state_key is None:
+            return before
+        await self.authority(room, server, event, deadline)
+        await self.store_apart(room, [event])
+        rows = await self._database.read(event_table.slots_of, [event_id])
+        if not rows or rows[0].slot_nid is None or rows[0].status == REJECTED:
+            return before
+        try:
+            check_auth(event, await self._states.at(before, auth_keys(event), Batch(room, room.head)))
+        except AuthError:
+            return before
+        return before.set(rows[0].slot_nid, rows[0].event_nid)
+
+    async def state_before(self, room: Room, server: str, event_id: str, deadline: Deadline) -> StateMap | None:
         """The state before an event as another server tells it; `None` if it does not, or not enough of it."""
-        ids = await self._peers.state_ids(server, room.room_id, event.event_id, deadline)
+        ids = await self._peers.state_ids(server, room.room_id, event_id, deadline)
         if ids is None:
             return None
-        await self._fetch_state(room, server, event, ids, deadline)
+        await self._fetch_state(room, server, event_id, ids, deadline)
         return await self._state_map(room, ids.pdu_ids)
 
-    async def _fetch_state(self, room: Room, server: str, event: Event, ids: StateIds, deadline: Deadline) -> None:
+    async def _fetch_state(self, room: Room, server: str, event_id: str, ids: StateIds, deadline: Deadline) -> None:
         """Store what of a state and its auth chain is not here."""
         named = dict.fromkeys([*ids.auth_chain_ids, *ids.pdu_ids])
         known = await self._standings(named)
-        absent = [event_id for event_id in named if event_id not in known]
+        absent = [one for one in named if one not in known]
         if len(absent) > ONE_BY_ONE:
-            pdus = await self._peers.state(server, room.room_id, event.event_id, deadline) or []
+            pdus = await self._peers.state(server, room.room_id, event_id, deadline) or []
         else:
             pdus = await self._single_events(server, absent, deadline)
         events = await self._state_events(room, pdus)

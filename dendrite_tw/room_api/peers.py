@@ -69,6 +69,13 @@ class _Chain(msgspec.Struct):
     auth_chain: list[msgspec.Raw]
 
 
+class NearestEvent(msgspec.Struct):
+    """An event near a time, as another server knows it."""
+
+    event_id: str
+    origin_server_ts: int
+
+
 class _Refusal(msgspec.Struct):
     errcode: str = "M_UNKNOWN"
     error: str = ""
@@ -135,6 +142,16 @@ class Peers:
         if found is None or len(found.auth_chain) > CHAIN_LIMIT:
             return None
         return [bytes(raw) for raw in found.auth_chain]
+
+    async def nearest(
+        self, server: str, room_id: str, ts: int, direction: str, deadline: Deadline
+    ) -> NearestEvent | None:
+        """The event nearest to a time in a direction."""
+        path = f"{V1}/timestamp_to_event/{quote(room_id, safe='')}"
+        query = [("ts", str(ts)), ("dir", direction)]
+        answer = await self._ask("GET", server, path, query, None, EVENT_BYTES, REQUEST_MS, deadline)
+        found = _decoded(answer, NearestEvent)
+        return found if found is not None and is_event_id(found.event_id) else None
 
     async def policy_signature(self, server: str, key_id: str, event: Event, deadline: Deadline) -> str:
         """The signature by which a policy server recommends an event; `Refused` if it does not."""

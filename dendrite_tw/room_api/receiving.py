@@ -9,7 +9,7 @@ brings them along.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from twisted.internet.interfaces import IReactorTime
@@ -24,6 +24,7 @@ from .participation import Participation
 from .peers import Deadline
 from .room import Arrival, Outcome, Room, Rooms
 from .servers import Servers
+from .snapshots import StateMap
 from .verifying import Verifying
 
 log = Logger()
@@ -127,9 +128,9 @@ class Receiving:
             if self._lacks_authority(received.event, outcome):
                 if not await self._missing.authority(room, origin, received.event, deadline):
                     break
-            elif arrival.before is not None or not await self._fetch_earlier(room, origin, received, deadline):
+            elif _has_state(arrival) or not await self._fetch_earlier(room, origin, received, deadline):
                 arrival = await self._with_state(room, origin, received, deadline)
-                if arrival.before is None:
+                if not _has_state(arrival):
                     break
             [outcome] = await self._writer.take(room, [arrival])
         self._note(origin, room, outcome.is_settled)
@@ -161,13 +162,25 @@ class Receiving:
         return outcome.is_settled
 
     async def _with_state(self, room: Room, origin: str, received: ReceivedEvent, deadline: Deadline) -> Arrival:
-        """An event with the state before it from the first server that tells it, if one does."""
-        await self._missing.authority(room, origin, received.event, deadline)
-        for server in await self._candidates(room, origin, received.event):
-            state = await self._missing.state_before(room, server, received.event, deadline)
-            if state is not None:
-                return Arrival(received, before=state)
-        return Arrival(received)
+        """An event with the states after those before it that are missing, or with the state before it, if told."""
+        event = received.event
+        await self._missing.authority(room, origin, event, deadline)
+        candidates = await self._candidates(room, origin, event)
+        absent = await self._missing.absent_before(room, event)
+        if len(absent) > STATES_FETCHED:
+            before = await _first(
+                self._missing.state_before(room, server, event.event_id, deadline) for server in candidates
+            )
+            return Arrival(received, before=before)
+        branches = []
+        for event_id in absent:
+            after = await _first(
+                self._missing.state_after(room, server, event_id, deadline) for server in candidates
+            )
+            if after is None:
+                return Arrival(received)
+            branches.append(after)
+        return Arrival(received, branches=tuple(branches))
 
     async def _candidates(self, room: Room, origin: str, event: Event) -> list[str]:
         """Whom to ask: who sent the event, the server of its sender, and some others that are in the room."""
@@ -196,3 +209,17 @@ class Receiving:
         self._impatience[key] = _Impatience(failures, self._time.seconds() + wait)
         if len(self._impatience) > PATIENCE_KEPT:
             self._impatience.popitem(last=False)
+
+
+def _has_state(arrival: Arrival) -> bool:
+    """Whether what is before an event was told by others."""
+    return arrival.before is not None or bool(arrival.branches)
+
+
+async def _first(answers: Iterator[Awaitable[StateMap | None]]) -> StateMap | None:
+    """The first answer that is one; those after it are not asked for."""
+    for answer in answers:
+        found = await answer
+        if found is not None:
+            return found
+    return None

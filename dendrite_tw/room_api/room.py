@@ -61,9 +61,9 @@ class Way(Enum):
 class Arrival:
     """An event that exists already: signatures and hashes were checked, its auth events are stored.
 
-    Its ``prev_events`` are stored with their states, or ``before`` is the state before it (slots to event numbers, as
-    `Adoption.store_outliers` and `Placing.after` give them); where some of them are, that state is resolved with those
-    after them.  What is missing makes the event one with a gap before it.
+    Its ``prev_events`` are stored with their states.  Where some are not, ``before`` is the state before it (slots to
+    event numbers, as `Adoption.state_map` gives it), or ``branches`` are the states after those that are missing;
+    either is resolved with the states after those that are here.  The event is then one with a gap before it.
 
     ``strict``: an event that would not be accepted refuses the whole work with 403 and is not stored.
     ``distribute``: this server sends the event to the others in the room, as the first that took it.
@@ -75,6 +75,7 @@ class Arrival:
     received: ReceivedEvent
     way: Way = Way.LIVE
     before: StateMap | None = None
+    branches: tuple[StateMap, ...] = ()
     strict: bool = False
     distribute: bool = False
     policy: PolicyServer | None = None

@@ -14,6 +14,7 @@ states: for each level, what changed since the checkpoint of that level.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from threading import Lock
 from typing import NamedTuple
 
 import msgspec
@@ -162,6 +163,8 @@ class Snapshots:
 
     def __init__(self, budget: CacheBudget) -> None:
         self._links: Cache[int, StoredLink] = Cache("room_state", budget, lambda link: 200 + 100 * len(link.changes))
+        self._rewritten = 0
+        self._lock = Lock()
 
     async def links(self, txn: Transaction, snapshot_nid: int) -> list[StoredLink]:
         """The chain from a snapshot down to the empty state."""
@@ -169,19 +172,28 @@ class Snapshots:
         while snapshot_nid:
             link = self._links.get(snapshot_nid)
             if link is None:
+                rewritten = self._rewritten
                 row = await snapshot(txn, snapshot_nid)
                 if row is None:
                     raise LookupError(f"there is no state snapshot {snapshot_nid}")
                 link = StoredLink(row.snapshot_nid, row.step, row.base_nid, decode_changes(row.delta))
-                self._links.put(snapshot_nid, link)
+                self._remember(link, rewritten)
             chain.append(link)
             snapshot_nid = link.base_nid
         return chain
 
     def forget(self, snapshot_nids: Iterable[int]) -> None:
         """Read these snapshots anew when they are next asked for."""
-        for snapshot_nid in snapshot_nids:
-            self._links.pop(snapshot_nid)
+        with self._lock:
+            self._rewritten += 1
+            for snapshot_nid in snapshot_nids:
+                self._links.pop(snapshot_nid)
+
+    def _remember(self, link: StoredLink, rewritten: int) -> None:
+        """Keep what was read, in whatever thread, unless snapshots were rewritten meanwhile."""
+        with self._lock:
+            if rewritten == self._rewritten:
+                self._links.put(link.snapshot_nid, link)
 
     async def state(self, txn: Transaction, snapshot_nid: int) -> dict[int, int]:
         """Every slot of a state with its event."""

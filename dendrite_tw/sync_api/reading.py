@@ -18,7 +18,7 @@ from ..matrix.errors import invalid_param, not_found
 from ..matrix.filters import CompiledEventFilter, RoomEventFilter, load_json, parse_room_event_filter
 from ..room_api.api import RoomAPI, RoomEvent
 from ..user_api.api import Caller, UserAPI
-from ..web.routes import Access, Route
+from ..web.routes import Access, Limit, Route
 from ..world import Clock
 from .notifier import Notifier
 from .request import database_filter
@@ -32,6 +32,9 @@ MAX_CONTEXT = 100
 DEFAULT_RELATIONS = 50
 RECURSION_DEPTH = 3
 """How many steps of relations ``recurse`` follows, as the room component does."""
+
+TIMES = Limit("timestamp_to_event")
+"""Other servers may have to be asked."""
 
 Direction = Literal["b", "f"]
 
@@ -101,7 +104,7 @@ class EventReader:
             Route("GET", relations + "/{rel_type}", self.relations_of_type, Access.GUEST),
             Route("GET", relations + "/{rel_type}/{event_type}", self.relations_of_event_type, Access.GUEST),
             Route("GET", v1 + "/threads", self.threads, Access.GUEST),
-            Route("GET", v1 + "/timestamp_to_event", self.timestamp_to_event, Access.GUEST),
+            Route("GET", v1 + "/timestamp_to_event", self.timestamp_to_event, Access.GUEST, TIMES),
         ]
 
     # --- dressing ---

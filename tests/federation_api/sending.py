@@ -26,6 +26,10 @@ from tests.harness import empty_database
 OWN = "here.test"
 
 
+def names(count: int, prefix: str = "$") -> list[str]:
+    return [f"{prefix}{number}" for number in range(count)]
+
+
 class Rooms:
     """The part of `RoomAPI` that the senders ask; by default every event exists."""
 
@@ -104,11 +108,16 @@ class SlowDatabase:
         return answer
 
     async def read(self, function: Any, *args: Any) -> Any:
-        """What is read is what was there when the question arrived."""
+        """What is read is what was there at some time between question and answer."""
+        await self._moment()
         found = await self._database.read(function, *args)
-        arrived: Deferred[Any] = Deferred()
-        self._answer(found, self._life, arrived)
-        return await arrived
+        await self._moment()
+        return found
+
+    def _moment(self) -> Deferred[Any]:
+        passed: Deferred[Any] = Deferred()
+        self._answer(None, self._life, passed)
+        return passed
 
     read_long = read
 

@@ -200,6 +200,12 @@ class RoomConsumerTests(ConsumerTestCase):
         self.assertEqual(told_to, {"kicked.test", "banned.test", "uninvited.test", "refused.test"})
         self.assertEqual(self.world.events_to("a.test"), [f"$e{number}" for number in range(1, 7)])
 
+    def test_an_invitation_taken_back_is_told_where_nobody_else_is(self) -> None:
+        taken_back = self.membership(1, BOB, "leave", "invite", room_id="!own")
+        refused = self.membership(2, BOB, "leave", "invite", room_id="!own", sender=BOB)
+        self.take(*[msgspec.structs.replace(one, distribute=False) for one in (taken_back, refused)])
+        self.assertEqual(self.world.events_to("b.test"), ["$e1"])
+
     def test_who_sent_it_is_not_told(self) -> None:
         self.take(self.membership(1, BOB, "join", None, sender=BOB))
         self.assertEqual((self.world.events_to("a.test"), self.world.to("b.test")), (["$e1"], []))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import tracemalloc
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -11,17 +11,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.federation_api import post, senders
 from dendrite_tw.federation_api.api import RemoteRefused, Unreachable
-from dendrite_tw.federation_api.queue import Moment, Numbers, OutgoingEvent, Queue, time_of
+from dendrite_tw.federation_api.queue import Moment, Numbers, Queue, time_of
 from dendrite_tw.federation_api.senders import HEARD_SECONDS, SLOW_SECONDS
-from dendrite_tw.federation_api.tables import queues
 from dendrite_tw.matrix.transactions import MAX_EDUS, MAX_PDUS
 from dendrite_tw.world import test_world
 
-from .sending import Sending, Sent, SlowDatabase
-
-
-def names(count: int, prefix: str = "$") -> list[str]:
-    return [f"{prefix}{number}" for number in range(count)]
+from .sending import Sending, Sent, names
 
 
 class SendersTestCase(SynchronousTestCase):
@@ -79,8 +74,26 @@ class OrderTests(SendersTestCase):
             return batch
 
         self.patch(self.sending.post, "take", take_slowly)
-        self.sending.event("$1", ["a.test"])
-        self.assertEqual(self.world.events_to("a.test"), ["$1", "$2"])
+        self.sending.edu("m.direct_to_device", {}, ["a.test"])
+        self.assertEqual(self.world.events_to("a.test"), ["$2"])
+        self.assertEqual(len(looked), 1)
+
+    def test_a_batch_that_begins_while_it_is_looked_for_is_closed_before_it_is_sent(self) -> None:
+        read, asked = self.sending.database.read, []
+
+        async def read_slowly(function: Any, *args: Any) -> Any:
+            asked.append(function)
+            if len(asked) == 1:
+                self.sending.event("$1", ["a.test"])
+            return await read(function, *args)
+
+        self.patch(self.sending.database, "read", read_slowly)
+        self.world.slow.add("a.test")
+        self.sending.senders.add_moment(["a.test"], "typing", Moment("m.typing", b"{}"))
+        self.sending.event("$2", ["a.test"])
+        self.world.slow.clear()
+        self.world.to("a.test")[0].answer.callback(None)
+        self.assertEqual([sent.pdus for sent in self.world.to("a.test")], [["$1"], ["$2"]])
 
     def test_what_was_deleted_is_not_sent_and_holds_nothing_up(self) -> None:
         self.sending.rooms.missing = {"$1", "$2"}
@@ -535,146 +548,3 @@ class NumberTests(SynchronousTestCase):
         self.assertEqual(queue.place_edu(numbers, "k"), first)
         queue.close()
         self.assertGreater(queue.place_edu(numbers, "k")[0], first[0])
-
-
-class ChanceTests(SendersTestCase):
-    """Whatever happens, a server that comes back before it is given up gets every event, in order."""
-
-    def test_nothing_is_lost_or_out_of_order(self) -> None:
-        for seed in range(40):
-            self.run_with(seed)
-
-    def run_with(self, seed: int) -> None:
-        chance = random.Random(seed)
-        sending = Sending(self.clock, max_retries=60, seed=seed * 1000)
-        world, servers = sending.world, ["a.test", "b.test", "c.test"]
-        expected: dict[str, list[str]] = {server: [] for server in servers}
-        messages: dict[str, list[int]] = {server: [] for server in servers}
-
-        def answer(sent: Sent) -> None:
-            if chance.random() < 0.2:
-                raise Unreachable("the answer was lost")
-
-        world.answer = answer
-        for number in range(120):
-            what = chance.random()
-            some = [server for server in servers if chance.random() < 0.6]
-            if what < 0.5:
-                event_ids = names(chance.choice([1, 1, 2, 30]), f"${number}-")
-                sending.events(event_ids, some, chance.choice(["!x", "!y"]))
-                for server in some:
-                    expected[server] += event_ids
-            elif what < 0.65:
-                sending.edu("m.direct_to_device", {"n": number}, some)
-                for server in some:
-                    messages[server].append(number)
-            elif what < 0.72:
-                world.down ^= {chance.choice(servers)}
-            elif what < 0.8:
-                world.slow ^= {chance.choice(servers)}
-            elif what < 0.85:
-                sending.crash()
-            elif what < 0.9:
-                sending.hear_of(chance.choice(servers))
-            else:
-                sending.pass_time(chance.choice([1, 5, 40]))
-            for sent in world.sent:
-                if not sent.answer.called and chance.random() < 0.3:
-                    sent.answer.callback(None)
-        world.down.clear()
-        world.slow.clear()
-        world.answer = lambda sent: None
-        sending.crash()
-        sending.pass_time(10)
-        for server in servers:
-            sending.hear_of(server)
-        sending.pass_time(100)
-        for server in servers:
-            self.assertEqual(self.received(world.to(server)), (expected[server], messages[server]), (seed, server))
-            self.assertEqual(sending.count("destination_events", server), 0, seed)
-
-    def received(self, sent: list[Sent]) -> tuple[list[str], list[int]]:
-        """What a server makes of the transactions it got: each once, and the same each time."""
-        known: dict[str, bytes] = {}
-        events: list[str] = []
-        messages: list[int] = []
-        for one in sent:
-            if one.txn_id in known:
-                self.assertEqual(known[one.txn_id], one.body)
-                continue
-            known[one.txn_id] = one.body
-            events += one.pdus
-            messages += [edu["content"]["n"] for edu in one.edus]
-        return events, messages
-
-
-class KilledTests(SendersTestCase):
-    """The same over a database that takes its time, with kills before and after commits, and a stream that repeats."""
-
-    def test_nothing_is_lost_doubled_or_out_of_order(self) -> None:
-        for seed in range(30):
-            self.run_with(seed)
-
-    def run_with(self, seed: int) -> None:
-        chance = random.Random(seed)
-        sending = Sending(self.clock, max_retries=60, seed=seed * 1000, database=SlowDatabase(self.clock, chance))
-        servers = ["a.test", "b.test"]
-        stream = [self.parcel(number, servers, chance) for number in range(1, 80)]
-        sending.world.answer = lambda sent: self.lose(chance)
-        rounds = 0
-        while self.stored(sending) < len(stream):
-            # What a consumer does: what comes after the stored position, one after the other.
-            rounds += 1
-            reading = Deferred.fromCoroutine(self.consume(sending, stream, self.stored(sending)))
-            for _ in range(chance.randrange(3, 60)):
-                self.clock.advance(chance.uniform(0, 0.03))
-                for sent in sending.world.sent:
-                    if not sent.answer.called and chance.random() < 0.5:
-                        sent.answer.callback(None)
-                if chance.random() < 0.1:
-                    sending.world.slow ^= {chance.choice(servers)}
-                if chance.random() < 0.1:
-                    sending.hear_of(chance.choice(servers))
-            sending.crash()
-            reading.addErrback(lambda failure: None)
-        sending.world.answer = lambda sent: None
-        sending.world.slow.clear()
-        for sent in sending.world.sent:
-            if not sent.answer.called:
-                sent.answer.callback(None)
-        for server in servers:
-            sending.hear_of(server)
-        sending.pass_time(20, 0.01)
-        for server in servers:
-            expected = [event.event_id for parcel in stream for event in parcel.events if server in event.servers]
-            self.assertEqual(self.once(sending.world.to(server)), expected, (seed, server))
-        self.assertGreater(rounds, 1)
-
-    def parcel(self, position: int, servers: list[str], chance: random.Random) -> post.Parcel:
-        parcel = post.Parcel()
-        some = [server for server in servers if chance.random() < 0.7]
-        for number in range(chance.choice([1, 1, 3, 40])):
-            parcel.add_event(OutgoingEvent(position * 100 + number, "!r", f"${position}-{number}", some))
-        return parcel
-
-    def lose(self, chance: random.Random) -> None:
-        if chance.random() < 0.1:
-            raise Unreachable("the answer was lost")
-
-    async def consume(self, sending: Sending, stream: list[post.Parcel], after: int) -> None:
-        senders = sending.senders
-        for position in range(after + 1, len(stream) + 1):
-            await senders.put(stream[position - 1], "consumer", position)
-
-    def stored(self, sending: Sending) -> int:
-        return sending.database.prepare(queues.consumer_position, "consumer") or 0
-
-    def once(self, sent: list[Sent]) -> list[str]:
-        """The events of transactions that came for the first time, as a server takes them."""
-        known: dict[str, bytes] = {}
-        events = []
-        for one in sent:
-            if known.setdefault(one.txn_id, one.body) is one.body:
-                events += one.pdus
-            self.assertEqual(known[one.txn_id], one.body)
-        return events

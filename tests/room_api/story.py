@@ -12,12 +12,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from dendrite_tw.cache import CacheBudget
 from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.database.outbox import OutboxRow
-from dendrite_tw.federation_api.api import NoFederation
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.keys import signing_key
 from dendrite_tw.room_api.api import PURGE_ROOM, MembershipChange, NewEvent, NewRoom, OutputRoomEvent, RoomPurged
 from dendrite_tw.room_api.component import RoomComponent
 from dendrite_tw.user_api.api import Account
+from tests.fakes import FakeFederation
 from tests.harness import Memory
 
 ALICE, BOB, CAROL = "@alice:test", "@bob:test", "@carol:test"
@@ -69,6 +69,7 @@ class RoomStory(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.memory = Memory()
+        self.others = FakeFederation()
         self.users = PlainUsers()
         self.told: list[OutputRoomEvent] = []
         self.purged: list[RoomPurged] = []
@@ -80,7 +81,7 @@ class RoomStory(SynchronousTestCase):
         rooms: Any = RoomComponent(
             database=database,
             users=self.users,  # type: ignore[arg-type]
-            federation=NoFederation(),
+            federation=self.others,
             world=self.memory.world,
             budget=CacheBudget(1 << 24),
             server_name="test",

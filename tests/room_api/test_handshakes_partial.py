@@ -250,3 +250,114 @@ class PartialTests(PartialStory):
         self.b.member(room_id, DAN, "join")
         self.net.deliver()
         self.whole(room_id, DAN)
+
+    def test_an_invite_that_was_taken_back_unheard(self) -> None:
+        room_id = self.large()
+        self.a.member(room_id, ALICE, "invite", DAN)
+        self.a.member(room_id, ALICE, "kick", DAN)
+        self.assertEqual(self.b.membership(room_id, DAN), "invite")
+        self.join(self.b, room_id, BOB)
+        self.complete()
+        self.whole(room_id)
+        self.assertEqual(self.b.membership(room_id, DAN), "leave")
+
+
+class BelievedTooMuch(PartialStory):
+    """Carol was banned before Bob joined, which his server does not know yet."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.room_id = self.large(name="Verona", power_level_content_override={"state_default": 0, "events": {}})
+        self.join(self.c, self.room_id, CAROL)
+        self.open = True
+        self.net.memory.clock.advance(60)
+        self.net.pause()
+        self.open = False
+        self.joined = self.net.do(self.a.rooms.membership(self.room_id, CAROL)).event_id
+        self.net.deliver()
+        self.net.cut.add("c.example")
+        self.a.member(self.room_id, ALICE, "ban", CAROL)
+        self.net.deliver()
+        self.net.cut.clear()
+        self.join(self.b, self.room_id, BOB)
+        state = self.b.state(self.room_id, BOB)
+        self.authority = [state["m.room.create", ""], state["m.room.power_levels", ""], self.joined]
+        self.ends = [self.b.told[-1].event.event_id]
+        self.depth = self.b.told[-1].event.depth
+
+    def send(self, type: str, content: dict[str, Any], key: str | None = None, authority: Any = ()) -> str:
+        """Carol's server sends what it should not, to Bob's; returns the event's ID."""
+        self.depth += 1
+        pdu = {
+            "room_id": self.room_id,
+            "sender": CAROL,
+            "type": type,
+            "content": content,
+            "origin_server_ts": self.net.memory.world.clock.now_ms(),
+            "depth": self.depth,
+            "prev_events": self.ends,
+            "auth_events": [*self.authority, *authority],
+        }
+        event = self.c.signed(pdu if key is None else {**pdu, "state_key": key}, "10")
+        self.ends = [event.event_id]
+        self.assertEqual(self.net.do(self.b.rooms.receive("c.example", self.room_id, [event.pdu])), {})
+        return event.event_id
+
+    def test_what_the_banned_said_is_taken_out(self) -> None:
+        self.send("m.room.message", {"body": "I am here"})
+        self.send("m.room.topic", {"topic": "Carol"}, "")
+        self.b.say(self.room_id, BOB, "hello Carol")
+        self.assertEqual(self.b.bodies(self.room_id, BOB), ["I am here", "hello Carol"])
+        self.complete(60)
+        self.assertEqual(self.b.bodies(self.room_id, BOB), ["hello Carol"])
+        self.assertNotIn(("m.room.topic", ""), self.b.state(self.room_id, BOB))
+        self.assertEqual(self.b.membership(self.room_id, CAROL), "ban")
+        self.whole(self.room_id)
+
+    def test_what_stood_on_it_is_taken_out_too(self) -> None:
+        """She sets a name over another, and comes back as if she had left."""
+        state = self.a.state(self.room_id, ALICE)
+        self.send("m.room.name", {"name": "Carol's"}, "")
+        self.send("m.room.member", {"membership": "leave"}, CAROL)
+        self.complete(60)
+        self.assertEqual(self.b.membership(self.room_id, CAROL), "ban")
+        self.assertEqual(self.b.state(self.room_id, BOB)["m.room.name", ""], state["m.room.name", ""])
+        self.whole(self.room_id)
+        self.b.say(self.room_id, BOB, "she is gone")
+        self.net.deliver()
+        self.assertEqual(self.a.bodies(self.room_id, ALICE)[-1], "she is gone")
+
+    def test_a_restart_reads_the_same(self) -> None:
+        self.send("m.room.topic", {"topic": "Carol"}, "")
+        self.complete(60)
+        before = self.b.state(self.room_id, BOB)
+        self.b.begin()
+        self.assertEqual(self.b.state(self.room_id, BOB), before)
+        self.whole(self.room_id)
+
+    def test_crashes_while_it_is_taken_out(self) -> None:
+        """The server dies after each of its writes in turn, from the complete state on."""
+        for writes in range(1, 12, 2):
+            self.setUp()
+            self.send("m.room.topic", {"topic": "Carol"}, "")
+            self.net.do(self.b.rooms.stop())
+            left = writes
+            write = self.b.database.write
+
+            def failing(*args: Any, write: Any = write) -> Any:
+                nonlocal left
+                if left == 0:
+                    return Deferred()
+                left -= 1
+                return write(*args)
+
+            self.open = True
+            self.b.database.write = failing  # type: ignore[assignment, method-assign]
+            self.b.begin()
+            self.net.pause()
+            self.net.do(self.b.rooms.stop())
+            self.b.database.write = write  # type: ignore[method-assign]
+            self.b.begin()
+            self.net.pause()
+            self.assertNotIn(("m.room.topic", ""), self.b.state(self.room_id, BOB))
+            self.whole(self.room_id)

@@ -133,13 +133,13 @@ class SummaryTests(RoomStory):
     def test_a_summary_is_for_those_who_may_come_in(self) -> None:
         room_id = self.create(preset="public_chat", name="Den", creation_content={"type": "x"})
         for user, membership in ((None, None), (BOB, None), (ALICE, "join")):
-            summary, found = self.do(self.rooms.room_summary_for(room_id, user))
+            summary, found = self.do(self.rooms.room_summary_for(room_id, user, []))
             self.assertEqual((summary.name, summary.room_type, found), ("Den", "x", membership))
         private = self.create(invite=[BOB])
-        self.assertEqual(self.do(self.rooms.room_summary_for(private, BOB))[1], "invite")
+        self.assertEqual(self.do(self.rooms.room_summary_for(private, BOB, []))[1], "invite")
         for user in (None, CAROL):
-            self.refused(self.rooms.room_summary_for(private, user), "M_NOT_FOUND", 404)
-        self.refused(self.rooms.room_summary_for("!none:test", ALICE), "M_NOT_FOUND", 404)
+            self.refused(self.rooms.room_summary_for(private, user, []), "M_NOT_FOUND", 404)
+        self.refused(self.rooms.room_summary_for("!none:test", ALICE, []), "M_NOT_FOUND", 404)
 
     def test_mutual_rooms(self) -> None:
         self.patch(hierarchy, "MUTUAL_PAGE", 2)

@@ -134,6 +134,26 @@ class TwoHousesTests(ServerTestCase):
         self.settle(20)
         self.assertEqual(self.texts(self.bob), ["before", "after"])
 
+    def test_one_who_was_given_up_catches_up_when_it_speaks(self) -> None:
+        self.there.cut()
+        for number in range(12):
+            self.alice.say(self.room, f"a{number}")
+        destinations = self.here.server.parts.federation.destinations  # type: ignore[union-attr]
+        for _ in range(17):
+            self.clock.advance(86_400)
+            self.settle(1)
+        self.assertTrue(destinations.is_given_up("bobs.test"))
+        self.alice.say(self.room, "the last one")
+        self.settle()
+        self.there.connect()
+        self.settle(60)
+        self.assertEqual(self.texts(self.bob), [])
+        self.bob.say(self.room, "I am back")
+        self.settle(20)
+        said = [*[f"a{number}" for number in range(12)], "the last one"]
+        self.assertEqual([text for text in self.texts(self.bob) if text != "I am back"], said)
+        self.assertEqual(sorted(self.texts(self.alice)), sorted([*said, "I am back"]))
+
     def test_who_is_thrown_out_learns_of_it(self) -> None:
         self.alice.ok(self.alice.post(f"/rooms/{quote(self.room)}/kick", {"user_id": "@bob:bobs.test"}))
         self.settle()

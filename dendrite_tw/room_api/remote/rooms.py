@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...database.engines import Database
+from ...database.outbox import Outbox
 from ...federation_api.api import FederationAPI
 from ...matrix.errors import MatrixError, forbidden
 from ...matrix.handshakes import Signer
@@ -19,8 +20,11 @@ from ..graph import AuthChains
 from ..input import RoomWriter
 from ..participation import Participation
 from ..room import Draft, Room, Rooms
+from ..servers import Servers
 from ..snapshots import Snapshots
-from ..store import EventStore
+from ..store import EventStore, RoomEvents
+from ..tables import rooms as room_table
+from ..tables.duties import DutyRow
 from ..tables.names import Names
 from ..tables.rooms import ELSEWHERE
 from .aliases import RemoteAliases
@@ -33,6 +37,7 @@ from .importing import Importing
 from .invited import Invitations
 from .inviting import Inviting
 from .reading import Receive
+from .rechecking import Rechecking
 from .stubs import Stubs
 from .third_party import ThirdParty
 
@@ -44,10 +49,13 @@ class RemoteRooms:
         self,
         *,
         database: Database,
+        outbox: Outbox,
         names: Names,
         rooms: Rooms,
         snapshots: Snapshots,
         store: EventStore,
+        shown: RoomEvents,
+        servers: Servers,
         chains: AuthChains,
         current: CurrentState,
         permission: InvitePermission,
@@ -61,6 +69,7 @@ class RemoteRooms:
         server_name: str,
         key: SigningKey,
     ) -> None:
+        self._database = database
         self._rooms = rooms
         self._participation = participation
         self._current = current
@@ -71,6 +80,17 @@ class RemoteRooms:
         driver = Driver(federation, world.time, self._is_joined)
         self.aliases = RemoteAliases(federation)
         self.stubs = Stubs(database=database, names=names, writer=writer, adoption=adoption)
+        self._rechecking = Rechecking(
+            database=database,
+            outbox=outbox,
+            names=names,
+            snapshots=snapshots,
+            store=store,
+            shown=shown,
+            servers=servers,
+            writer=writer,
+            server_name=server_name,
+        )
         self.completing = Completing(
             database=database,
             rooms=rooms,
@@ -138,6 +158,13 @@ class RemoteRooms:
     def stop(self) -> None:
         """Ask other servers for nothing more."""
         self.completing.stop()
+
+    async def recheck(self, duty: DutyRow) -> None:
+        """A room is complete: judge again what came meanwhile."""
+        row = await self._database.read(room_table.room_by_nid, duty.room_nid)
+        room = await self._rooms.find(row.room_id) if row is not None else None
+        if room is not None:
+            await self._rechecking.recheck(room, int(duty.subject))
 
     async def _is_joined(self, room_id: str, user_id: str) -> bool | None:
         """Whether a user is joined to a room; `None` if this server is not in it, or knows too little of it."""

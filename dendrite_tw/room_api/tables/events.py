@@ -197,6 +197,15 @@ def newest_live(txn: Transaction, room_nid: int, after: int, upto: int, count: i
 
 @many(
     EventRow,
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND e.position > :after AND e.position > 0 "
+    "AND e.status = 0 ORDER BY e.position LIMIT :count",
+)
+def live_after(txn: Transaction, room_nid: int, after: int, count: int) -> None:
+    """Live events after a position, oldest first."""
+
+
+@many(
+    EventRow,
     f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth < :depth OR (e.depth = :depth AND "
     "e.position <= :position)) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth DESC, e.position DESC "
     "LIMIT :count",
@@ -239,6 +248,15 @@ def first_at_or_after(txn: Transaction, room_nid: int, ts: int, count: int) -> N
 )
 def last_at_or_before(txn: Transaction, room_nid: int, ts: int, count: int) -> None:
     """Events of the timeline up to a time, the latest first."""
+
+
+@maybe(
+    int,
+    "SELECT gap FROM events WHERE room_nid = :room_nid AND origin_server_ts > :ts AND position <> 0 AND status = 0 "
+    "ORDER BY origin_server_ts, depth, position LIMIT 1",
+)
+def gap_after(txn: Transaction, room_nid: int, ts: int) -> None:
+    """Whether events are missing before the first one after a time."""
 
 
 @maybe(

@@ -168,11 +168,6 @@ def upsert_memberships(txn: Transaction, rows: object) -> None: ...
 def joined_rooms(txn: Transaction, user_nid: int) -> None: ...
 
 
-@many(int, "SELECT user_nid FROM memberships WHERE room_nid = :room_nid")
-def members_of(txn: Transaction, room_nid: int) -> None:
-    """The users who have a membership of any kind."""
-
-
 @each("DELETE FROM memberships WHERE user_nid = :user_nid AND room_nid = :room_nid", row="user_nid room_nid")
 def delete_memberships(txn: Transaction, rows: object) -> None: ...
 

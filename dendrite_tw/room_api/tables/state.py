@@ -44,6 +44,15 @@ def spanning(txn: Transaction, room_nid: int, step: int) -> None:
     """The snapshots from a step on that stand on one from before it."""
 
 
+@many(
+    SnapshotRow,
+    "SELECT snapshot_nid, room_nid, step, base_nid, delta FROM state_snapshots WHERE room_nid = :room_nid "
+    "AND step >= :step ORDER BY step",
+)
+def since(txn: Transaction, room_nid: int, step: int) -> None:
+    """The snapshots from a step on."""
+
+
 @none("UPDATE state_snapshots SET delta = :delta WHERE snapshot_nid = :snapshot_nid")
 def replace_delta(txn: Transaction, snapshot_nid: int, delta: bytes) -> None: ...
 
