@@ -22,15 +22,14 @@ from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
 from ..matrix.events import Event
 from ..matrix.identifiers import is_event_id, is_historical_user_id, is_room_alias, is_room_id, server_name_of
-from ..matrix.power_levels import PowerLevels
 from ..matrix.relations import relation_of
 from ..matrix.room_versions import ROOM_VERSIONS
-from ..user_api.api import UserAPI
 from ..world import Clock, Random
 from . import creation
 from .api import MembershipChange, NewEvent, NewRoom
 from .current import CurrentState, InvitePermission
 from .input import RoomWriter
+from .memberships import Memberships
 from .remote.rooms import RemoteRooms
 from .room import Draft, Room, Rooms
 from .store import EventStore
@@ -44,9 +43,6 @@ log = Logger()
 
 MEMBER = "m.room.member"
 CANONICAL_ALIAS = "m.room.canonical_alias"
-
-SET_BY_SERVERS = ("membership", "join_authorised_via_users_server", "third_party_invite")
-"""What a client does not decide about its own join: with it, it could vouch for itself."""
 
 NOT_KEPT = ("displayname", "avatar_url", "join_authorised_via_users_server", "third_party_invite", "reason")
 """What of a member event is not told again when the profile in it is renewed."""
@@ -88,8 +84,8 @@ class Actions:
         store: EventStore,
         current: CurrentState,
         permission: InvitePermission,
+        memberships: Memberships,
         remote: RemoteRooms,
-        users: UserAPI,
         user_directory: UserDirectory,
         clock: Clock,
         random: Random,
@@ -99,12 +95,12 @@ class Actions:
         self._database = database
         self._current = current
         self._permission = permission
+        self._memberships = memberships
         self._remote = remote
         self._names = names
         self._rooms = rooms
         self._writer = writer
         self._events = store
-        self._users = users
         self._user_directory = user_directory
         self._clock = clock
         self._random = random
@@ -162,7 +158,7 @@ class Actions:
             invites = [
                 Draft(sender=room.creator, type=MEMBER, content=content, state_key=user_id)
                 for user_id in creation.invitations(room)
-                for content in [await self._invitation(user_id, {}, room.is_direct)]
+                for content in [await self._memberships.invitation(user_id, {}, room.is_direct)]
             ]
             drafts += [invite for invite in invites if not self._is_abroad(invite.state_key)]
 
@@ -264,6 +260,8 @@ class Actions:
     async def _send(self, room: Room, event: NewEvent) -> str:
         if event.type == "m.room.tombstone" and event.content.get("replacement_room") == room.room_id:
             raise invalid_param("A room cannot take its own place.")
+        if event.type == MEMBER and event.state_key != event.sender:
+            await self._remote.completing.whole(room)
         if event.state_key is not None:
             return await self._deliver(room, replace_content(event, await self._checked_state(room, event)))
         relation = relation_of(event.content)
@@ -328,7 +326,7 @@ class Actions:
         if membership == "invite" and is_historical_user_id(event.state_key):
             await self._permission.check(event.state_key)
         if membership == "join" and event.state_key == event.sender:
-            return await self._join_content(room, event.sender, event.content, event.is_guest)
+            return await self._memberships.join(room, event.sender, event.content, event.is_guest)
         return event.content
 
     async def _check_canonical_alias(self, room: Room, content: dict[str, Any]) -> None:
@@ -365,7 +363,7 @@ class Actions:
             await self._claim_invite(change, change.third_party_signed)
         room = await self._rooms.find(change.room_id)
         own = change.action in ("join", "knock", "leave") and change.sender == change.target
-        if own and (room is None or not room.is_here) and await self._remote.change(change):
+        if own and (room is None or not room.is_here or not room.head.local) and await self._remote.change(change):
             room = await self._rooms.get(change.room_id)
         else:
             room = await self._rooms.find(change.room_id)
@@ -394,8 +392,11 @@ class Actions:
             raise forbidden("You are not in this room.")
         if change.target != change.sender:
             await self._remote.completing.whole(room)
+        unknown = change.action == "join" and await self._is_unknown(room, change.target)
+        if unknown and await self._remote.join_through_another(room, change):
+            return True
         try:
-            content = await getattr(self, f"_{change.action}")(room, change)
+            content = await self._memberships.of(room, change)
         except MatrixError as error:
             unable = change.action == "join" and error.errcode == "M_UNABLE_TO_GRANT_JOIN"
             if not unable or not await self._remote.join_through_another(room, change):
@@ -403,118 +404,15 @@ class Actions:
             return True
         if content is None:
             return False
-        if change.reason is not None:
-            content["reason"] = change.reason
         event = NewEvent(
             room_id=room.room_id, sender=change.sender, type=MEMBER, content=content, state_key=change.target
         )
         await self._deliver(room, event)
         return True
 
-    async def _join(self, room: Room, change: MembershipChange) -> dict[str, Any] | None:
-        current = await self.membership(room, change.target)
-        if current == "join" and not change.content:
-            return None
-        return await self._join_content(room, change.target, {**change.profile, **change.content}, change.is_guest)
-
-    async def _join_content(self, room: Room, user_id: str, wanted: dict[str, Any], is_guest: bool) -> dict[str, Any]:
-        """The content of a join of a local user who `wanted` this: without what is not theirs to say."""
-        current = await self.membership(room, user_id)
-        if is_guest and current != "join":
-            await self._check_guest(room)
-        content = {key: value for key, value in wanted.items() if key not in SET_BY_SERVERS} | {"membership": "join"}
-        if current not in ("join", "invite"):
-            authoriser = await self._join_authoriser(room, user_id)
-            if authoriser is not None:
-                content["join_authorised_via_users_server"] = authoriser
-        return content
-
-    async def _check_guest(self, room: Room) -> None:
-        key = ("m.room.guest_access", "")
-        event = (await self.state(room, key)).get(key)
-        if event is None or event.content.get("guest_access") != "can_join":
-            raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests may not join this room.")
-
-    async def _join_authoriser(self, room: Room, user_id: str) -> str | None:
-        """Who vouches for a join to a restricted room; `None` where the rule is another one.
-
-        ``M_FORBIDDEN`` where the user is in none of the rooms that would allow it,
-        ``M_UNABLE_TO_GRANT_JOIN`` where nobody here may vouch.
-        """
-        rules_key, levels_key, create_key = (
-            ("m.room.join_rules", ""),
-            ("m.room.power_levels", ""),
-            ("m.room.create", ""),
-        )
-        state = await self.state(room, rules_key, levels_key, create_key)
-        rules = state[rules_key].content if rules_key in state else {}
-        if rules.get("join_rule") not in ("restricted", "knock_restricted"):
-            return None
-        if not await self.in_allowed_room(rules.get("allow"), user_id):
-            raise forbidden("You are in none of the rooms whose members may join this one.")
-        levels = PowerLevels(state[create_key], state.get(levels_key))
-        if levels.users_default >= levels.invite:
-            for member in await self._database.read(room_table.some_local_members, room.room_nid, 100):
-                if levels.user_level(member) >= levels.invite:
-                    return member
-        for member in levels.named:
-            if (
-                levels.user_level(member) >= levels.invite
-                and ":" in member
-                and server_name_of(member) == self._server_name
-                and await self.membership(room, member) == "join"
-            ):
-                return member
-        raise MatrixError(400, "M_UNABLE_TO_GRANT_JOIN", "No user of this server may let others into the room.")
-
-    async def in_allowed_room(self, allow: object, user_id: str) -> bool:
-        """Whether a user is joined to one of the rooms that ``allow`` of restricted join rules names."""
-        for rule in allow if isinstance(allow, list) else []:
-            if not isinstance(rule, dict) or rule.get("type") != "m.room_membership":
-                continue
-            room_id = rule.get("room_id")
-            allowed = await self._rooms.find(room_id) if isinstance(room_id, str) else None
-            if allowed is not None and await self.membership(allowed, user_id) == "join":
-                return True
-        return False
-
-    async def _leave(self, room: Room, change: MembershipChange) -> dict[str, Any] | None:
-        membership = await self.membership(room, change.target)
-        if membership is None:
-            raise not_found("You are not in this room.")
-        return None if membership == "leave" else {"membership": "leave"}
-
-    async def _invite(self, room: Room, change: MembershipChange) -> dict[str, Any]:
-        is_direct = change.content.get("is_direct") is True
-        return await self._invitation(change.target, change.profile, is_direct)
-
-    async def _invitation(self, target: str, profile: dict[str, str], is_direct: bool) -> dict[str, Any]:
-        """The content of an invitation; ``M_INVITE_BLOCKED`` where the invited user wants none."""
-        await self._permission.check(target)
-        if not profile and not self._is_abroad(target):
-            profile = await self._users.profile(target)
-        content: dict[str, Any] = {**profile, "membership": "invite"}
-        if is_direct:
-            content["is_direct"] = True
-        return content
-
-    async def _kick(self, room: Room, change: MembershipChange) -> dict[str, Any]:
-        if await self.membership(room, change.target) not in ("join", "invite", "knock"):
-            raise forbidden(f"{change.target} is not in the room.")
-        return {"membership": "leave"}
-
-    async def _ban(self, room: Room, change: MembershipChange) -> dict[str, Any]:
-        return {"membership": "ban"}
-
-    async def _unban(self, room: Room, change: MembershipChange) -> dict[str, Any]:
-        if await self.membership(room, change.target) != "ban":
-            raise forbidden(f"{change.target} is not banned.")
-        return {"membership": "leave"}
-
-    async def _knock(self, room: Room, change: MembershipChange) -> dict[str, Any]:
-        if not room.version.knocking:
-            raise forbidden("Rooms of this version have no knocking.")
-        return {**change.profile, "membership": "knock"}
+    async def _is_unknown(self, room: Room, user_id: str) -> bool:
+        """Whether only others can say what the user is in the room, as members are still missing here."""
+        return room.standing == room_table.PARTIAL and await self.membership(room, user_id) is None
 
     async def forget(self, user_id: str, room_id: str) -> None:
         """Hide a room that the user has left; ``M_UNKNOWN`` while they are in it."""

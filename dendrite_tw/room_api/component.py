@@ -21,6 +21,7 @@ from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
 from .input import RoomWriter
+from .memberships import Memberships
 from .missing import Missing
 from .nearest import Nearest
 from .participation import Participation
@@ -88,7 +89,7 @@ class RoomComponent:
         )
         redactions = Redactions(database, states, store, snapshots)
         peers = Peers(federation)
-        policies = Policies(states, peers, world.time)
+        policies = Policies(names, states, peers, world.time)
         self.writer = RoomWriter(
             database=database,
             rooms=self.rooms,
@@ -174,6 +175,14 @@ class RoomComponent:
             key=key,
         )
         receiving.aside = remote.invitations.receive_aside
+        memberships = Memberships(
+            database=database,
+            rooms=self.rooms,
+            current=current,
+            permission=permission,
+            users=users,
+            server_name=server_name,
+        )
         actions = Actions(
             database=database,
             names=names,
@@ -182,8 +191,8 @@ class RoomComponent:
             store=store,
             current=current,
             permission=permission,
+            memberships=memberships,
             remote=remote,
-            users=users,
             user_directory=user_directory,
             clock=world.clock,
             random=world.random,
@@ -276,6 +285,7 @@ class RoomComponent:
             rooms=self.rooms,
             store=store,
             actions=actions,
+            memberships=memberships,
             directory=directory,
             far=FarRooms(federation, budget, world.clock, server_name),
             servers=servers,

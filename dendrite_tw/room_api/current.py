@@ -43,7 +43,9 @@ class CurrentState:
         nids = {}
         state = room.head.state
         for key in keys:
-            slot = self._names.remembered_slot(key) or await self._database.read(self._names.find_slot, key)
+            slot = self._names.remembered_slot(key)
+            if slot is None:
+                slot = await self._database.read(self._names.find_slot, key)
             nid = state.get(slot) if slot else None
             if nid is not None:
                 nids[key] = nid

@@ -57,7 +57,7 @@ class Drafting:
         """
         if "\0" in draft.type or "\0" in (draft.state_key or ""):
             raise bad_json("A type and a state key have no NUL characters.")
-        room, head = batch.room, batch.head
+        room = batch.room
         keys = auth_event_keys(
             version=room.version,
             type=draft.type,
@@ -66,10 +66,7 @@ class Drafting:
             content=draft.content,
         )
         wanted = keys if CREATE in keys or draft.type == "m.room.create" else [CREATE, *keys]
-        prev_events = head.extremities[-PREV_EVENTS:]
-        before = await self._placing.before(batch, prev_events)
-        if before is None:
-            raise LookupError(f"an end of {room.room_id} is not stored")
+        prev_events, before = await self._foundation(batch)
         authority = await self._states.at(before.slots, wanted, batch)
         named = [authority[key] for key in keys if key in authority]
         event = await self._build(batch, draft, prev_events, named)
@@ -78,20 +75,35 @@ class Drafting:
         self._authorise(event, authority)
         return event, before, authority
 
+    async def _foundation(self, batch: Batch) -> tuple[tuple[str, ...], State]:
+        """What a new event follows, and the state there."""
+        head = batch.head
+        if len(head.extremities) <= PREV_EVENTS:
+            return head.extremities, State(head.state, head.snapshot_nid)
+        newest = head.extremities[-PREV_EVENTS:]
+        before = await self._placing.before(batch, newest)
+        if before is None:
+            raise LookupError(f"an end of {batch.room.room_id} is not stored")
+        return newest, before
+
     async def prepare(self, batch: Batch, draft: Draft, event_nid: int, snapshot_nids: Iterator[int]) -> Step:
         """Make a draft into an event on top of what the batch has; `MatrixError` where it is refused."""
         head = batch.head
         event, before, authority = await self.compose(batch, draft)
-        policy = await self._policies.of(batch)
-        if policy is not None:
-            event = await self._policies.recommended(event, policy)
-        redacted_nid, redacted = await self._redactions.of_draft(batch, event, authority)
+        if not self._policies.has_none(head):
+            policy = await self._policies.of(batch)
+            event = event if policy is None else await self._policies.recommended(event, policy)
+        redacted_nid = redacted = None
+        if event.redacts is not None:
+            redacted_nid, redacted = await self._redactions.of_draft(batch, event, authority)
         slot_nid = None
         if event.state_key is not None:
             slot_nid = await self._states.slot_nid((event.type, event.state_key))
         place = await self._placing.live(batch, event, event_nid, slot_nid, before, snapshot_nids)
         replaced_nid = before.slots.get(slot_nid) if slot_nid is not None else None
-        replaced = (await self._states.events([replaced_nid], batch))[replaced_nid] if replaced_nid else None
+        replaced = place.changes[0].replaced if replaced_nid and len(place.changes) == 1 else None
+        if replaced_nid and replaced is None:
+            replaced = (await self._states.events([replaced_nid], batch))[replaced_nid]
         return Step(
             event=event,
             event_nid=event_nid,

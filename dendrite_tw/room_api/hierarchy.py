@@ -25,6 +25,7 @@ from ..world import Clock, Random
 from .actions import Actions
 from .api import HierarchyRoom, PublicRoom
 from .directory import Directory
+from .memberships import Memberships
 from .remote.spaces import SERVERS_ASKED, SPACE, SPACE_CHILD, Child, FarRoom, FarRooms, Later, Questions, child_of
 from .room import Room, Rooms
 from .servers import Servers
@@ -94,6 +95,7 @@ class Hierarchy:
         rooms: Rooms,
         store: EventStore,
         actions: Actions,
+        memberships: Memberships,
         directory: Directory,
         far: FarRooms,
         servers: Servers,
@@ -106,6 +108,7 @@ class Hierarchy:
         self._rooms = rooms
         self._store = store
         self._actions = actions
+        self._memberships = memberships
         self._directory = directory
         self._far = far
         self._servers = servers
@@ -216,7 +219,7 @@ class Hierarchy:
         if summary.join_rule != "restricted":
             return False
         allow = [{"type": "m.room_membership", "room_id": one} for one in summary.allowed_room_ids or ()]
-        return await self._actions.in_allowed_room(allow[:ALLOWED_LIMIT], user_id)
+        return await self._memberships.in_allowed_room(allow[:ALLOWED_LIMIT], user_id)
 
     async def _membership(self, room: Room | None, user_id: str) -> str | None:
         """A user's membership, also in a room of which only that is known."""
@@ -308,7 +311,7 @@ class Hierarchy:
         if not _is_restricted(room, summary) or user_id is None:
             return False
         rules = (await self._actions.state(room, JOIN_RULES)).get(JOIN_RULES)
-        return rules is not None and await self._actions.in_allowed_room(rules.content.get("allow"), user_id)
+        return rules is not None and await self._memberships.in_allowed_room(rules.content.get("allow"), user_id)
 
     async def room_summary_for(
         self, room_id: str, user_id: str | None, via: list[str]

@@ -87,7 +87,7 @@ class RoomWriter:
         `also` runs in the same transaction, after the events; `before` once they are accepted, before it.
         Without drafts, `also` takes its turn among what else waits for the room.
         """
-        if len(drafts) == 1 and before is None:
+        if len(drafts) == 1 and before is None and not self._policies.has_none(room.head):
             batch = Batch(room, room.head)
             policy = await self._policies.of(batch)
             if policy is not None:
@@ -100,9 +100,14 @@ class RoomWriter:
         return [outcome.event_id for outcome in outcomes]
 
     async def compose(self, room: Room, draft: Draft) -> Event:
-        """The event that a draft would become now; nothing is stored.  `MatrixError` where it is refused."""
-        event, _, _ = await self._drafting.compose(Batch(room, room.head), draft)
-        return event
+        """The event that a draft would become now, recommended by the room's policy server; nothing is stored.
+
+        `MatrixError` where it is refused.
+        """
+        batch = Batch(room, room.head)
+        event, _, _ = await self._drafting.compose(batch, draft)
+        policy = await self._policies.of(batch)
+        return event if policy is None else await self._policies.recommended(event, policy)
 
     async def take(self, room: Room, arrivals: Sequence[Arrival], *, also: Also | None = None) -> list[Outcome]:
         """Let events that exist already come into a room, in their order; says what became of each, once that is on
@@ -230,20 +235,20 @@ class RoomWriter:
         snapshot_nids = await self._snapshot_numbers.take(STATES_EACH * count)
         steps: list[Step] = []
         outcomes: list[Outcome] = []
-        for item in await self._numbered(work.items):
-            event_nid = next(event_nids)
+        is_drafted = not count or isinstance(work.items[0], Draft)
+        for item in work.items if is_drafted else await self._numbered(work.items):
             if isinstance(item, Draft):
-                step: Step | None = await self._drafting.prepare(batch, item, event_nid, snapshot_nids)
-                outcome = Outcome(step.event.event_id) if step is not None else None
+                made = await self._drafting.prepare(batch, item, next(event_nids), snapshot_nids)
+                step: Step | None = made
+                outcomes.append(Outcome(made.event.event_id))
             else:
-                outcome, step = await self._arrivals.prepare(batch, item, event_nid, snapshot_nids)
-            if step is not None:
-                batch.add(step)
-                steps.append(step)
-            if outcome is not None:
+                outcome, step = await self._arrivals.prepare(batch, item, next(event_nids), snapshot_nids)
                 if outcome.verdict == "unasked" and work.also is not None:
                     raise Unasked
                 outcomes.append(outcome)
+            if step is not None:
+                batch.add(step)
+                steps.append(step)
         if work.before is not None:
             await work.before([step.event for step in steps])
         return Accepted(work, steps, outcomes)

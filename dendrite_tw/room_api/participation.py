@@ -54,7 +54,9 @@ class Participation:
     async def check_server(self, room_id: str, server: str) -> None:
         """Raise ``M_FORBIDDEN`` for a server that the room's list keeps out, ``M_NOT_FOUND`` for an unknown room."""
         room = await self._rooms.get(room_id)
-        slot = self._names.remembered_slot(ACL) or await self._database.read(self._names.find_slot, ACL)
+        slot = self._names.remembered_slot(ACL)
+        if slot is None:
+            slot = await self._database.read(self._names.find_slot, ACL)
         event_nid = room.head.state.get(slot) if slot else None
         if event_nid is None:
             return

@@ -8,8 +8,9 @@ resolved.  The current state of a room is the same question, asked for the ends 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
+
+import msgspec
 
 from ..database.engines import Database
 from ..matrix.events import Event
@@ -150,40 +151,67 @@ class Placing:
     ) -> Place:
         """The place of an accepted event that happens now, on the state before it; takes up to two snapshot numbers."""
         head = batch.head
-        if before.snapshot_nid and before.snapshot_nid == head.snapshot_nid:
-            before = State(head.state, head.snapshot_nid)
+        is_current = before.slots is head.state or (before.snapshot_nid and before.snapshot_nid == head.snapshot_nid)
+        if is_current and _covers(event.prev_events, head.extremities):
+            return await self._next(batch, event, event_nid, slot_nid, snapshot_nids)
+        return await self._beside(batch, event, event_nid, slot_nid, before, snapshot_nids)
+
+    async def _next(
+        self, batch: Batch, event: Event, event_nid: int, slot_nid: int | None, snapshot_nids: Iterator[int]
+    ) -> Place:
+        """The place of an event that follows all that is here, as almost every one does."""
+        head = batch.head
+        extremities, depth = (event.event_id,), max(event.depth, head.depth)
+        if slot_nid is None or event.state_key is None:
+            after = Head(head.state, head.snapshot_nid, head.tape, extremities, depth, head.joined, head.local)
+            return Place(head.snapshot_nid, after, (), (), _placed(event_nid, after), False)
+        state = head.state.set(slot_nid, event_nid)
+        own = {slot_nid: event_nid} if head.tape.state is head.state else None
+        tape, link = head.tape.store(state, next(snapshot_nids), own)
+        replaced_nid = head.state.get(slot_nid)
+        replaced = (await self._store.events([replaced_nid], batch.events))[replaced_nid] if replaced_nid else None
+        changes = (Change((event.type, event.state_key), slot_nid, event_nid, event, replaced),)
+        joined, local = self._counts(head, changes)
+        after = Head(state, tape.chain.snapshot_nid, tape, extremities, depth, joined, local)
+        return Place(
+            head.snapshot_nid, after, (link,) if link is not None else (), changes, _placed(event_nid, after), False
+        )
+
+    async def _beside(
+        self,
+        batch: Batch,
+        event: Event,
+        event_nid: int,
+        slot_nid: int | None,
+        before: State,
+        snapshot_nids: Iterator[int],
+    ) -> Place:
+        """The place of an event that makes a branch, or ends one."""
+        head = batch.head
         tape, before_nid, first = _kept(head.tape, before, snapshot_nids)
         before = State(before.slots, before_nid)
         after = before if slot_nid is None else State(before.slots.set(slot_nid, event_nid), 0)
-        is_linear = before.slots is head.state and set(event.prev_events) >= set(head.extremities)
-        awaited = False
-        if is_linear:
-            extremities: tuple[str, ...] = (event.event_id,)
-            current = after
-        else:
-            awaited = bool(
-                await self._database.read(edge_table.accepted_referring, event.event_id, batch.room.room_nid)
-            )
-            extremities = await self._extremities(batch, event, awaited)
-            batch = batch.seen_with(event, event_nid)
-            current = await self._current(batch, extremities, event.event_id, after)
+        referring = await self._database.read(
+            edge_table.accepted_referring, event.event_id, batch.room.room_nid
+        )
+        extremities = await self._extremities(batch, event, bool(referring))
+        batch = batch.seen_with(event, event_nid)
+        current = await self._current(batch, extremities, event.event_id, after)
         own = None
         if slot_nid is not None and current is after and tape.state is before.slots:
             own = {slot_nid: event_nid}
         tape, current_nid, second = _kept(tape, current, snapshot_nids, own)
         if current is after:
             after = State(after.slots, current_nid)
-        changes = await self._changes(batch, event, event_nid, slot_nid, current.slots, is_linear)
+        changes = await self.changes(batch, head.state, current.slots, {event_nid: event})
         joined, local = self._counts(head, changes)
         return Place(
             before_nid=before_nid,
-            after=Head(
-                current.slots, current_nid, tape, extremities, max(event.depth, head.depth), joined, local
-            ),
+            after=Head(current.slots, current_nid, tape, extremities, max(event.depth, head.depth), joined, local),
             links=tuple(link for link in (first, second) if link is not None),
             changes=changes,
-            placed=Placed(event_nid, ACCEPTED, (), after) if not is_linear or joined != local else None,
-            awaited=awaited,
+            placed=Placed(event_nid, ACCEPTED, (), after),
+            awaited=bool(referring),
         )
 
     def unseen(
@@ -209,7 +237,7 @@ class Placing:
             if keep_after:
                 tape, after_nid, second = _kept(tape, after, snapshot_nids)
                 after = State(after.slots, after_nid)
-        head = replace(batch.head, tape=tape)
+        head = msgspec.structs.replace(batch.head, tape=tape)
         links = tuple(link for link in (first, second) if link is not None)
         placed = Placed(event_nid, status, event.prev_events, after)
         return Place(before_nid, head, links, (), placed, False), after_nid if keep_after else 0
@@ -267,19 +295,6 @@ class Placing:
                 states.append(placed.after)
         return await self.resolved(batch, states)
 
-    async def _changes(
-        self, batch: Batch, event: Event, event_nid: int, slot_nid: int | None, now: StateMap, is_linear: bool
-    ) -> tuple[Change, ...]:
-        """How the current state changes with an event."""
-        was = batch.head.state
-        if is_linear:
-            if slot_nid is None or event.state_key is None:
-                return ()
-            replaced_nid = was.get(slot_nid)
-            replaced = (await self._store.events([replaced_nid], batch.events))[replaced_nid] if replaced_nid else None
-            return (Change((event.type, event.state_key), slot_nid, event_nid, event, replaced),)
-        return await self.changes(batch, was, now, {event_nid: event})
-
     async def changes(
         self, batch: Batch, was: StateMap, now: StateMap, known: Mapping[int, Event]
     ) -> tuple[Change, ...]:
@@ -308,6 +323,17 @@ class Placing:
                 if step and is_local(change.slot[1], self._server_name):
                     local += step
         return joined, local
+
+
+def _covers(prev_events: tuple[str, ...], extremities: tuple[str, ...]) -> bool:
+    return prev_events == extremities or set(prev_events) >= set(extremities)
+
+
+def _placed(event_nid: int, head: Head) -> Placed | None:
+    """The place of the newest event, if others may refer to it when it is not the newest any more."""
+    if head.joined == head.local:
+        return None
+    return Placed(event_nid, ACCEPTED, (), State(head.state, head.snapshot_nid))
 
 
 def _is_join(event: Event | None) -> bool:

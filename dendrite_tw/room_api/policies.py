@@ -12,8 +12,10 @@ from ..matrix.errors import MatrixError, forbidden
 from ..matrix.event_format import EventFormatError
 from ..matrix.events import Event, ReceivedEvent, add_signature, signed_bytes
 from .peers import Deadline, Peers, Refused
+from .room import Head
 from .states import States
 from .steps import Batch
+from .tables.names import Names
 
 POLICY = ("m.room.policy", "")
 
@@ -24,10 +26,16 @@ ASK_SECONDS = 10.0
 class Policies:
     """Asks the policy servers of rooms."""
 
-    def __init__(self, states: States, peers: Peers, time: IReactorTime) -> None:
+    def __init__(self, names: Names, states: States, peers: Peers, time: IReactorTime) -> None:
+        self._names = names
         self._states = states
         self._peers = peers
         self._time = time
+
+    def has_none(self, head: Head) -> bool:
+        """Whether a room has certainly no policy server; `False` leaves it open."""
+        slot_nid = self._names.remembered_slot(POLICY)
+        return slot_nid is not None and slot_nid not in head.state
 
     async def of(self, batch: Batch) -> PolicyServer | None:
         """The policy server of a room, if it has one with a member."""

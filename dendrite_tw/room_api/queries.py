@@ -272,9 +272,22 @@ class Queries:
     async def event(self, room_id: str, user_id: str, event_id: str) -> RoomEvent:
         """An event that the user may see; ``M_NOT_FOUND`` where it is not there for them."""
         row = await self._viewer.event_row(room_id, event_id)
-        if row is None or row.status != event_table.ACCEPTED or not await self._viewer.visible_rows(user_id, [row]):
+        if row is None or row.status != event_table.ACCEPTED or not await self._may_see(user_id, row):
             raise not_found("There is no such event that you may see.")
         return (await self._shown.show([row]))[0]
+
+    async def _may_see(self, user_id: str, row: EventRow) -> bool:
+        """Whether a user may see an event; one known apart from the timeline, where it is part of the state."""
+        if row.position:
+            return bool(await self._viewer.visible_rows(user_id, [row]))
+        if row.slot_nid is None:
+            return False
+        try:
+            _, snapshot_nid = await self._state_for(row.room_id, user_id)
+        except MatrixError:
+            return False
+        state = await self._database.read(self._snapshots.look_up, snapshot_nid, [row.slot_nid])
+        return state.get(row.slot_nid) == row.event_nid
 
     async def events(self, event_ids: list[str]) -> list[RoomEvent]:
         return await self._shown.show(await self._store.rows(event_ids))

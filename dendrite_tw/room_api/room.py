@@ -118,8 +118,7 @@ class Placed(NamedTuple):
     after: State
 
 
-@dataclass(frozen=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """The newest end of a room.
 
     ``state`` is the current state, stored as ``snapshot_nid``; ``extremities`` are the events that no other one

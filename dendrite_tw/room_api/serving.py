@@ -116,9 +116,14 @@ class Serving:
         return [ids[nid] for nid in state], [ids[nid] for nid in chain]
 
     async def event_auth_for_server(self, origin: str, room_id: str, event_id: str) -> list[str]:
-        """The events that authorise an event, near and far, by ID."""
-        _, row = await self._event(origin, room_id, event_id)
-        event = stored_event(row)
+        """The events that authorise an event, near and far, by ID.
+
+        A server that is not in the room may ask about what concerns a user of its own: an invite was taken back, say.
+        """
+        event = await self._member_event(origin, room_id, event_id)
+        if event is None:
+            _, row = await self._event(origin, room_id, event_id)
+            event = stored_event(row)
         wanted = list(event.auth_events)
         if not event.version.create_event_in_auth_events and event.type != "m.room.create":
             wanted.append("$" + event.room_id[1:])
@@ -126,6 +131,16 @@ class Serving:
         chain = await self._chains.union(nids) | BitMap(nids)
         ids = await self._database.read_long(self._ids, chain)
         return [ids[nid] for nid in chain]
+
+    async def _member_event(self, origin: str, room_id: str, event_id: str) -> Event | None:
+        """A member event of a user of `origin`; `None` if the event is another."""
+        room = await self._room(room_id)
+        row = await self._store.row(event_id)
+        if row is None or row.room_nid != room.room_nid or row.status == REJECTED:
+            return None
+        event = stored_event(row)
+        user_id = event.state_key if event.membership is not None else None
+        return event if user_id is not None and user_id.partition(":")[2] == origin else None
 
     async def _event(self, origin: str, room_id: str, event_id: str) -> tuple[Room, EventRow]:
         """A room and an event of it, for a server that may ask about both."""

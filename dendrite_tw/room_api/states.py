@@ -32,7 +32,9 @@ class States:
         """The events of `state` at `keys`, where set."""
         nids = {}
         for key in keys:
-            slot_nid = self._names.remembered_slot(key) or await self._database.read(self._names.find_slot, key)
+            slot_nid = self._names.remembered_slot(key)
+            if slot_nid is None:
+                slot_nid = await self._database.read(self._names.find_slot, key)
             event_nid = state.get(slot_nid) if slot_nid else None
             if event_nid is not None:
                 nids[key] = event_nid

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import msgspec
+
 from ..matrix.events import Event
 from ..matrix.identifiers import server_name_of
 from .room import Draft, Head, Outcome, Placed, Room, Way, Work
@@ -31,8 +33,7 @@ class Change(NamedTuple):
     replaced: Event | None
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(msgspec.Struct, frozen=True, eq=False):
     """An event with its place: what the transaction stores, and the head that follows.
 
     ``position`` is below 0 for history, 0 for an event that is kept and not shown; a live event is given its own with
@@ -99,7 +100,7 @@ class Batch:
         self.nids[event.event_id] = step.event_nid
         if step.placed is not None:
             self.placed[event.event_id] = step.placed
-        if len(event.prev_events) == 1 and not step.missing:
+        if len(event.prev_events) == 1 and not step.missing and (self.placed or self.room.placed):
             self._stored_after(event.prev_events[0], step.before_nid)
         if step.redacted_nid is not None and step.redacted is not None:
             self.events[step.redacted_nid] = step.redacted

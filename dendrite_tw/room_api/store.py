@@ -76,10 +76,12 @@ class EventStore:
 
     async def events(self, nids: Iterable[int], fresh: Mapping[int, Event]) -> dict[int, Event]:
         """As `by_nid`; `fresh` are events that are not on disk yet."""
+        if not fresh:
+            return await self.by_nid(nids)
         wanted = list(nids)
         found = {nid: fresh[nid] for nid in wanted if nid in fresh}
         if len(found) < len(wanted):
-            found.update(await self.by_nid(nid for nid in wanted if nid not in found))
+            found.update(await self.by_nid([nid for nid in wanted if nid not in found]))
         return found
 
     async def standings(self, event_ids: Iterable[str], batch: Batch | None = None) -> dict[str, Standing]:

@@ -77,7 +77,8 @@ class Storing:
                 for link in step.links
             ],
         )
-        await self._store_members(txn, room_nid, steps, names, positions)
+        if any(step.changes or step.way is Way.ASIDE for step in steps):
+            await self._store_members(txn, room_nid, steps, names, positions)
         await self._store_consequences(txn, room_nid, steps, names)
         for step in steps:
             if step.missing or step.awaited or step.event.redacts is not None or step.redaction is not None:
@@ -102,14 +103,19 @@ class Storing:
             redacted_by=client_json(step.redaction) if step.redaction else None,
             gap=step.gap,
         )
-        others = [change for change in step.changes if change.event_nid != step.event_nid]
-        if step.way is Way.TAKEOVER or not others:
-            also_replaced, also_removed = [], []
-        else:
-            also_replaced = await self._also_replaced(txn, others)
-            also_removed = [change.slot for change in others if change.event is None]
+        is_current = step.way is Way.ASIDE
+        also_replaced: list[RoomEvent] = []
+        also_removed: list[Slot] = []
+        if step.changes:
+            is_current = any(change.event_nid == step.event_nid for change in step.changes)
+            if step.way is not Way.TAKEOVER and len(step.changes) > is_current:
+                others = [change for change in step.changes if change.event_nid != step.event_nid]
+                also_replaced = await self._also_replaced(txn, others)
+                also_removed = [change.slot for change in others if change.event is None]
         return await self._outbox.append(
-            txn, OUTPUT_ROOM_EVENT, lambda position: _message(shown, step, position, also_replaced, also_removed)
+            txn,
+            OUTPUT_ROOM_EVENT,
+            lambda position: _message(shown, step, position, is_current, also_replaced, also_removed),
         )
 
     async def _also_replaced(self, txn: Transaction, changes: list[Change]) -> list[RoomEvent]:
@@ -203,11 +209,16 @@ class Storing:
 
 def _names_of(steps: list[Step]) -> set[str]:
     """The names that rows of events and members refer to."""
-    wanted = {name for step in steps for name in (step.event.sender, step.event.type)}
+    wanted: set[str] = set()
     for step in steps:
-        wanted.update(change.slot[1] for change in step.changes if change.slot[0] == "m.room.member")
-        if step.way is Way.ASIDE and step.event.state_key is not None:
-            wanted.add(step.event.state_key)
+        event = step.event
+        wanted.add(event.sender)
+        wanted.add(event.type)
+        for change in step.changes:
+            if change.slot[0] == "m.room.member":
+                wanted.add(change.slot[1])
+        if step.way is Way.ASIDE and event.state_key is not None:
+            wanted.add(event.state_key)
     return wanted
 
 
@@ -237,12 +248,17 @@ def _lets_guests_in(event: Event) -> bool:
 
 
 def _message(
-    shown: RoomEvent, step: Step, position: int, also_replaced: list[RoomEvent], also_removed: list[Slot]
+    shown: RoomEvent,
+    step: Step,
+    position: int,
+    is_current: bool,
+    also_replaced: list[RoomEvent],
+    also_removed: list[Slot],
 ) -> bytes:
     return msgspec.msgpack.encode(
         OutputRoomEvent(
             event=msgspec.structs.replace(shown, position=position),
-            state_changed=step.way is Way.ASIDE or any(one.event_nid == step.event_nid for one in step.changes),
+            state_changed=is_current,
             joined_members=step.after.joined,
             local_members=step.after.local,
             room_version=step.event.version.identifier,

@@ -290,10 +290,21 @@ async def _serve(
         found = await rooms.resolve_alias(query["room_alias"])
         return {"room_id": found.room_id, "servers": found.servers}
     if endpoint == "event":
-        return {"pdus": await _bodies(server, parts)}
-    if endpoint in ("state", "event_auth"):
-        event_id = query["event_id"] if endpoint == "state" else parts[1]
-        return await _known(server, endpoint, event_id)
+        found = await rooms.events_for_server(origin, parts)
+        return {"pdus": [orjson.Fragment(pdu) for pdu in found.values()]}
+    if endpoint == "event_auth":
+        return {"auth_chain": await _bodies(server, await rooms.event_auth_for_server(origin, *parts))}
+    if endpoint in ("state", "state_ids"):
+        state, chain = await rooms.state_ids_for_server(origin, parts[0], query["event_id"])
+        if endpoint == "state_ids":
+            return {"pdu_ids": state, "auth_chain_ids": chain}
+        return {"pdus": await _bodies(server, state), "auth_chain": await _bodies(server, chain)}
+    if endpoint == "get_missing_events":
+        asked: Any = request.body
+        found = await rooms.missing_events_for_server(
+            origin, *parts, asked["earliest_events"], asked["latest_events"], asked.get("limit", 10), 0
+        )
+        return {"events": [orjson.Fragment(pdu) for pdu in found]}
     raise MatrixError(404, "M_UNRECOGNIZED", "There is no such endpoint.")
 
 
@@ -315,22 +326,3 @@ async def _taken(server: Server, kind: str, taken: Any) -> Any:
 async def _bodies(server: Server, event_ids: list[str]) -> list[Any]:
     found = await server.rooms.pdus(event_ids)
     return [orjson.Fragment(found[event_id]) for event_id in event_ids]
-
-
-async def _known(server: Server, endpoint: str, event_id: str) -> Any:
-    """What the server knows of the state before an event, or of what authorises it."""
-    if endpoint == "event_auth":
-        return {"auth_chain": await _bodies(server, await _chain(server, [event_id]))}
-    before = [event.event_id for event in await server.rooms.state_before(event_id)]
-    return {"pdus": await _bodies(server, before), "auth_chain": await _bodies(server, await _chain(server, before))}
-
-
-async def _chain(server: Server, event_ids: list[str]) -> list[str]:
-    found: dict[str, None] = {}
-    waiting = list(event_ids)
-    while waiting:
-        pdus = await server.rooms.pdus(waiting)
-        named = [one for pdu in pdus.values() for one in orjson.loads(pdu)["auth_events"]]
-        waiting = [event_id for one in named if (event_id := one if isinstance(one, str) else one[0]) not in found]
-        found.update(dict.fromkeys(waiting))
-    return list(found)

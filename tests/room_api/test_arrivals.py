@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.events import Event, receive_event
 from dendrite_tw.matrix.room_versions import ROOM_VERSIONS
 from dendrite_tw.room_api.adoption import PartialJoin
@@ -303,6 +305,19 @@ class WholeStateTests(TwoServers):
         members = self.b.do(self.b.rooms.local_memberships(room_id))
         self.assertEqual([(member.user_id, member.membership) for member in members], [(BOB, "join")])
         self.assertEqual(self.b.do(self.b.rooms.local_memberships("!none:b")), [])
+
+    def test_what_is_known_apart_from_the_timeline_is_seen_as_state_only(self) -> None:
+        room_id = self.a.create(ALICE, preset="public_chat", name="old")
+        old = self.a.state(room_id)["m.room.power_levels", ""]
+        levels = {**self.a.content(room_id, "m.room.power_levels"), "ban": 51}
+        self.a.send(room_id, ALICE, "m.room.power_levels", levels, "")
+        topic = self.a.send(room_id, ALICE, TOPIC, {"topic": "t"}, "")
+        self.a.let_join(self.b, room_id, BOB)
+        self.assertEqual(self.b.do(self.b.rooms.event(room_id, BOB, topic)).event_id, topic)
+        self.assertIsNotNone(self.b.row(old))
+        for user, event_id in ((BOB, old), (BERTA, topic)):
+            asked = Deferred.fromCoroutine(self.b.rooms.event(room_id, user, event_id))
+            self.assertEqual(self.failureResultOf(asked, MatrixError).value.status, 404)
 
     def test_a_join_again_after_all_had_left(self) -> None:
         room_id = self.shared_room()

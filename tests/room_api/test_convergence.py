@@ -83,9 +83,7 @@ class Play:
         if kind in ("join", "leave", "kick", "ban", "unban"):
             own = kind in ("join", "leave")
             return server.rooms.change_membership(
-                MembershipChange(
-                    room_id=self.room_id, sender=sender, target=sender if own else target, action=kind
-                )
+                MembershipChange(room_id=self.room_id, sender=sender, target=sender if own else target, action=kind)
             )
         contents: dict[str, tuple[str, str | None, dict[str, Any]]] = {
             "say": ("m.room.message", None, {"body": f"{number}"}),
@@ -127,9 +125,7 @@ class ConvergenceTests(SynchronousTestCase):
 
     def check(self, play: Play, chance: random.Random) -> None:
         everything = [
-            (server, event_id)
-            for server in play.servers
-            for event_id in server.timeline(play.room_id)[play.base :]
+            (server, event_id) for server in play.servers for event_id in server.timeline(play.room_id)[play.base :]
         ]
         asking, patient = play.observers
         chance.shuffle(everything)

@@ -145,6 +145,15 @@ class InviteTests(JoinStory):
         self.net.do(self.a.change(room_id, ALICE, "invite", BOB))
         self.assertEqual(self.b.membership(room_id, BOB), "invite")
 
+    def test_no_more_invites_than_anybody_looks_through(self) -> None:
+        self.b.rooms.remote.stubs.most = 2
+        rooms = [self.private() for _ in range(3)]
+        for room_id in rooms[:2]:
+            self.a.member(room_id, ALICE, "invite", BOB)
+        self.net.refused(self.a.change(rooms[2], ALICE, "invite", BOB), "M_FORBIDDEN", 403)
+        self.b.member(rooms[0], BOB, "leave")
+        self.a.member(rooms[2], ALICE, "invite", BOB)
+
     def test_a_server_that_does_not_sign(self) -> None:
         for answer in ({}, {"event": {}}, {"event": {"signatures": {"b.example": {"ed25519:1": "A" * 86}}}}, []):
             room_id = self.private()
@@ -227,7 +236,6 @@ class InviteTests(JoinStory):
         self.assertEqual(self.shown(self.b, room_id, BOB)["m.room.name"], {"name": "Mantua"})
         self.b.member(room_id, BOB, "join")
         self.same_state(room_id, (self.a, ALICE), (self.b, BOB))
-
 
     def test_numbers_grow_along_the_graph(self) -> None:
         """An invite is known before what authorises it; once the room is, it stands behind that."""

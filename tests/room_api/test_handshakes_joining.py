@@ -117,6 +117,35 @@ class JoinTests(JoinStory):
         self.assertEqual(self.a.joined(room_id), [ALICE])
         self.assertEqual(self.b.asked + self.c.asked, [])
 
+    def test_a_room_that_all_have_left_may_live_elsewhere(self) -> None:
+        """Alice's server believes that the room is empty, as it has not heard yet that Carol is in it."""
+        room_id = self.room()
+        self.join(self.b, room_id, BOB)
+        self.net.deliver()
+        self.join(self.c, room_id, CAROL, via=("b.example",))
+        self.b.member(room_id, BOB, "leave")
+        told = self.b.told[-1].event.event_id
+        (pdu,) = self.net.do(self.b.rooms.pdus([told])).values()
+        self.net.do(self.c.rooms.receive("b.example", room_id, [pdu]))
+        self.b.answers["get_missing_events"] = lambda request: RawAnswer(404, b"")
+        self.net.do(self.a.rooms.receive("b.example", room_id, [pdu]))
+        self.a.member(room_id, ALICE, "leave")
+        self.a.member(room_id, ALICE, "join", via=["c.example"])
+        self.same_state(room_id, (self.a, ALICE), (self.c, CAROL))
+        self.assertEqual(self.a.joined(room_id), [ALICE, CAROL])
+
+    def test_a_room_that_is_nowhere_else_any_more(self) -> None:
+        room_id = self.room()
+        self.join(self.b, room_id, BOB)
+        self.b.member(room_id, BOB, "leave")
+        self.net.deliver()
+        self.a.member(room_id, ALICE, "leave")
+        for cut in (set(), {"b.example"}):
+            self.net.cut = cut
+            self.a.member(room_id, ALICE, "join")
+            self.assertEqual(self.a.joined(room_id), [ALICE])
+            self.a.member(room_id, ALICE, "leave")
+
     def test_who_is_not_there_lets_nobody_in(self) -> None:
         room_id = self.room()
         self.join(self.b, room_id, BOB)

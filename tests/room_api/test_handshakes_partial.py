@@ -231,7 +231,14 @@ class PartialTests(PartialStory):
         self.assertIn(DAN, self.a.joined(room_id))
         self.complete()
         self.whole(room_id)
-        self.assertEqual(self.a.asked.count(("b.example", "send_join")), 1)
+
+    def test_one_who_was_banned_does_not_come_in_meanwhile(self) -> None:
+        room_id = self.large(name="Verona")
+        self.a.member(room_id, ALICE, "ban", DAN)
+        self.join(self.b, room_id, BOB)
+        self.net.refused(self.b.change(room_id, DAN, "join"), "M_FORBIDDEN", 403)
+        self.complete()
+        self.whole(room_id)
 
     def test_nobody_is_let_in_meanwhile(self) -> None:
         room_id = self.large()
@@ -282,6 +289,9 @@ class BelievedTooMuch(PartialStory):
         self.join(self.b, self.room_id, BOB)
         state = self.b.state(self.room_id, BOB)
         self.authority = [state["m.room.create", ""], state["m.room.power_levels", ""], self.joined]
+        chain = self.net.do(self.a.rooms.pdus([*self.authority, state["m.room.join_rules", ""]]))
+        told = [orjson.Fragment(pdu) for pdu in chain.values()]
+        self.c.answers["event_auth"] = lambda request: {"auth_chain": told}
         self.ends = [self.b.told[-1].event.event_id]
         self.depth = self.b.told[-1].event.depth
 

@@ -250,9 +250,7 @@ class WalkTests(Serving):
         self.assertEqual(self.missing([], [last], 20, depth + 28), said[27:-1])
         self.assertEqual(self.missing([], [last], 0), [])
         self.assertEqual(self.missing([], ["$unknown", self.a.say(self.room(), ALICE, "elsewhere")]), [])
-        self.refused(
-            self.a.rooms.missing_events_for_server("d", self.room_id, [], [last], 10, 0), "M_FORBIDDEN", 403
-        )
+        self.refused(self.a.rooms.missing_events_for_server("d", self.room_id, [], [last], 10, 0), "M_FORBIDDEN", 403)
 
     def test_backfill_begins_with_what_was_named_and_goes_back(self) -> None:
         made = self.diamond()

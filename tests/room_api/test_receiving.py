@@ -335,5 +335,3 @@ class PolicyTests(TwoServers):
         self.a.send(room_id, ALICE, "m.room.policy", content, "")
         self.a.say(room_id, ALICE, "spam")
         self.assertEqual(self.signed, [])
-
-

@@ -6,13 +6,14 @@ found that lets them; the event that comes of it is kept with what was told of t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
+from ...database.engines import Database
 from ...matrix.errors import MatrixError, forbidden, not_found
 from ...matrix.events import Event, build_event, reference_hash
 from ...matrix.handshakes import Joined, Signer, Wish, join, knock, leave
@@ -21,11 +22,15 @@ from ...matrix.signing import encode_base64
 from ...world import Clock, Random
 from ..api import MembershipChange
 from ..room import Room, Rooms
+from ..tables import rooms as room_table
 from .driver import Driver
 from .reading import ServersOf
 from .stubs import Known, Stubs
 
 log = Logger()
+
+FORMER_MEMBERS = 200
+"""Users of other servers by whom those are found that may still be in a room."""
 
 MAX_CANDIDATES = 20
 """Servers that are tried for one wish."""
@@ -43,6 +48,7 @@ class Asking:
     def __init__(
         self,
         *,
+        database: Database,
         rooms: Rooms,
         stubs: Stubs,
         driver: Driver,
@@ -52,6 +58,7 @@ class Asking:
         random: Random,
         signer: Signer,
     ) -> None:
+        self._database = database
         self._rooms = rooms
         self._stubs = stubs
         self._driver = driver
@@ -68,16 +75,39 @@ class Asking:
         user = "" if change.action == "join" else change.target
         async with self._alone(change.room_id, user):
             room = await self._rooms.find(change.room_id)
-            if room is not None and room.is_here:
+            deserted = room is not None and room.is_here
+            if room is not None and deserted and (room.head.local or change.action == "leave"):
                 return False
-            known = await self._stubs.known(room, change.target) if room is not None else None
-            if change.action == "join":
-                await self._join(change, known)
-            elif change.action == "knock":
-                await self._knock(change, known)
-            else:
-                await self._leave(change, room, known)
+            former = await self._former_servers(room)
+            if deserted and not former:
+                return False
+            try:
+                await self._ask(change, room, former)
+            except MatrixError as error:
+                # Nobody is left who would know better.
+                if not deserted or error.status == 403:
+                    raise
+                return False
             return True
+
+    async def _ask(self, change: MembershipChange, room: Room | None, former: list[str]) -> None:
+        known = await self._stubs.known(room, change.target) if room is not None else None
+        wish = await self._wish(change, known, former)
+        if change.action == "join":
+            await self._join(change, known, wish)
+        elif change.action == "knock":
+            knocked = await self._driver.run(knock(wish))
+            await self._stubs.put(knocked.event, knocked.state, knocked.resident)
+        else:
+            await self._leave(change, room, known, wish)
+
+    async def _former_servers(self, room: Room | None) -> list[str]:
+        """Other servers that had members in a room when this one last knew, or before."""
+        if room is None:
+            return []
+        users = await self._database.read(room_table.some_others, room.room_nid, FORMER_MEMBERS)
+        servers = [*await self._servers_of(room.room_id), *(user.partition(":")[2] for user in users)]
+        return [server for server in dict.fromkeys(servers) if server != self._signer.server_name]
 
     @asynccontextmanager
     async def _alone(self, room_id: str, user_id: str) -> Any:
@@ -95,10 +125,9 @@ class Asking:
 
     # --- the wishes ---
 
-    async def _join(self, change: MembershipChange, known: Known | None) -> None:
+    async def _join(self, change: MembershipChange, known: Known | None, wish: Wish) -> None:
         if change.is_guest and (known is None or known.membership != "invite"):
             raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests join rooms of other servers only when invited.")
-        wish = await self._wish(change, known)
         log.info("joining {room} through {servers}", room=wish.room_id, servers=", ".join(wish.servers))
         joined = await self._driver.run(join(wish, omit_members=True), self._progress(wish))
         if joined.left_out:
@@ -112,13 +141,10 @@ class Asking:
 
     async def join_through_another(self, change: MembershipChange) -> Joined:
         """Have another server let a user into a room that this one is in, where nobody here may vouch for them."""
-        return await self._driver.run(join(await self._wish(change, None), omit_members=True))
+        wish = await self._wish(change, None, await self._servers_of(change.room_id))
+        return await self._driver.run(join(wish, omit_members=True))
 
-    async def _knock(self, change: MembershipChange, known: Known | None) -> None:
-        knocked = await self._driver.run(knock(await self._wish(change, known)))
-        await self._stubs.put(knocked.event, knocked.state, knocked.resident)
-
-    async def _leave(self, change: MembershipChange, room: Room | None, known: Known | None) -> None:
+    async def _leave(self, change: MembershipChange, room: Room | None, known: Known | None, wish: Wish) -> None:
         """Refuse an invite or take a knock back; if nobody hears of it, the user is rid of it all the same."""
         if room is None or known is None:
             raise not_found("You are not in this room.")
@@ -126,7 +152,6 @@ class Asking:
             return
         if known.membership == "ban":
             raise forbidden("You are banned from this room.")
-        wish = await self._wish(change, known)
         try:
             event = (await self._driver.run(leave(wish))).event
         except MatrixError as error:
@@ -158,7 +183,7 @@ class Asking:
 
     # --- what is asked, and whom ---
 
-    async def _wish(self, change: MembershipChange, known: Known | None) -> Wish:
+    async def _wish(self, change: MembershipChange, known: Known | None, servers: Sequence[str]) -> Wish:
         content = {} if change.action == "leave" else {**change.profile, **change.content}
         content = {key: value for key, value in content.items() if key not in SET_BY_SERVERS}
         if change.reason is not None:
@@ -166,21 +191,21 @@ class Asking:
         return Wish(
             room_id=change.room_id,
             user_id=change.target,
-            servers=await self._candidates(change, known),
+            servers=self._candidates(change, known, servers),
             signer=self._signer,
             now_ms=self._clock.now_ms(),
             content=content,
             event_name=self._random.token(18),
         )
 
-    async def _candidates(self, change: MembershipChange, known: Known | None) -> list[str]:
+    def _candidates(self, change: MembershipChange, known: Known | None, servers: Sequence[str]) -> list[str]:
         """Servers to try: whom the user names, who invited, who was in the room, whose room it is."""
         named = list(change.via)
         if known is not None:
             inviter = server_name_of(known.event.sender)
             first = [server for server in (known.via, inviter) if server]
             named = [*first, *named] if change.action == "leave" else [*named, *first]
-        named += await self._servers_of(change.room_id)
+        named += servers
         named.append(change.room_id.partition(":")[2])
         own = self._signer.server_name
         wanted = [server for server in dict.fromkeys(named) if is_server_name(server) and server != own]

@@ -73,6 +73,8 @@ class Invitations:
         target = _target(body if old else body.get("event"))
         if target is not None and self._is_ours(target):
             await self._check_invited(target)
+            if not is_here:
+                await self._stubs.check_crowd(target)
         read = receive_old_invite if old else receive_invite
         invited = await self._driver.run(
             read(
@@ -146,7 +148,8 @@ class Invitations:
             good = await self._authority(origin, event, known)
         except HandshakeError as error:
             # Who has invited may take it back, and that much is known without the room.
-            return None if event.sender == known.event.sender else str(error)
+            trusted = server_name_of(event.sender) in (server_name_of(known.event.sender), known.via)
+            return None if trusted else str(error)
         named = [good[auth_id] for auth_id in event.auth_events if auth_id in good]
         if len(named) < len(event.auth_events):
             return "events that authorise it are missing or do not hold"
@@ -169,17 +172,19 @@ class Invitations:
             raise HandshakeError("what authorises it is malformed") from None
         if len(chain) > AUTH_EVENTS_LIMIT:
             raise HandshakeError("too much authorises it")
-        chain += [msgspec.Raw(known.event.pdu), *await self._create(origin, event)]
-        pile = Pile([], chain)
-        described, _ = await self._driver.run(
-            check_room(pile, event.version, event.room_id, now_ms=self._clock.now_ms())
-        )
+        chain.append(msgspec.Raw(known.event.pdu))
+        good = await self._good(event, chain)
+        if not event.version.create_event_in_auth_events and "$" + event.room_id[1:] not in good:
+            good = await self._good(event, [*chain, *await self._create(origin, event)])
+        return good
+
+    async def _good(self, event: Event, chain: list[msgspec.Raw]) -> dict[str, Event]:
+        steps = check_room(Pile([], chain), event.version, event.room_id, now_ms=self._clock.now_ms())
+        described, _ = await self._driver.run(steps)
         return described.good
 
     async def _create(self, origin: str, event: Event) -> list[msgspec.Raw]:
-        """The create event, where the auth chain of an event does not name it as it is in the room's ID."""
-        if event.version.create_event_in_auth_events:
-            return []
+        """The create event, which the auth events of a room do not name where it is in the room's ID."""
         reply = await self._driver.ask(Request(origin, "GET", path("v1", "event", "$" + event.room_id[1:])))
         if reply is None or reply.status != 200:
             return []

@@ -26,7 +26,7 @@ from ..store import EventStore, RoomEvents
 from ..tables import rooms as room_table
 from ..tables.duties import DutyRow
 from ..tables.names import Names
-from ..tables.rooms import ELSEWHERE
+from ..tables.rooms import ELSEWHERE, PARTIAL
 from .aliases import RemoteAliases
 from .answers import JoinAnswers
 from .asked import Asked
@@ -105,6 +105,7 @@ class RemoteRooms:
         )
         importing = Importing(adoption=adoption, stubs=self.stubs, clock=clock, on_partial=self.completing.begin)
         self.asking = Asking(
+            database=database,
             rooms=rooms,
             stubs=self.stubs,
             driver=driver,
@@ -171,7 +172,8 @@ class RemoteRooms:
         room = await self._rooms.find(room_id)
         if room is None or room.standing == ELSEWHERE or not room.head.local:
             return None
-        return await self._current.membership(room, user_id) == "join"
+        membership = await self._current.membership(room, user_id)
+        return None if membership is None and room.standing == PARTIAL else membership == "join"
 
     async def _servers_of(self, room_id: str) -> list[str]:
         """The servers that had members in a room when this one last knew."""

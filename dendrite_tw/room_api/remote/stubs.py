@@ -15,7 +15,7 @@ import orjson
 
 from ...database.engines import Database
 from ...database.statements import Transaction
-from ...matrix.errors import MatrixError
+from ...matrix.errors import MatrixError, forbidden
 from ...matrix.events import Event, receive_event, stripped
 from ...matrix.room_versions import RoomVersion
 from ..adoption import Adoption
@@ -27,7 +27,8 @@ from ..tables import events as event_table
 from ..tables import rooms as room_table
 from ..tables.names import Names
 
-MEMBER = "m.room.member"
+MOST = 1000
+"""Invites and knocks to rooms elsewhere that one user may have: each keeps a room, and strangers send them."""
 
 
 class Known(msgspec.Struct, frozen=True, eq=False):
@@ -47,6 +48,7 @@ class Stubs:
         self._names = names
         self._writer = writer
         self._adoption = adoption
+        self.most = MOST
 
     async def room(self, room_id: str, version: RoomVersion) -> Room:
         """The room, made known as one that this server is not in if it was unknown.
@@ -76,6 +78,12 @@ class Stubs:
         user_nid = await self._database.read(self._names.find, user_id)
         kept = await self._database.read(table.invite_of, user_nid, room.room_nid) if user_nid is not None else None
         return None if kept is None else [orjson.dumps(one) for one in orjson.loads(kept.stripped)]
+
+    async def check_crowd(self, user_id: str) -> None:
+        """Raise 403 where a user has more invites and knocks elsewhere than anybody will look through."""
+        user_nid = await self._database.read(self._names.find, user_id)
+        if user_nid is not None and await self._database.read(table.count_invites, user_nid) >= self.most:
+            raise forbidden(f"{user_id} has too many invites already.")
 
     async def put(self, event: Event, state: Sequence[Mapping[str, Any]], via: str) -> None:
         """Keep the invite or knock of a user of ours, with the stripped state that came with it."""

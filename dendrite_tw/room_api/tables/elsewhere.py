@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ...database.statements import Transaction, maybe, none
+from ...database.statements import Transaction, maybe, none, one
 
 
 class InviteRow(msgspec.Struct, frozen=True):
@@ -26,6 +26,10 @@ def put_invite(txn: Transaction, user_nid: int, room_nid: int, stripped: bytes, 
 
 @maybe(InviteRow, "SELECT stripped, via FROM invites WHERE user_nid = :user_nid AND room_nid = :room_nid")
 def invite_of(txn: Transaction, user_nid: int, room_nid: int) -> None: ...
+
+
+@one(int, "SELECT COUNT(*) FROM invites WHERE user_nid = :user_nid")
+def count_invites(txn: Transaction, user_nid: int) -> None: ...
 
 
 @none("DELETE FROM invites WHERE user_nid = :user_nid AND room_nid = :room_nid")

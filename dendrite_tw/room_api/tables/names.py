@@ -75,12 +75,17 @@ class Names:
     def __init__(self) -> None:
         self._nids: dict[str, int] = {}
         self._slots: dict[Slot, int] = {}
+        self._commits = 0
 
     def _remember(self, nids: dict[str, int], slots: dict[Slot, int]) -> None:
-        if len(self._nids) + len(self._slots) > REMEMBERED:
-            self._nids, self._slots = {}, {}
+        self._commits += 1
+        self._bound()
         self._nids.update(nids)
         self._slots.update(slots)
+
+    def _bound(self) -> None:
+        if len(self._nids) + len(self._slots) > REMEMBERED:
+            self._nids, self._slots = {}, {}
 
     async def find(self, txn: Transaction, name: str) -> int | None:
         """The number of a name, `None` if nothing stored ever had it."""
@@ -90,14 +95,22 @@ class Names:
         return known
 
     def remembered_slot(self, slot: Slot) -> int | None:
-        """The number of a slot if it is in memory."""
+        """The number of a slot, 0 if nothing stored ever had it; `None` if that is not in memory."""
         return self._slots.get(slot)
 
     async def find_slot(self, txn: Transaction, slot: Slot) -> int | None:
+        """The number of a slot, `None` if nothing stored ever had it."""
         known = self._slots.get(slot)
-        if known is None and (known := await slot_nid(txn, *slot)) is not None:
-            self._slots[slot] = known
-        return known
+        if known is None:
+            commits = self._commits
+            known = await slot_nid(txn, *slot)
+            if known is not None:
+                self._slots[slot] = known
+            elif commits == self._commits:
+                # Whoever stores it writes over this once it is on disk.
+                self._bound()
+                self._slots.setdefault(slot, 0)
+        return known or None
 
     async def intern(self, txn: Transaction, names: Iterable[str]) -> dict[str, int]:
         """Numbers for all of `names`, new ones where needed; for a writing transaction."""
@@ -114,7 +127,7 @@ class Names:
     async def intern_slots(self, txn: Transaction, slots: Iterable[Slot]) -> dict[Slot, int]:
         """As `intern`, for state slots."""
         wanted = set(slots)
-        known = {slot: nid for slot in wanted if (nid := self._slots.get(slot)) is not None}
+        known = {slot: nid for slot in wanted if (nid := self._slots.get(slot))}
         fresh: dict[Slot, int] = {}
         for slot in wanted - known.keys():
             found = await slot_nid(txn, *slot)

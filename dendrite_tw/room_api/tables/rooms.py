@@ -244,6 +244,15 @@ def some_joined_users(txn: Transaction, room_nid: int, count: int) -> None: ...
 @many(
     str,
     "SELECT n.name FROM memberships m JOIN names n ON n.name_nid = m.user_nid WHERE m.room_nid = :room_nid "
+    "AND m.local = 0 ORDER BY m.position DESC LIMIT :count",
+)
+def some_others(txn: Transaction, room_nid: int, count: int) -> None:
+    """Users of other servers who have any membership, those first whose is the newest."""
+
+
+@many(
+    str,
+    "SELECT n.name FROM memberships m JOIN names n ON n.name_nid = m.user_nid WHERE m.room_nid = :room_nid "
     "AND m.membership = 'join' AND m.local = 1 LIMIT :count",
 )
 def some_local_members(txn: Transaction, room_nid: int, count: int) -> None: ...
