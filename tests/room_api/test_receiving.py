@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 from twisted.internet.defer import Deferred
@@ -88,6 +89,24 @@ class MissingEventTests(TwoServers):
         self.assert_same_state(room_id)
         self.assertEqual(self.b.row(said[-1]).gap, 1)  # type: ignore[union-attr]
         self.assertIn(("b", "c", "state_ids"), self.network.asked)
+
+    def test_a_state_with_holes_is_none(self) -> None:
+        """One of the events of a state is not given: the state is not taken without it."""
+        room_id = self.shared_room()
+        topic = self.a.send(room_id, ALICE, TOPIC, {"topic": "t"}, "")
+        name = self.a.send(room_id, ALICE, NAME, {"name": "n"}, "")
+        said = [self.a.say(room_id, ALICE, str(number)) for number in range(150)]
+        self.network.answers["a", "event"] = lambda request: (
+            RawAnswer(500, b"") if topic in unquote(request.path) else None
+        )
+        self.assertIn(said[-1], self.pass_on("a", room_id, said[-1:]))
+        self.assertNotIn((TOPIC, ""), self.b.state(room_id))
+        del self.network.answers["a", "event"]
+        self.network.memory.clock.advance(5)
+        self.assertEqual(self.pass_on("a", room_id, said[-1:]), {})
+        self.assertEqual(self.b.state(room_id)[TOPIC, ""], topic)
+        self.assertEqual(self.b.state(room_id)[NAME, ""], name)
+        self.assert_same_state(room_id)
 
     def test_nobody_helps(self) -> None:
         room_id = self.shared_room()
