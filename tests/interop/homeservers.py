@@ -89,6 +89,7 @@ federation_api:
 media_api:
   database: {{connection_string: "file:{folder}/media_api.db"}}
   base_path: {folder}/media
+  dynamic_thumbnails: true
 room_server:
   database: {{connection_string: "file:{folder}/room_server.db"}}
 sync_api:

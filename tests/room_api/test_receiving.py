@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import orjson
 from twisted.internet.defer import Deferred
 
-from dendrite_tw.federation_api.api import RawAnswer
+from dendrite_tw.federation_api.api import FederationRequest, RawAnswer
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.events import Event, parse_event, signed_bytes
 from dendrite_tw.matrix.keys import signing_key
@@ -96,9 +96,12 @@ class MissingEventTests(TwoServers):
         topic = self.a.send(room_id, ALICE, TOPIC, {"topic": "t"}, "")
         name = self.a.send(room_id, ALICE, NAME, {"name": "n"}, "")
         said = [self.a.say(room_id, ALICE, str(number)) for number in range(150)]
-        self.network.answers["a", "event"] = lambda request: (
-            RawAnswer(500, b"") if topic in unquote(request.path) else None
-        )
+
+        def event(request: FederationRequest) -> Any:
+            event_id = unquote(request.path.rsplit("/", 1)[-1])
+            return RawAnswer(500, b"") if event_id == topic else self.a.answer_event(event_id)
+
+        self.network.answers["a", "event"] = event
         self.assertIn(said[-1], self.pass_on("a", room_id, said[-1:]))
         self.assertNotIn((TOPIC, ""), self.b.state(room_id))
         del self.network.answers["a", "event"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,16 @@ class Storm:
 
     # --- the play ---
 
-    def play(self) -> Outcome:
-        """All of it."""
+    def play(self, before_checks: Callable[[Storm], object] | None = None) -> Outcome:
+        """All of it; `before_checks` may do something when all is healed."""
         outcome = Outcome(int(self.seed), self.trace)
         globalLogPublisher.addObserver(self._logged)
         try:
             self._begin()
             self._rage()
             self._heal()
+            if before_checks is not None:
+                before_checks(self)
             check(self)
             outcome.events = len({said.event_id for person in self.people for said in person.said})
         except Exception as error:
@@ -333,8 +335,8 @@ async def _waited(deferred: Deferred[Any]) -> None:
     await deferred
 
 
-def run(seed: int, plan: Plan | None = None) -> Outcome:
+def run(seed: int, plan: Plan | None = None, before_checks: Callable[[Storm], object] | None = None) -> Outcome:
     """One seed in a folder of its own."""
     where = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="simulation-", dir=where) as folder:
-        return Storm(seed, plan or Plan(), Path(folder)).play()
+        return Storm(seed, plan or Plan(), Path(folder)).play(before_checks)
