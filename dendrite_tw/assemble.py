@@ -78,6 +78,7 @@ log = Logger()
 
 PRUNE_SECONDS = 3600
 PROBE_SECONDS = 5
+REST_SECONDS = 10
 
 DURABLES = {"OutputRoomEvent": ["UserAPIRoomServerConsumer"]}
 """The durable consumers of each stream, whose positions hold back the pruning of outboxes; without federation."""
@@ -241,6 +242,8 @@ class Parts:
         self._prune_keys.clock = world.time
         self._probe = LoopingCall(lambda: Deferred.fromCoroutine(self.databases.probe()))
         self._probe.clock = world.time
+        self._rest = LoopingCall(self.databases.rest)
+        self._rest.clock = world.time
         self._sweep = LoopingCall(budget.sweep)
         self._sweep.clock = world.time
         self._sweep_seconds = max(60.0, config.global_.cache.max_age)
@@ -297,6 +300,7 @@ class Parts:
         self.last_seen.start()
         self._prune_keys.start(PRUNE_SECONDS, now=False)
         self._probe.start(PROBE_SECONDS, now=False)
+        self._rest.start(REST_SECONDS, now=False)
         self._sweep.start(self._sweep_seconds, now=False)
 
     def _users_reached(self, position: int) -> None:
@@ -310,7 +314,7 @@ class Parts:
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
-        for loop in (self._prune_keys, self._sweep, self._probe):
+        for loop in (self._prune_keys, self._sweep, self._rest, self._probe):
             if loop.running:
                 loop.stop()
         await self.last_seen.stop()

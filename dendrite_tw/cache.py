@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -96,6 +96,26 @@ class Cache(Generic[K, V]):
                 return None
             self.hits += 1
             return self._promote(key)
+
+    def get_many(self, keys: Iterable[K]) -> list[V | None]:
+        """As `get` for each of `keys`, for a fraction of its cost."""
+        kept, fresh = self._kept, self._fresh
+        values: list[V | None] = []
+        missed = 0
+        with self._budget.lock:
+            for key in keys:
+                found = kept.get(key)
+                if found is not None:
+                    kept.move_to_end(key)
+                    values.append(found[0])
+                elif key in fresh:
+                    values.append(self._promote(key))
+                else:
+                    values.append(None)
+                    missed += 1
+            self.hits += len(values) - missed
+            self.misses += missed
+        return values
 
     def _promote(self, key: K) -> V:
         """Count a fresh value among the kept ones."""

@@ -95,6 +95,12 @@ class Databases:
             if database.failing:
                 await database.probe()
 
+    def rest(self) -> None:
+        """Let the databases that are not used at the moment give back memory."""
+        for database in self._open.values():
+            if isinstance(database, SQLiteDatabase):
+                database.rest()
+
     async def close(self) -> None:
         for database in self._open.values():
             await ended(database.close())

@@ -1,7 +1,8 @@
 """Counters and gauges at ``/metrics``, in the format of Prometheus.
 
 Hot paths count in plain dictionaries; the `prometheus_client` objects are
-made when somebody asks.  With ``global.metrics.basic_auth`` set, wrong
+made when somebody asks, and the library is imported no sooner: it is a megabyte
+of memory that a server whom nobody asks does not need.  With ``global.metrics.basic_auth`` set, wrong
 credentials are answered with 403, as Dendrite answers them.
 """
 
@@ -10,17 +11,18 @@ from __future__ import annotations
 import base64
 import hmac
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.gc_collector import GCCollector
-from prometheus_client.process_collector import ProcessCollector
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
 from . import __version__
 from .cache import CacheBudget
 from .web.routes import Endpoint
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
 
 
 class Metrics:
@@ -31,10 +33,21 @@ class Metrics:
         self._requests: dict[tuple[str, str, int], int] = {}
         self._gauges: list[tuple[str, str, Callable[[], float]]] = []
         self._counters: list[tuple[str, str, tuple[str, ...], Mapping[tuple[str, ...], int]]] = []
-        self.registry = CollectorRegistry()
-        self.registry.register(self)
-        ProcessCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+        self._registry: CollectorRegistry | None = None
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """All that is shown: this, and what the library says of every process."""
+        if self._registry is None:
+            from prometheus_client import CollectorRegistry
+            from prometheus_client.gc_collector import GCCollector
+            from prometheus_client.process_collector import ProcessCollector
+
+            self._registry = CollectorRegistry()
+            self._registry.register(self)
+            ProcessCollector(registry=self._registry)
+            GCCollector(registry=self._registry)
+        return self._registry
 
     def observe(self, endpoint: Endpoint | None, status: int) -> None:
         """Count an answer."""
@@ -52,6 +65,8 @@ class Metrics:
         self._counters.append((name, documentation, tuple(labels), counts))
 
     def collect(self) -> Iterable[Metric]:
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
         up = GaugeMetricFamily("dendrite_up", "The server runs.", labels=["version"])
         up.add_metric([__version__], 1)
         yield up
@@ -92,6 +107,8 @@ class MetricsResource(Resource):
         )
 
     def render_GET(self, request: Request) -> bytes:
+        from prometheus_client import generate_latest
+
         if self._expected is not None:
             given = request.getHeader(b"authorization") or b""
             if not hmac.compare_digest(given.encode() if isinstance(given, str) else given, self._expected):

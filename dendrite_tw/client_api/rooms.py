@@ -142,6 +142,7 @@ class RoomRoutes:
                 SENDING,
                 MAX_BODY,
             ),
+            Route("POST", f"{room}/redact/{{event_id}}", self.redact_untracked, Access.GUEST, SENDING),
             Route("PUT", f"{room}/redact/{{event_id}}/{{txn_id}}", self.redact, Access.GUEST, SENDING),
             Route("GET", f"{room}/aliases", self.aliases, Access.USER, SENDING),
             Route("GET", f"{CLIENT}/directory/room/{{room_alias}}", self.resolve_alias, Access.PUBLIC, SENDING),
@@ -338,6 +339,17 @@ class RoomRoutes:
     ) -> dict[str, str]:
         if len(txn_id) > TRANSACTION_LIMIT:
             raise invalid_param("The transaction ID is too long.")
+        return await self._redact(caller, room_id, event_id, txn_id, body)
+
+    async def redact_untracked(
+        self, caller: Caller, room_id: str, event_id: str, body: dict[str, Any]
+    ) -> dict[str, str]:
+        """``POST …/redact/{eventId}``, without a transaction, as clients of the first years redact."""
+        return await self._redact(caller, room_id, event_id, None, body)
+
+    async def _redact(
+        self, caller: Caller, room_id: str, event_id: str, txn_id: str | None, body: dict[str, Any]
+    ) -> dict[str, str]:
         reason = _reason(body)
         event = NewEvent(
             room_id=room_id,

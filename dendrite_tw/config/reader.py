@@ -10,7 +10,6 @@ Size, depth, number of nodes and aliases are bounded before anything is built.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -380,6 +379,8 @@ def nearest_key(kind: type[Section], name: str, where: str) -> str:
 
     Siblings come first, then a key of exactly that name elsewhere in the tree.
     """
+    import difflib  # of use only where a name is wrong
+
     parent = where.rpartition(".")[0]
     siblings = [field.name for field in fields(kind)]
     close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.75)

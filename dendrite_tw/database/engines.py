@@ -161,6 +161,8 @@ class SQLiteDatabase:
         self._thread: threading.Thread | None = None
         self._opened_by = os.getpid()
         self._closed = False
+        self._read_lately = self._wrote_lately = self._read_long_lately = False
+        self._shrunk = False
         self.label = path
         self.failing = ""
         """Why the last change was not taken by the disk; empty when all is well."""
@@ -199,6 +201,7 @@ class SQLiteDatabase:
     ) -> Deferred[T]:
         if self._closed:
             return fail(Unavailable("it is being closed"))
+        self._wrote_lately = True
         job = _Job(function, args, kwargs, Deferred())
         if self._threads is None:
             self._commit([job])
@@ -223,6 +226,7 @@ class SQLiteDatabase:
     async def read(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        self._read_lately = True
         try:
             return run_inline(function(SQLiteTransaction(self._reader), *args, **kwargs))  # type: ignore[arg-type]
         except sqlite3.OperationalError as error:
@@ -241,6 +245,7 @@ class SQLiteDatabase:
         return job.answer
 
     def _read_in_thread(self, job: _Job, call_from_thread: Callable[..., Any]) -> None:
+        self._read_long_lately = True
         connection = self._long_readers.get()
         try:
             connection = connection or self._connect(query_only=True)
@@ -327,6 +332,41 @@ class SQLiteDatabase:
         except Unavailable:
             return
 
+    def rest(self) -> None:
+        """Called now and then: what was not used since the last call gives back its memory.
+
+        Pages that connections hold are read again from the file, long readers are opened again.
+        """
+        if self._closed or self._path == ":memory:":
+            return
+        if not self._read_long_lately:
+            self._close_long_readers(put_back=True)
+        busy = self._read_lately or self._wrote_lately
+        self._read_lately = self._wrote_lately = self._read_long_lately = False
+        if busy or self.failing:
+            self._shrunk = False
+        elif not self._shrunk:
+            self._shrunk = True
+            if self._thread is None:
+                self._writer.execute("PRAGMA shrink_memory")
+            else:
+                self.write(_shrink).addErrback(lambda failure: failure.trap(Unavailable))
+                self._wrote_lately = False
+            if self._reader is not self._writer:
+                self._reader.execute("PRAGMA shrink_memory")
+
+    def _close_long_readers(self, *, put_back: bool) -> None:
+        """Close those that nobody uses now."""
+        for _ in range(LONG_READERS):
+            try:
+                connection = self._long_readers.get_nowait()
+            except queue.Empty:
+                return
+            if connection is not None:
+                connection.close()
+            if put_back:
+                self._long_readers.put(None)
+
     def close(self) -> None:
         if self._closed:
             return
@@ -337,10 +377,12 @@ class SQLiteDatabase:
         self._writer.close()
         if self._reader is not self._writer:
             self._reader.close()
-        while not self._long_readers.empty():
-            connection = self._long_readers.get()
-            if connection is not None:
-                connection.close()
+        self._close_long_readers(put_back=False)
+
+
+async def _shrink(txn: Transaction) -> None:
+    """Let a connection give up the pages that it holds."""
+    await txn.execute("PRAGMA shrink_memory", ())
 
 
 def _deliver(jobs: list[_Job]) -> None:

@@ -151,6 +151,7 @@ class JetStream:
         now = self.now()
         for hosted in tuple(self.streams.values()):
             hosted.save_progress()
+            hosted.stream.forget_ids(now)
             for consumer in tuple(hosted.consumers.values()):
                 if consumer.config.inactive_threshold and self._is_abandoned(consumer, now):
                     self.delete_consumer(hosted, consumer)

@@ -275,14 +275,17 @@ class Stream:
         return self.config.duplicate_window
 
     def _known_id(self, msg_id: str, now: int) -> int:
-        self._forget_ids(now)
+        self.forget_ids(now)
         return self._ids.get(msg_id, 0)
 
-    def _forget_ids(self, now: int) -> None:
+    def forget_ids(self, now: int) -> None:
+        """Forget the message ids that came too long ago to matter."""
         oldest = now - self.duplicate_window
         order = self._id_order
         while order and (order[0][0] <= oldest or len(order) > MAX_MSG_IDS):
             self._ids.pop(order.popleft()[1], None)
+            if not order:
+                self._ids = {}  # a dictionary keeps the size that it once had
 
     def _remember_id(self, msg_id: str, seq: int, now: int) -> None:
         if msg_id and self.duplicate_window > 0:

@@ -319,13 +319,13 @@ def _state_before(event: Event) -> Generator[Question, Any, StateMap | None]:
     return cast("StateMap | None", (yield StateBefore(event, auth_keys(event))))
 
 
-def judge_apart(events: Iterable[Event], known: Mapping[str, KnownEvent]) -> dict[str, str]:
+def judge_apart(events: Iterable[Event], judged: dict[str, KnownEvent]) -> dict[str, str]:
     """Why, by id, events known apart from the timeline are rejected: those that their auth events do not allow.
 
-    ``events`` are in the order of authority, as `state_res.auth_order` has them; ``known`` are those that are here
-    already.  What names an event that is in neither is passed over: nothing can be said of it.
+    ``events`` are in the order of authority, as `state_res.auth_order` has them.  ``judged`` are those that are here
+    already; the others are added to it, so that more may follow.  What names an event that is in neither is passed
+    over: nothing can be said of it.
     """
-    judged = dict(known)
     rejected: dict[str, str] = {}
     for event in events:
         wanted = {*event.auth_events, *filter(None, [_create_id(event)])}

@@ -21,6 +21,8 @@ MAX_UNSIGNED_BYTES = 262_144
 """More ``unsigned`` than this is forgotten.  It holds the stripped state of an invite, as whole PDUs."""
 
 _INT64 = 2**63 - 1
+_UNLIMITED = 2**16
+"""More references than fit in an event."""
 
 
 class EventFormatError(ValueError):
@@ -122,11 +124,11 @@ def bounded_unsigned(unsigned: object) -> dict[str, Any]:
     return unsigned if small else {}
 
 
-def check_fields(pdu: Mapping[str, Any], version: RoomVersion) -> None:
+def check_fields(pdu: Mapping[str, Any], version: RoomVersion, *, limited: bool = True) -> None:
     """Raise `EventFormatError` unless the keys that all events of the version have are right.
 
     ``hashes`` and ``signatures`` are left to `check_hashes_and_signatures`: an event that is still
-    being built has none.
+    being built has none.  Without ``limited``, an event may refer to any number of others, as old events do.
     """
     event_type = _text(pdu, "type")
     _room_id(pdu, event_type, version)
@@ -137,7 +139,7 @@ def check_fields(pdu: Mapping[str, Any], version: RoomVersion) -> None:
     _object(pdu, "content")
     _integer(pdu, "origin_server_ts", -_INT64, _INT64)
     _integer(pdu, "depth", 0, version.max_depth)
-    _event_references(pdu, "prev_events", MAX_PREV_EVENTS, version)
-    _event_references(pdu, "auth_events", MAX_AUTH_EVENTS, version)
+    _event_references(pdu, "prev_events", MAX_PREV_EVENTS if limited else _UNLIMITED, version)
+    _event_references(pdu, "auth_events", MAX_AUTH_EVENTS if limited else _UNLIMITED, version)
     if version.event_id_format == "origin" and not identifiers.is_domain_event_id(_text(pdu, "event_id")):
         raise EventFormatError("event_id is not an event id of this room version")

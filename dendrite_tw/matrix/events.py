@@ -197,6 +197,23 @@ def signatures(event: Event) -> dict[str, dict[str, str]]:
     return found
 
 
+# --- what many events say -------------------------------------------------------------------------
+
+SHARED_TEXTS = 1024
+
+_shared: dict[str, str] = {}
+
+
+def shared(text: str) -> str:
+    """The same text, in one object for all that say it about now: a room's id is in each of its events.
+
+    Not `sys.intern`, which in some releases of Python keeps for ever what strangers send.
+    """
+    if len(_shared) >= SHARED_TEXTS and text not in _shared:
+        _shared.clear()
+    return _shared.setdefault(text, text)
+
+
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -204,7 +221,7 @@ def _event(
     pdu: dict[str, Any], version: RoomVersion, event_id: str, encoded: bytes, unsigned: dict[str, Any]
 ) -> Event:
     """Make the event from a PDU whose format is known to be right."""
-    event_type = pdu["type"]
+    event_type, sender, state_key = shared(pdu["type"]), shared(pdu["sender"]), pdu.get("state_key")
     room_id = pdu.get("room_id")
     prev_events, auth_events = pdu["prev_events"], pdu["auth_events"]
     if version.event_format == "pairs":
@@ -213,10 +230,10 @@ def _event(
     return Event(
         version=version,
         event_id=event_id,
-        room_id="!" + event_id[1:] if room_id is None else room_id,
-        sender=pdu["sender"],
+        room_id=shared("!" + event_id[1:] if room_id is None else room_id),
+        sender=sender,
         type=event_type,
-        state_key=pdu.get("state_key"),
+        state_key=sender if state_key == sender else state_key,
         content=pdu["content"],
         origin_server_ts=pdu["origin_server_ts"],
         depth=pdu["depth"],
@@ -229,7 +246,7 @@ def _event(
 
 
 def _checked_pdu(
-    pdu: Mapping[str, Any] | bytes, version: RoomVersion
+    pdu: Mapping[str, Any] | bytes, version: RoomVersion, limited: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The PDU, format checked and without what it must not have; and its ``unsigned``."""
     if isinstance(pdu, bytes):
@@ -241,7 +258,7 @@ def _checked_pdu(
     unsigned = bounded_unsigned(fields.pop("unsigned", {}))
     if version.event_id_format != "origin":
         fields.pop("event_id", None)
-    check_fields(fields, version)
+    check_fields(fields, version, limited=limited)
     check_hashes_and_signatures(fields)
     return fields, unsigned
 
@@ -257,9 +274,11 @@ def _encode_received(fields: Mapping[str, Any], version: RoomVersion) -> bytes:
     return encoded
 
 
-def _parse(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> tuple[Event, dict[str, Any], bytes]:
+def _parse(
+    pdu: Mapping[str, Any] | bytes, version: RoomVersion, limited: bool = True
+) -> tuple[Event, dict[str, Any], bytes]:
     try:
-        fields, unsigned = _checked_pdu(pdu, version)
+        fields, unsigned = _checked_pdu(pdu, version, limited)
         encoded = _encode_received(fields, version)
         covered = _signed_bytes(fields, version)
     except CanonicalJSONError as error:
@@ -281,14 +300,15 @@ def parse_event(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> Event:
     return _parse(pdu, version)[0]
 
 
-def receive_event(pdu: Mapping[str, Any] | bytes, version: RoomVersion) -> ReceivedEvent:
+def receive_event(pdu: Mapping[str, Any] | bytes, version: RoomVersion, *, limited: bool = True) -> ReceivedEvent:
     """Read a PDU that another server sent, with all that its signature check needs.
 
     Steps 1 and 3 of "Checks performed on receipt of a PDU": the format is checked
     (`EventFormatError`), and if the content hash does not match, the event is
-    redacted.  The signatures are left to the caller, who fetches keys.
+    redacted.  The signatures are left to the caller, who fetches keys.  Without ``limited``
+    it may refer to any number of others, as the specification has it for ``/backfill``.
     """
-    event, fields, covered = _parse(pdu, version)
+    event, fields, covered = _parse(pdu, version, limited)
     intact = _content_hash_matches(fields, version)
     return ReceivedEvent(
         event=event if intact else redact_event(event),

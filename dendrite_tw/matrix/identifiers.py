@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import NamedTuple, TypeGuard
 
 MAX_IDENTIFIER_BYTES = 255
+MAX_SERVER_NAME = 261
+"""Characters of the longest server name: a name of 255 and a port."""
 
 _LOCALPART = re.compile(r"[a-z0-9._=\-/+]+\Z")
 _OPAQUE = re.compile(r"[0-9A-Za-z\-._~]{1,255}\Z")
@@ -63,8 +66,14 @@ def within_limit(text: str, limit: int = MAX_IDENTIFIER_BYTES) -> bool:
 
 def is_server_name(name: object) -> TypeGuard[str]:
     """Whether ``name`` is ``hostname[:port]``: a DNS name, an IPv4 or a bracketed IPv6 literal."""
-    if not isinstance(name, str):
+    if not isinstance(name, str) or len(name) > MAX_SERVER_NAME:
         return False
+    return _names_a_server(name)
+
+
+@lru_cache(1024)
+def _names_a_server(name: str) -> bool:
+    """Remembered, for the same few servers stand in most identifiers."""
     match = _SERVER_NAME.match(name)
     if match is None:
         return False

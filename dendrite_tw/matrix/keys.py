@@ -14,7 +14,6 @@ from typing import Any
 
 import msgspec
 from nacl.bindings import crypto_sign_seed_keypair
-from signedjson.key import read_signing_keys
 
 from dendrite_tw.matrix import signing
 from dendrite_tw.matrix.room_versions import RoomVersion
@@ -118,6 +117,9 @@ def write_pem(key: SigningKey) -> str:
 
 def read_signedjson(text: str, *, check_id: bool = True) -> list[SigningKey]:
     """Read Synapse's key file: lines of algorithm, version and seed."""
+    # Imported where such a file is read: with what it imports it is half a megabyte.
+    from signedjson.key import read_signing_keys
+
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise KeyFormatError("no key in the file")

@@ -321,7 +321,7 @@ class Adoption:
     def _completed(self, room: Room, snapshot_nids: list[int]) -> None:
         self._snapshots.forget(snapshot_nids)
         self._servers.forget(room.room_nid)
-        room.placed.clear()
+        room.forget_states()
         room.standing = room_table.RESIDENT
         room.summary = None
         # What is in memory lacks what was brought in.

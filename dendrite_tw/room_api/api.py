@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
+from msgspec.structs import force_setattr as set_field
+
+from ..matrix.events import shared
 
 OUTPUT_ROOM_EVENT = "OutputRoomEvent"
 
 
-class RoomEvent(msgspec.Struct, frozen=True, kw_only=True):
+class RoomEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An event as components that serve clients need it.
 
     ``client`` is the event in the client format as a JSON object without
@@ -52,6 +55,18 @@ class RoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     transaction_device: str | None = None
     redacted_by: bytes | None = None
     gap: bool = False
+
+    def sparing(self) -> RoomEvent:
+        """The same, for one who keeps it: what comes out of a queue has a copy of every text to itself."""
+        sender = shared(self.sender)
+        set_field(self, "sender", sender)
+        set_field(self, "room_id", shared(self.room_id))
+        set_field(self, "type", shared(self.type))
+        if self.state_key is not None:
+            set_field(self, "state_key", sender if self.state_key == sender else shared(self.state_key))
+        if self.membership is not None:
+            set_field(self, "membership", shared(self.membership))
+        return self
 
 
 class OutputRoomEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +119,7 @@ class StateComplete(msgspec.Struct, frozen=True, kw_only=True):
     position: int
 
 
-class Membership(msgspec.Struct, frozen=True, kw_only=True):
+class Membership(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A user's standing in a room: the membership event that is current."""
 
     room_id: str

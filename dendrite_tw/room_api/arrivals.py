@@ -14,7 +14,7 @@ from ..matrix.errors import forbidden
 from ..matrix.events import Event, redact_event
 from .placing import Placing
 from .policies import Policies
-from .redactions import Redactions
+from .redactions import Redaction, Redactions
 from .room import Arrival, Outcome, State, Way
 from .states import States
 from .steps import Batch, Step
@@ -59,7 +59,7 @@ class Arrivals:
             return Outcome(event.event_id, "known"), None
         if arrival.way is Way.ASIDE:
             return Outcome(event.event_id), await self._aside(batch, arrival, row, event_nid)
-        if event.type == "m.room.create" and batch.head.extremities:
+        if event.type == "m.room.create" and batch.head.extremities and not await self._is_create(batch, arrival, row):
             return Outcome(event.event_id, "dropped", "the room has its create event"), None
         before, missing = await self._before(batch, arrival)
         if before is None:
@@ -78,6 +78,12 @@ class Arrivals:
         status = _STATUS[verdict.verdict]
         step = await self._step(batch, arrival, verdict.event, row, event_nid, before, missing, status, snapshot_nids)
         return outcome, step
+
+    async def _is_create(self, batch: Batch, arrival: Arrival, row: EventRow | None) -> bool:
+        """Whether an arrival is the room's create event, which was known apart from the timeline so far."""
+        if row is None or arrival.way is not Way.HISTORY:
+            return False
+        return batch.head.state.get(await self._states.slot_nid(("m.room.create", ""))) == row.event_nid
 
     # --- judging ---
 
@@ -119,10 +125,7 @@ class Arrivals:
         if isinstance(question, admission.StateBefore):
             return await self._state(batch, arrival, before, question.keys)
         if isinstance(question, admission.CurrentState):
-            head = batch.head
-            if arrival.way is not Way.LIVE or before.slots is head.state:
-                return None
-            return await self._state(batch, arrival, State(head.state, 0), question.keys)
+            return await self._current_state(batch, arrival, before, question.keys)
         if isinstance(question, admission.FindPolicyServer):
             return await self._policies.of(batch) if arrival.way is Way.LIVE else None
         if isinstance(question, admission.AskPolicyServer):
@@ -130,6 +133,20 @@ class Arrivals:
                 raise _PolicyMissing
             return None
         raise TypeError(f"an unexpected question: {question!r}")
+
+    async def _current_state(
+        self, batch: Batch, arrival: Arrival, before: State, keys: Iterable[Slot]
+    ) -> dict[Slot, Event] | None:
+        """What an event that happens now must be allowed by as well; `None` if that is the state before it.
+
+        Behind a gap the room may have changed in ways that are only seen now: who speaks has joined in between.
+        """
+        current = State(batch.head.state, batch.head.snapshot_nid)
+        if arrival.way is not Way.LIVE or before.slots is current.slots:
+            return None
+        if arrival.before is not None or arrival.branches:
+            current = await self._placing.resolved(batch, [current, before])
+        return await self._state(batch, arrival, current, keys)
 
     async def _known(self, batch: Batch, event_ids: Iterable[str]) -> dict[str, KnownEvent]:
         standings = await self._store.standings(event_ids, batch)
@@ -183,7 +200,7 @@ class Arrivals:
             place, current_nid = self._placing.unseen(
                 batch, event, nid, slot_nid, before, status, snapshot_nids, keep_after=is_history
             )
-        redaction = await self._redactions.waiting_for(batch, event) if status == ACCEPTED else None
+        redaction = await self._redaction(batch, event, row) if status == ACCEPTED else None
         target_nid = target = None
         if status == ACCEPTED and event.redacts is not None:
             target_nid, target = await self._redactions.of_arrival(batch, event, before.slots)
@@ -215,6 +232,13 @@ class Arrivals:
             known=row is not None,
             distribute=arrival.distribute and status == ACCEPTED,
         )
+
+    async def _redaction(self, batch: Batch, event: Event, row: EventRow | None) -> Redaction | None:
+        """What has redacted an event before it takes its place."""
+        if row is not None and row.redacted_by_nid is not None:
+            events = await self._states.events([row.redacted_by_nid], batch)
+            return Redaction(row.redacted_by_nid, events[row.redacted_by_nid])
+        return await self._redactions.waiting_for(batch, event)
 
     async def _aside(self, batch: Batch, arrival: Arrival, row: EventRow | None, event_nid: int) -> Step:
         """An event of a room that this server is not in: told, and nothing of the room is changed by it."""

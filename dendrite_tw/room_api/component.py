@@ -13,10 +13,12 @@ from ..world import World
 from .actions import Actions, to_the_end
 from .adoption import Adoption
 from .arrivals import Arrivals
+from .backfilling import Backfilling
 from .current import CurrentState, InvitePermission
 from .directory import Directory
 from .drafts import Drafting
 from .duties import GUESTS, PURGE, RECHECK, TOMBSTONE, Duties
+from .gaps import Gaps
 from .graph import AuthChains, Resolver
 from .guests import Guests
 from .hierarchy import Hierarchy
@@ -24,6 +26,7 @@ from .input import RoomWriter
 from .memberships import Memberships
 from .missing import Missing
 from .nearest import Nearest
+from .pages import Pages
 from .participation import Participation
 from .peers import Peers
 from .placing import Placing
@@ -209,12 +212,33 @@ class RoomComponent:
             viewer=viewer,
             remote=remote,
         )
+        self.backfilling = Backfilling(
+            database=database,
+            writer=self.writer,
+            servers=servers,
+            current=current,
+            missing=missing,
+            peers=peers,
+            verifying=verifying,
+            time=world.time,
+            server_name=server_name,
+        )
+        gaps = Gaps(
+            database=database,
+            backfilling=self.backfilling,
+            viewer=viewer,
+            whole=remote.completing.whole,
+            time=world.time,
+        )
+        pages = Pages(
+            database=database, rooms=self.rooms, shown=shown, viewer=viewer, queries=queries, gaps=gaps
+        )
         nearest = Nearest(
             database=database,
             rooms=self.rooms,
             store=store,
             viewer=viewer,
-            queries=queries,
+            pages=pages,
             writer=self.writer,
             servers=servers,
             peers=peers,
@@ -231,6 +255,8 @@ class RoomComponent:
             shown=shown,
             viewer=viewer,
             queries=queries,
+            pages=pages,
+            gaps=gaps,
             users=users,
         )
         directory = Directory(
@@ -363,8 +389,8 @@ class RoomComponent:
         self.joined_members = queries.joined_members
         self.event = queries.event
         self.events = queries.events
-        self.messages = queries.messages
-        self.context = queries.context
+        self.messages = pages.messages
+        self.context = pages.context
         self.relations = relations.relations
         self.threads = relations.threads
         self.aggregations = relations.aggregations
@@ -401,6 +427,7 @@ class RoomComponent:
         """Nothing is kept in memory that is not on disk."""
         self.duties.stop()
         self.remote.stop()
+        self.backfilling.stop()
 
     async def position(self) -> int:
         """The newest position that is on disk."""

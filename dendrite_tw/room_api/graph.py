@@ -22,7 +22,7 @@ from ..matrix.room_versions import RoomVersion
 from ..matrix.state_res import resolve_conflicts
 from .snapshots import StateMap
 from .steps import Batch
-from .store import EventStore
+from .store import FEW, EventStore
 from .tables import auth_chains as chain_table
 from .tables import events as event_table
 from .tables import names as name_table
@@ -30,9 +30,6 @@ from .tables.names import Names, Slot
 
 ROUNDS = 4
 """Rounds in which only what lacks is loaded; after them, all that is behind it."""
-
-FEW = 200
-"""Rows that are read on the reactor thread."""
 
 STORED_AT_ONCE = 1000
 
@@ -201,8 +198,10 @@ class Resolver:
         self._chains = chains
 
     async def resolve(self, version: RoomVersion, states: list[StateMap], batch: Batch) -> StateMap:
-        """The resolution of two or more different states of a room."""
+        """The resolution of two or more states of a room."""
         differing = _differing(states)
+        if not differing:
+            return states[0]
         rows = await self._database.read(name_table.slots_by_nid, list(differing))
         keys: dict[int, Slot] = {row.slot_nid: (row.type, row.state_key) for row in rows}
         slots = {key: slot for slot, key in keys.items()}

@@ -160,12 +160,13 @@ class RoomWriter:
         room.writing = False
         room.stale = True
         while room.waiting:
-            _refuse(room.waiting.popleft(), _internal())
+            _refuse(room.waiting.pop(0), _internal())
 
     async def _write(self, room: Room) -> None:
         """Write until nothing waits."""
         while room.waiting:
-            works = [room.waiting.popleft() for _ in range(min(BATCH, len(room.waiting)))]
+            works = room.waiting[:BATCH]
+            del room.waiting[:BATCH]
             try:
                 await self._write_batch(room, works)
             except Exception:
@@ -183,7 +184,8 @@ class RoomWriter:
                     _refuse(work, error)
                 return
         batch, accepted = await self._accept(room, works)
-        if not accepted:
+        if not any(done.steps or done.work.also for done in accepted):
+            _answer(accepted)
             return
 
         def moved(room_nid: int) -> None:
@@ -201,9 +203,7 @@ class RoomWriter:
                 self._rooms.forget(room)
             await self._take_apart(room, accepted, error)
             return
-        for done in accepted:
-            if not done.work.answer.called:
-                done.work.answer.callback(done.outcomes)
+        _answer(accepted)
 
     async def _take_apart(self, room: Room, accepted: list[Accepted], error: Exception) -> None:
         """After a transaction that failed: tell all of them, or find out which one it was that cannot be stored."""
@@ -271,7 +271,7 @@ class RoomWriter:
         if steps:
             room.head = steps[-1].after
         if batch.placed:
-            remember(room.placed, batch.placed)
+            remember(room.placed, batch.placed, room.head.extremities)
         for step in steps:
             if step.event.type in AUTHORITIES and step.slot_nid is not None:
                 self._store.remember(step.event_nid, step.event)
@@ -288,6 +288,12 @@ class RoomWriter:
 
 def _is_settled(outcome: Outcome | None) -> bool:
     return outcome is not None and outcome.is_settled
+
+
+def _answer(accepted: list[Accepted]) -> None:
+    for done in accepted:
+        if not done.work.answer.called:
+            done.work.answer.callback(done.outcomes)
 
 
 def _refuse(work: Work, error: Exception) -> None:

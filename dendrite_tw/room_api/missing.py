@@ -46,6 +46,7 @@ CHAIN_EVENTS = 200
 """How far the authority of an event is followed, one event at a time."""
 
 READ_AT_ONCE = 1000
+JUDGED_AT_ONCE = 100
 
 
 class Missing:
@@ -127,9 +128,14 @@ class Missing:
 
     # --- authority ---
 
-    async def authority(self, room: Room, server: str, event: Event, deadline: Deadline) -> bool:
-        """Fetch the auth events of an event, with all that authorises them; whether they are here now."""
-        wanted = await self._absent(event.auth_events)
+    async def authority(
+        self, room: Room, server: str, event: Event, deadline: Deadline, among: Collection[str] = ()
+    ) -> bool:
+        """Fetch the auth events of an event, with all that authorises them; whether they are here now.
+
+        Those `among` come by themselves.
+        """
+        wanted = await self._absent([event_id for event_id in event.auth_events if event_id not in among])
         if wanted:
             pdus = await self._peers.event_auth(server, room.room_id, event.event_id, deadline)
             await self.store_apart(room, await self._state_events(room, pdus or []))
@@ -192,7 +198,11 @@ class Missing:
             for event_id, one in standings.items()
             if one.event_nid in by_nid
         }
-        await self._adoption.store_outliers(room, ordered, judge_apart(ordered, known).keys())
+        rejected: set[str] = set()
+        for start in range(0, len(ordered), JUDGED_AT_ONCE):
+            rejected.update(judge_apart(ordered[start : start + JUDGED_AT_ONCE], known))
+            await self._verifying.pause(start)
+        await self._adoption.store_outliers(room, ordered, rejected)
 
     async def _standings(self, event_ids: Iterable[str]) -> dict[str, Standing]:
         wanted, found = list(event_ids), dict[str, Standing]()

@@ -16,8 +16,8 @@ from ..matrix.errors import MatrixError
 from ..matrix.identifiers import server_name_of
 from .input import RoomWriter
 from .missing import Missing
+from .pages import Pages
 from .peers import Deadline, Peers
-from .queries import Queries
 from .room import Arrival, Room, Rooms, Way
 from .servers import Servers
 from .store import EventStore, stored_event
@@ -50,7 +50,7 @@ class Nearest:
         rooms: Rooms,
         store: EventStore,
         viewer: Viewer,
-        queries: Queries,
+        pages: Pages,
         writer: RoomWriter,
         servers: Servers,
         peers: Peers,
@@ -63,7 +63,7 @@ class Nearest:
         self._rooms = rooms
         self._store = store
         self._viewer = viewer
-        self._queries = queries
+        self._pages = pages
         self._writer = writer
         self._servers = servers
         self._peers = peers
@@ -78,7 +78,7 @@ class Nearest:
         here: Nearby | None = None
         problem: MatrixError | None = None
         try:
-            here = Nearby(*await self._queries.timestamp_to_event(room_id, user_id, ts, direction))
+            here = Nearby(*await self._pages.timestamp_to_event(room_id, user_id, ts, direction))
         except MatrixError as error:
             if error.status != 404:
                 raise

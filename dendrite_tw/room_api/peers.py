@@ -23,6 +23,7 @@ T = TypeVar("T")
 V1 = "/_matrix/federation/v1"
 
 REQUEST_MS = 20_000
+BACKFILL_MS = 10_000
 STATE_MS = 60_000
 
 EVENT_BYTES = 1 << 20
@@ -33,6 +34,9 @@ STATE_BYTES = 256 << 20
 
 MISSING_LIMIT = 20
 """Events that one answer to ``get_missing_events`` may have."""
+
+BACKFILL_LIMIT = 100
+"""Events that one answer to ``backfill`` may have."""
 
 CHAIN_LIMIT = 10_000
 STATE_LIMIT = 200_000
@@ -104,6 +108,16 @@ class Peers:
         answer = await self._ask("POST", server, path, [], body, MISSING_BYTES, REQUEST_MS, deadline)
         found = _decoded(answer, _Missing)
         return None if found is None else [bytes(raw) for raw in found.events[:MISSING_LIMIT]]
+
+    async def backfill(
+        self, server: str, room_id: str, event_ids: list[str], deadline: Deadline
+    ) -> list[bytes] | None:
+        """Some events and those before them, at most `BACKFILL_LIMIT` in all."""
+        path = f"{V1}/backfill/{quote(room_id, safe='')}"
+        query = [*(("v", event_id) for event_id in event_ids), ("limit", str(BACKFILL_LIMIT))]
+        answer = await self._ask("GET", server, path, query, None, MISSING_BYTES, BACKFILL_MS, deadline)
+        found = _decoded(answer, _Pdus)
+        return None if found is None else [bytes(raw) for raw in found.pdus[:BACKFILL_LIMIT]]
 
     async def event(self, server: str, event_id: str, deadline: Deadline) -> bytes | None:
         """One event."""

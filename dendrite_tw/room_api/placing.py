@@ -24,6 +24,8 @@ from .tables import names as name_table
 from .tables.events import ACCEPTED, REJECTED, EventRow
 from .tables.names import Slot
 
+RESOLUTIONS_REMEMBERED = 8
+
 WALK_LIMIT = 100
 """Events that were not accepted through which the ends of a timeline are looked for."""
 
@@ -82,11 +84,24 @@ class Placing:
             return State(EMPTY, 0)
         if len(different) == 1:
             return different[0]
-        slots = await self._resolver.resolve(batch.room.version, [state.slots for state in different], batch)
-        for state in (*different, State(batch.head.state, batch.head.snapshot_nid)):
-            if state.slots == slots:
+        slots = await self._resolution(batch, different)
+        for state in (State(batch.head.state, batch.head.snapshot_nid), *different):
+            if state.slots is slots or state.slots == slots:
                 return state
         return State(slots, 0)
+
+    async def _resolution(self, batch: Batch, states: list[State]) -> StateMap:
+        """The resolution of different states, which is remembered: the same branches grow for a while."""
+        resolutions = batch.room.resolutions
+        key = tuple(sorted(state.snapshot_nid for state in states)) if all(one.snapshot_nid for one in states) else ()
+        found = resolutions.get(key) if key else None
+        if found is None:
+            found = await self._resolver.resolve(batch.room.version, [state.slots for state in states], batch)
+            if key:
+                resolutions[key] = found
+                if len(resolutions) > RESOLUTIONS_REMEMBERED:
+                    resolutions.popitem(last=False)
+        return found
 
     async def after(self, batch: Batch, event_id: str) -> Placed | None:
         """An event of the timeline with the state after it; `None` if it is not here as such."""
@@ -341,9 +356,8 @@ def _is_join(event: Event | None) -> bool:
 
 
 def _same(one: State, other: State) -> bool:
-    if one.slots is other.slots or (one.snapshot_nid and one.snapshot_nid == other.snapshot_nid):
-        return True
-    return one.slots == other.slots
+    """Whether two states are known to be the same; if they are and it is not known, their resolution finds out."""
+    return one.slots is other.slots or (one.snapshot_nid != 0 and one.snapshot_nid == other.snapshot_nid)
 
 
 def _kept(

@@ -12,15 +12,15 @@ import orjson
 
 from ..database.engines import Database
 from ..database.statements import Transaction
-from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
+from ..matrix.errors import MatrixError, forbidden, not_found
 from ..matrix.events import stripped
-from .api import ChangedSlot, Context, EventFilter, LiveEvents, Membership, Page, RoomEvent, RoomView, timeline_token
+from .api import ChangedSlot, EventFilter, LiveEvents, Membership, RoomEvent, RoomView
 from .current import STRIPPED_STATE
-from .paging import Place, chosen, parse_token
+from .paging import TokenPlace, chosen, parse_token
 from .remote.rooms import RemoteRooms
 from .room import Rooms
 from .snapshots import Snapshots
-from .store import EventStore, RoomEvents, stored_event
+from .store import EventStore, RoomEvents
 from .tables import events as event_table
 from .tables import rooms as room_table
 from .tables.events import EventRow
@@ -29,15 +29,11 @@ from .viewing import Viewer
 
 MEMBER = "m.room.member"
 
-PAGE_LIMIT = 1000
-"""Events in one page at the most."""
+TIMELINE_LIMIT = 1000
+"""Live events that are told at once, at the most."""
 
-SCAN_LIMIT = 5
-"""How many times the wanted events a filtered page reads before it is given up as a page with fewer."""
-
-
-NEAREST = 50
-"""Events nearest to a time of which the first one that may be seen is told."""
+SCANNED_EACH = 5
+"""How many events are read for each one wanted, where a filter lets only some through."""
 
 
 class Queries:
@@ -138,11 +134,11 @@ class Queries:
         if told is not None:
             return told
         slots = [*STRIPPED_STATE, (MEMBER, user_id)]
-        nids = await self._look_up(room.head.snapshot_nid, slots)
+        nids = await self.look_up(room.head.snapshot_nid, slots)
         events = await self._store.by_nid(nids)
         inviter = next((event.sender for event in events.values() if event.state_key == user_id), None)
         if inviter is not None and inviter != user_id:
-            found = await self._look_up(room.head.snapshot_nid, [(MEMBER, inviter)])
+            found = await self.look_up(room.head.snapshot_nid, [(MEMBER, inviter)])
             events |= await self._store.by_nid(found)
         return [orjson.dumps(stripped(event)) for event in events.values()]
 
@@ -158,7 +154,7 @@ class Queries:
             room.room_nid,
             after,
             upto,
-            min(limit, PAGE_LIMIT) * (SCAN_LIMIT if filter else 1) + 1,
+            min(limit, TIMELINE_LIMIT) * (SCANNED_EACH if filter else 1) + 1,
         )
         gap = next((place for place, row in enumerate(rows, 1) if row.gap), None)
         shown = await self._shown.show(rows[:gap])
@@ -169,14 +165,14 @@ class Queries:
     async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
         """The state of the room after the last live event up to `position`."""
         room = await self._rooms.get(room_id)
-        nid = await self._snapshot_after(room.room_nid, position)
+        nid = await self.snapshot_after(room.room_nid, position)
         return await self._database.read_long(self._state_events, nid)
 
     async def state_changes(self, room_id: str, after: int, upto: int) -> list[ChangedSlot]:
         """What differs between the states at two places of the live stream."""
         room = await self._rooms.get(room_id)
-        before = await self._snapshot_after(room.room_nid, after)
-        now = await self._snapshot_after(room.room_nid, upto)
+        before = await self.snapshot_after(room.room_nid, after)
+        now = await self.snapshot_after(room.room_nid, upto)
         return await self._database.read_long(self._changed_slots, before, now) if before != now else []
 
     async def _changed_slots(self, txn: Transaction, before_nid: int, now_nid: int) -> list[ChangedSlot]:
@@ -198,10 +194,17 @@ class Queries:
         row = await self._store.row(event_id)
         return await self._database.read_long(self._state_events, row.snapshot_nid) if row else []
 
-    async def _snapshot_after(self, room_nid: int, position: int) -> int:
+    async def snapshot_after(self, room_nid: int, position: int) -> int:
         """The snapshot that holds after the last event up to a position."""
         last = await self._database.read(event_table.last_place, room_nid, position)
         return last.current_nid if last is not None else 0
+
+    async def _snapshot_at(self, room_nid: int, place: TokenPlace) -> int:
+        """The snapshot that holds at the place of a token; history fetched later is not in the order of positions."""
+        if place.depth is None or place.position > 0:
+            return await self.snapshot_after(room_nid, place.position)
+        found = await self._database.read(event_table.place_back, room_nid, place.depth, place.position, 0)
+        return found.current_nid if found is not None else 0
 
     async def _state_events(self, txn: Transaction, snapshot_nid: int) -> list[RoomEvent]:
         state = await self._snapshots.state(txn, snapshot_nid)
@@ -217,7 +220,7 @@ class Queries:
         membership = await self._viewer.require_member(room.room_nid, user_id)
         if membership is None or membership.membership == "join":
             return room.room_nid, room.head.snapshot_nid
-        return room.room_nid, await self._snapshot_after(room.room_nid, membership.position)
+        return room.room_nid, await self.snapshot_after(room.room_nid, membership.position)
 
     async def current_state(self, room_id: str, user_id: str) -> list[RoomEvent]:
         """The state that the user may see: current, or as it was when they left."""
@@ -226,12 +229,12 @@ class Queries:
 
     async def state_event(self, room_id: str, user_id: str, type: str, state_key: str) -> RoomEvent:
         _, snapshot_nid = await self._state_for(room_id, user_id)
-        found = await self._look_up(snapshot_nid, [(type, state_key)])
+        found = await self.look_up(snapshot_nid, [(type, state_key)])
         if not found:
             raise not_found("The room has no such state.")
         return (await self._shown.by_nid(found))[0]
 
-    async def _look_up(self, snapshot_nid: int, slots: Sequence[Slot]) -> list[int]:
+    async def look_up(self, snapshot_nid: int, slots: Sequence[Slot]) -> list[int]:
         return list((await self._database.read(self._look_up_in, snapshot_nid, slots)).values())
 
     async def _look_up_in(self, txn: Transaction, snapshot_nid: int, slots: Sequence[Slot]) -> dict[int, int]:
@@ -245,8 +248,7 @@ class Queries:
         await self._all_members(room_id)
         room_nid, snapshot_nid = await self._state_for(room_id, user_id)
         if at is not None:
-            place = parse_token(at)
-            snapshot_nid = await self._snapshot_after(room_nid, place.position)
+            snapshot_nid = await self._snapshot_at(room_nid, parse_token(at))
         events = await self._database.read_long(self._state_events, snapshot_nid)
         return [
             event
@@ -301,152 +303,6 @@ class Queries:
             seen.update(row.event_id for row in await self._viewer.visible_rows(user_id, of_room))
         return [event for event in events if event.event_id in seen]
 
-    async def messages(
-        self,
-        room_id: str,
-        user_id: str,
-        direction: str,
-        from_token: str | None,
-        to_token: str | None,
-        limit: int,
-        filter: EventFilter | None,
-        lazy_load_members: bool,
-    ) -> Page:
-        """A page of the room's history."""
-        if direction not in ("b", "f"):
-            raise invalid_param("dir must be b or f.")
-        room = await self._rooms.find(room_id)
-        if room is None:
-            raise forbidden("You are not in this room.")
-        membership = await self._viewer.require_member(room.room_nid, user_id)
-        start = await self.start(room.room_nid, direction, from_token)
-        if membership is not None and membership.membership != "join" and direction == "b":
-            left = await self._place_of(room.room_nid, membership.position)
-            start = min(start, left)
-        rows, following = await self._page_rows(room.room_nid, user_id, direction, start, to_token, limit, filter)
-        events = await self._shown.show(rows)
-        state = await self._senders_of(room.room_nid, rows, events) if lazy_load_members else []
-        if following is None and rows and direction == "f" and to_token is None and _is_in(membership):
-            # The newest event for now: more will come after it.
-            following = _after(rows[-1], direction)
-        end = following and timeline_token(*following)
-        return Page(events=events, start=timeline_token(*start), end=end, state=state)
-
-    async def start(self, room_nid: int, direction: str, token: str | None) -> Place:
-        """Where a page begins: after a token, or at the newest or the first event."""
-        if token is None:
-            return Place(2**62, 2**62) if direction == "b" else Place(0, -(2**62))
-        place = parse_token(token)
-        if place.depth is not None:
-            return Place(place.depth, place.position)
-        return await self._place_of(room_nid, place.position)
-
-    async def _place_of(self, room_nid: int, position: int) -> Place:
-        """The place in history of the newest event up to a stream position."""
-        found = await self._database.read(event_table.last_place, room_nid, position)
-        return Place(found.depth, found.position) if found else Place(0, 0)
-
-    async def _page_rows(
-        self,
-        room_nid: int,
-        user_id: str,
-        direction: str,
-        start: Place,
-        to_token: str | None,
-        limit: int,
-        filter: EventFilter | None,
-    ) -> tuple[list[EventRow], Place | None]:
-        """Visible, chosen events from `start` on, and the place to go on from; `None` at the end."""
-        limit = max(1, min(limit, PAGE_LIMIT))
-        stop = await self.start(room_nid, direction, to_token) if to_token is not None else None
-        read = event_table.history_back if direction == "b" else event_table.history_on
-        kept: list[EventRow] = []
-        place = start
-        for _ in range(SCAN_LIMIT):
-            batch = await self._database.read(read, room_nid, *place, limit + 1)
-            more = len(batch) > limit
-            batch = batch[:limit]
-            if stop is not None:
-                within = [row for row in batch if before_stop(row, stop, direction)]
-                more, batch = more and len(within) == len(batch), within
-            visible = await self._viewer.visible_rows(user_id, batch)
-            wanted = [row for row in visible if filter is None or await self._is_chosen(row, filter)]
-            room_left = limit - len(kept)
-            kept += wanted[:room_left]
-            if len(wanted) > room_left:
-                return kept, _after(kept[-1], direction)
-            if not more:
-                return kept, None
-            place = _after(batch[-1], direction)
-            if len(kept) >= limit:
-                return kept, place
-        return kept, place
-
-    async def _is_chosen(self, row: EventRow, filter: EventFilter) -> bool:
-        return chosen((await self._shown.show([row]))[0], filter)
-
-    async def _senders_of(
-        self, room_nid: int, rows: Sequence[EventRow], events: Sequence[RoomEvent]
-    ) -> list[RoomEvent]:
-        """The member events of the senders of a page, as of its events."""
-        if not rows:
-            return []
-        senders = list(dict.fromkeys(event.sender for event in events))
-        newest = max(rows, key=lambda row: (row.depth, row.position))
-        snapshot = await self._snapshot_after(room_nid, newest.position)
-        return await self._shown.by_nid(await self._look_up(snapshot, [(MEMBER, sender) for sender in senders]))
-
-    async def context(
-        self, room_id: str, user_id: str, event_id: str, limit: int, filter: EventFilter | None, lazy_load_members: bool
-    ) -> Context:
-        """An event with what came before and after it; `limit` counts both sides together."""
-        room = await self._rooms.find(room_id)
-        if room is None:
-            raise forbidden("You are not in this room.")
-        await self._viewer.require_member(room.room_nid, user_id)
-        row = await self._viewer.event_row(room_id, event_id)
-        if row is None or not await self._viewer.visible_rows(user_id, [row]):
-            raise not_found("There is no such event that you may see.")
-        here = Place(row.depth, row.position)
-        just_before = Place(row.depth, row.position - 1)
-        half = max(0, min(limit, PAGE_LIMIT)) // 2
-        before = after = ([], None)  # type: tuple[list[EventRow], Place | None]
-        if half:
-            before = await self._page_rows(room.room_nid, user_id, "b", just_before, None, half, filter)
-        if limit - half > 0:
-            after = await self._page_rows(room.room_nid, user_id, "f", here, None, limit - half, filter)
-        last = after[0][-1] if after[0] else row
-        state = await self.state_at(room_id, last.position)
-        shown_before, shown_after = await self._shown.show(before[0]), await self._shown.show(after[0])
-        event = (await self._shown.show([row]))[0]
-        if lazy_load_members:
-            senders = {other.sender for other in [event, *shown_before, *shown_after]}
-            state = [item for item in state if item.type != MEMBER or item.state_key in senders]
-        first = before[0][-1] if before[0] else row
-        return Context(
-            event=event,
-            events_before=shown_before,
-            events_after=shown_after,
-            start=timeline_token(first.depth, first.position - 1),
-            end=timeline_token(last.depth, last.position),
-            state=state,
-        )
-
-    async def timestamp_to_event(self, room_id: str, user_id: str, ts: int, direction: str) -> tuple[str, int]:
-        """The nearest event in a direction: its ID and time in milliseconds."""
-        if direction not in ("b", "f"):
-            raise invalid_param("dir must be b or f.")
-        room = await self._rooms.find(room_id)
-        if room is None:
-            raise forbidden("You are not in this room.")
-        await self._viewer.require_member(room.room_nid, user_id)
-        read = event_table.first_at_or_after if direction == "f" else event_table.last_at_or_before
-        rows = await self._database.read(read, room.room_nid, ts, NEAREST)
-        seen = await self._viewer.visible_rows(user_id, rows)
-        if not seen:
-            raise MatrixError(404, "M_NOT_FOUND", "There is no event at that time or beyond it.")
-        return seen[0].event_id, stored_event(seen[0]).origin_server_ts
-
 
 def _membership(row: room_table.MembershipRow) -> Membership:
     return Membership(
@@ -458,20 +314,6 @@ def _membership(row: room_table.MembershipRow) -> Membership:
         position=row.position,
         forgotten=bool(row.forgotten),
     )
-
-
-def _is_in(membership: room_table.MembershipRow | None) -> bool:
-    return membership is not None and membership.membership == "join"
-
-
-def _after(row: EventRow, direction: str) -> Place:
-    """The place just beyond an event in a direction: reading goes on there."""
-    return Place(row.depth, row.position - 1) if direction == "b" else Place(row.depth, row.position)
-
-
-def before_stop(row: EventRow, stop: Place, direction: str) -> bool:
-    place = Place(row.depth, row.position)
-    return place > stop if direction == "b" else place <= stop
 
 
 def _is_wanted(membership: str | None, wanted: str | None, unwanted: str | None) -> bool:

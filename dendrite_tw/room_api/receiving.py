@@ -38,6 +38,9 @@ ATTEMPTS = 4
 STATES_FETCHED = 3
 """Branches of one event's past whose states are fetched; if there are more, only its own is."""
 
+TAKEN_AT_ONCE = 50
+"""Earlier events that share a transaction."""
+
 OTHERS_ASKED = 3
 """Servers that are asked for a state beside the one that sent the event."""
 
@@ -144,22 +147,26 @@ class Receiving:
         """Take in the events before one; whether all that it refers to is here now."""
         earlier = await self._missing.earlier(room, origin, received, deadline)
         loose = {one.event.event_id for one in await self._missing.loose(room, earlier)}
-        if len(loose) <= STATES_FETCHED:
+        if earlier and len(loose) <= STATES_FETCHED:
+            arrivals = []
             for one in earlier:
-                if not await self._take_earlier(room, origin, one, one.event.event_id in loose, deadline):
-                    break
+                is_loose = one.event.event_id in loose
+                arrivals.append(
+                    await self._with_state(room, origin, one, deadline) if is_loose else Arrival(one)
+                )
+            await self._take_all(room, origin, arrivals, deadline)
         return not await self._missing.loose(room, [received])
 
-    async def _take_earlier(
-        self, room: Room, origin: str, received: ReceivedEvent, is_loose: bool, deadline: Deadline
-    ) -> bool:
-        """Take in one of the events before another; whether it is here now."""
-        await self._missing.authority(room, origin, received.event, deadline)
-        arrival = Arrival(received)
-        if is_loose:
-            arrival = await self._with_state(room, origin, received, deadline)
-        [outcome] = await self._writer.take(room, [arrival])
-        return outcome.is_settled
+    async def _take_all(self, room: Room, origin: str, arrivals: list[Arrival], deadline: Deadline) -> None:
+        """Take in events, together where nothing is missing to judge them."""
+        for start in range(0, len(arrivals), TAKEN_AT_ONCE):
+            await self._writer.take(room, arrivals[start : start + TAKEN_AT_ONCE])
+        for arrival in arrivals:
+            if not await self._missing.is_here(room, arrival.received.event.event_id):
+                await self._missing.authority(room, origin, arrival.received.event, deadline)
+                [outcome] = await self._writer.take(room, [arrival])
+                if not outcome.is_settled:
+                    return
 
     async def _with_state(self, room: Room, origin: str, received: ReceivedEvent, deadline: Deadline) -> Arrival:
         """An event with the states after those before it that are missing, or with the state before it, if told."""

@@ -73,8 +73,7 @@ class Redactions:
     async def waiting_for(self, batch: Batch, event: Event) -> Redaction | None:
         """The redaction that came before its target, this event, and may empty it."""
         nids = await self._database.read(event_table.waiting_redactions, event.event_id, batch.room.room_nid)
-        if event.event_id in batch.redactions:
-            nids.append(batch.redactions[event.event_id])
+        nids += batch.redactions.get(event.event_id, [])
         events = await self._states.events(nids, batch)
         for nid in nids:
             redaction = events.get(nid)

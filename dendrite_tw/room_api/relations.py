@@ -16,8 +16,10 @@ from ..matrix.events import Event, client_json
 from ..matrix.relations import REPLACE, THREAD, ThreadSummary, bundle, latest_replacement, relation_of
 from ..user_api.api import UserAPI
 from .api import Page, timeline_token
-from .paging import parse_token
-from .queries import PAGE_LIMIT, Queries, before_stop
+from .gaps import Gaps
+from .pages import PAGE_LIMIT, Pages, before_stop
+from .paging import Place, parse_token
+from .queries import Queries
 from .room import Rooms
 from .store import EventStore, RoomEvents, stored_event
 from .tables import relations as relation_table
@@ -46,6 +48,8 @@ class Relations:
         shown: RoomEvents,
         viewer: Viewer,
         queries: Queries,
+        pages: Pages,
+        gaps: Gaps,
         users: UserAPI,
     ) -> None:
         self._database = database
@@ -55,6 +59,8 @@ class Relations:
         self._shown = shown
         self._viewer = viewer
         self._queries = queries
+        self._pages = pages
+        self._gaps = gaps
         self._users = users
 
     async def relations(
@@ -73,22 +79,40 @@ class Relations:
         """A page of the events that relate to one that the user may see."""
         if direction not in ("b", "f"):
             raise invalid_param("dir must be b or f.")
-        await self._queries.event(room_id, user_id, event_id)
+        parent = await self._queries.event(room_id, user_id, event_id)
         room = await self._rooms.get(room_id)
         parents = await self._parents(room.room_nid, event_id, recurse)
         limit = max(1, min(limit, PAGE_LIMIT))
-        start = await self._queries.start(room.room_nid, direction, from_token)
-        stop = await self._queries.start(room.room_nid, direction, to_token) if to_token is not None else None
+        start = await self._pages.start(room.room_nid, direction, from_token)
+        stop = await self._pages.start(room.room_nid, direction, to_token) if to_token is not None else None
         read = relation_table.related_back if direction == "b" else relation_table.related_on
-        rows = await self._database.read(
-            read, parents, room.room_nid, rel_type or "", event_type or "", *start, limit + 1
-        )
-        if stop is not None:
-            rows = [row for row in rows if before_stop(row, stop, direction)]
+
+        async def rows_from_start() -> list[EventRow]:
+            wanted = rel_type or "", event_type or ""
+            rows = await self._database.read(read, parents, room.room_nid, *wanted, *start, limit + 1)
+            return rows if stop is None else [row for row in rows if before_stop(row, stop, direction)]
+
+        rows = await rows_from_start()
+        edge = None
+        if direction == "b" and len(rows) <= limit:
+            # What relates to an event comes after it.
+            floor = Place(parent.depth, parent.position)
+            walk = self._gaps.walk(room, user_id, direction, floor if stop is None else max(floor, stop))
+            edge = await walk.reach(start, None)
+            if walk.rounds:
+                rows = await rows_from_start()
+        if edge is not None:
+            rows = [row for row in rows if Place(row.depth, row.position) >= edge]
         more, rows = len(rows) > limit, rows[:limit]
-        end = timeline_token(rows[-1].depth, rows[-1].position - (direction == "b")) if more else None
+        following = edge and Place(edge.depth, edge.position - 1)
+        if more:
+            following = Place(rows[-1].depth, rows[-1].position - (direction == "b"))
         visible = await self._viewer.visible_rows(user_id, rows)
-        return Page(events=await self._shown.show(visible), start=timeline_token(*start), end=end)
+        return Page(
+            events=await self._shown.show(visible),
+            start=timeline_token(*start),
+            end=timeline_token(*following) if following is not None else None,
+        )
 
     async def _parents(self, room_nid: int, event_id: str, recurse: bool) -> list[str]:
         """The event, and with ``recurse`` those that relate to it over some hops."""
@@ -112,15 +136,17 @@ class Relations:
         limit = max(1, min(limit, PAGE_LIMIT))
         before = parse_token(from_token).position if from_token is not None else 2**62
         if include == "all":
-            rows = await self._database.read(relation_table.threads, room.room_nid, before, limit + 1)
+            rows = await self._database.read_long(relation_table.threads, room.room_nid, before, limit + 1)
         else:
             user_nid = await self._database.read(self._names.find, user_id) or 0
-            rows = await self._database.read(relation_table.threads_with, room.room_nid, user_nid, before, limit + 1)
+            rows = await self._database.read_long(
+                relation_table.threads_with, room.room_nid, user_nid, before, limit + 1
+            )
         page = rows[:limit]
         roots = {row.event_id: row for row in await self._store.rows([row.parent_id for row in page])}
         known = [roots[row.parent_id] for row in page if row.parent_id in roots]
         visible = await self._viewer.visible_rows(user_id, [row for row in known if row.room_id == room_id])
-        end = timeline_token(0, page[-1].latest_nid) if len(rows) > limit else None
+        end = timeline_token(0, page[-1].latest) if len(rows) > limit else None
         return Page(events=await self._shown.show(visible), start=from_token or "", end=end)
 
     async def aggregations(self, room_id: str, event_ids: Sequence[str], user_id: str) -> dict[str, bytes]:

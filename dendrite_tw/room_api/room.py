@@ -7,7 +7,7 @@ room as it was.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -157,7 +157,8 @@ class Room:
 
     ``standing`` is one of `tables.rooms`: whether this server is in the room.
 
-    ``placed`` remembers events of the newest part of a timeline that other servers take part in.
+    ``placed`` remembers events of the newest part of a timeline that other servers take part in, ``resolutions`` what
+    the states of branches made together, by the numbers of their snapshots.
     ``summary`` remembers what the room shows of itself, with the number of the state that it was made from.
     ``stale`` says that a write failed in a way that leaves open what is on disk, so that the head has to be
     read again; ``closed`` that the room is being deleted and takes nothing more.
@@ -169,11 +170,17 @@ class Room:
     head: Head = field(default_factory=Head)
     standing: int = RESIDENT
     placed: OrderedDict[str, Placed] = field(default_factory=OrderedDict)
-    waiting: deque[Work] = field(default_factory=deque)
+    resolutions: OrderedDict[tuple[int, ...], StateMap] = field(default_factory=OrderedDict)
+    waiting: list[Work] = field(default_factory=list)
     writing: bool = False
     summary: tuple[int, PublicRoom] | None = None
     stale: bool = False
     closed: bool = False
+
+    def forget_states(self) -> None:
+        """States are others on disk than they were: read them anew."""
+        self.placed.clear()
+        self.resolutions.clear()
 
     @property
     def is_here(self) -> bool:
@@ -238,7 +245,7 @@ class Rooms:
         loaded = await self._database.read(self._load, room.room_id)
         if loaded is None:
             room.room_nid, room.head = 0, Head()
-            room.placed.clear()
+            room.forget_states()
         else:
             room.room_nid, room.head = loaded.row.room_nid, loaded.head
             room.standing = loaded.row.standing

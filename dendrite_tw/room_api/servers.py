@@ -34,6 +34,10 @@ class Servers:
         """The servers with joined users, this one among them; in no order."""
         return list(await self._counts(room_nid))
 
+    async def largest(self, room_nid: int) -> list[str]:
+        """The servers with joined users, those with the most of them first."""
+        return [server for server, _ in (await self._counts(room_nid)).most_common()]
+
     async def has(self, room_nid: int, server_name: str) -> bool:
         """Whether a server has a joined user in the room."""
         return server_name in await self._counts(room_nid)

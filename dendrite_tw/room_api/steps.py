@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -90,7 +90,7 @@ class Batch:
     events: dict[int, Event] = field(default_factory=dict)
     nids: dict[str, int] = field(default_factory=dict)
     placed: dict[str, Placed] = field(default_factory=dict)
-    redactions: dict[str, int] = field(default_factory=dict)
+    redactions: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, step: Step) -> None:
         """Go on from an event."""
@@ -105,7 +105,7 @@ class Batch:
         if step.redacted_nid is not None and step.redacted is not None:
             self.events[step.redacted_nid] = step.redacted
         elif event.redacts is not None and step.status == ACCEPTED:
-            self.redactions[event.redacts] = step.event_nid
+            self.redactions.setdefault(event.redacts, []).append(step.event_nid)
 
     def _stored_after(self, event_id: str, snapshot_nid: int) -> None:
         """The state after an event is stored, as that before the one that follows."""
@@ -121,16 +121,16 @@ class Batch:
 
     def copy(self) -> Batch:
         """What to go back to where the rest of a work is refused."""
-        return Batch(
-            self.room, self.head, dict(self.events), dict(self.nids), dict(self.placed), dict(self.redactions)
-        )
+        redactions = {event_id: list(nids) for event_id, nids in self.redactions.items()}
+        return Batch(self.room, self.head, dict(self.events), dict(self.nids), dict(self.placed), redactions)
 
 
-def remember(placed: OrderedDict[str, Placed], fresh: Mapping[str, Placed]) -> None:
-    """Keep the places of events that are on disk now, and no more than there is room for."""
+def remember(placed: OrderedDict[str, Placed], fresh: Mapping[str, Placed], extremities: Collection[str]) -> None:
+    """Keep the places of events that are on disk now: those at the ends of the timeline, and as many more as may be."""
     placed.update(fresh)
-    while len(placed) > PLACED_REMEMBERED:
-        placed.popitem(last=False)
+    for event_id in [*placed][: len(placed) - PLACED_REMEMBERED - len(extremities)]:
+        if event_id not in extremities:
+            del placed[event_id]
 
 
 def is_local(user_id: str, server_name: str) -> bool:

@@ -15,7 +15,7 @@ from ..cache import Cache, CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.canonical_json import tight
-from ..matrix.events import Event, client_json, event_from_storage
+from ..matrix.events import Event, client_json, event_from_storage, shared
 from ..matrix.relations import relation_of
 from ..matrix.room_versions import ROOM_VERSIONS
 from .api import RoomEvent
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 FEW = 100
 """Events that are read on the reactor thread."""
+
+
+FEW = 200
+"""Rows that are read on the reactor thread."""
 
 
 def stored_event(row: EventRow) -> Event:
@@ -120,6 +124,7 @@ def room_event(
 ) -> RoomEvent:
     """What callers are shown of an event; ``replaced`` is the state that it took the place of."""
     relation = relation_of(event.content)
+    membership = event.membership if event.state_key is not None else None
     return RoomEvent(
         event_id=event.event_id,
         room_id=event.room_id,
@@ -130,7 +135,7 @@ def room_event(
         position=position,
         depth=event.depth,
         client=client_json(event),
-        membership=event.membership if event.state_key is not None else None,
+        membership=None if membership is None else shared(membership),
         has_url=isinstance(event.content.get("url"), str),
         rel_type=relation.rel_type if relation else None,
         relates_to=relation.event_id if relation else None,
@@ -160,16 +165,17 @@ class RoomEvents:
         """`RoomEvent`s of `rows`, in their order."""
         wanted = {nid for row in rows for nid in (row.replaces_nid, row.redacted_by_nid) if nid}
         others = await self._store.by_nid(wanted) if wanted else {}
-        return [self._show(row, others) for row in rows]
+        known = self._shown.get_many(row.event_nid for row in rows)
+        return [
+            found if found is not None and _may_remember(row) else self._show(row, others)
+            for found, row in zip(known, rows, strict=True)
+        ]
 
     def _show(self, row: EventRow, others: Mapping[int, Event]) -> RoomEvent:
-        if row.redacted_by_nid is not None or row.replaces_nid is not None:
-            return _shown(row, others)
-        known = self._shown.get(row.event_nid)
-        if known is None:
-            known = _shown(row, others)
-            self._shown.put(row.event_nid, known)
-        return known
+        shown = _shown(row, others)
+        if _may_remember(row):
+            self._shown.put(row.event_nid, shown)
+        return shown
 
     async def by_nid(self, nids: Sequence[int]) -> list[RoomEvent]:
         """The events with these numbers, in the order of the numbers given."""
@@ -181,6 +187,12 @@ class RoomEvents:
         wanted = {nid for row in rows for nid in (row.replaces_nid, row.redacted_by_nid) if nid}
         others = {row.event_nid: stored_event(row) for row in await events_by_nid(txn, list(wanted))} if wanted else {}
         return [_shown(row, others) for row in rows]
+
+
+def _may_remember(row: EventRow) -> bool:
+    """Whether nothing but a redaction changes how the event is shown; one that was redacted may be remembered as
+    it was before."""
+    return row.redacted_by_nid is None and row.replaces_nid is None
 
 
 def _shown(row: EventRow, others: Mapping[int, Event]) -> RoomEvent:

@@ -31,16 +31,19 @@ class Verifying:
         self._clock = clock
         self._time = time
 
-    async def read(self, room: Room, pdus: Sequence[bytes], refused: dict[str, str]) -> list[ReceivedEvent]:
+    async def read(
+        self, room: Room, pdus: Sequence[bytes], refused: dict[str, str], *, limited: bool = True
+    ) -> list[ReceivedEvent]:
         """The events among `pdus` that are of the room and signed as they must be, each once, in their order.
 
         Why others are dropped is put into `refused`, by ID where it can be told.  All keys are asked for at once.
+        ``limited`` as of `receive_event`.
         """
         received: dict[str, ReceivedEvent] = {}
         for index, pdu in enumerate(pdus):
-            await self._pause(index)
+            await self.pause(index)
             try:
-                one = receive_event(pdu, room.version)
+                one = receive_event(pdu, room.version, limited=limited)
             except EventFormatError as error:
                 refused[f"#{index}"] = str(error)
                 continue
@@ -56,7 +59,7 @@ class Verifying:
         keys = await self._keys(received)
         now, signed = self._clock.now_ms(), []
         for index, one in enumerate(received):
-            await self._pause(index)
+            await self.pause(index)
             try:
                 check_signatures(one, keys, now_ms=now)
             except SignatureError as error:
@@ -73,6 +76,7 @@ class Verifying:
         found = await self._federation.fetch_keys(wanted)
         return {(one.server_name, one.key_id): VerifyKey(one.key, one.valid_until_ts, one.expired_ts) for one in found}
 
-    async def _pause(self, index: int) -> None:
-        if index % AT_ONCE == AT_ONCE - 1:
+    async def pause(self, index: int) -> None:
+        """Let others have the reactor, before the work goes on at `index`."""
+        if index and not index % AT_ONCE:
             await deferLater(self._time, 0, lambda: None)

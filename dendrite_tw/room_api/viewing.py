@@ -5,9 +5,9 @@ membership, are looked up in the snapshot that each event stands on; events on
 the same snapshot share the look-up (Client-Server API, "Room History
 Visibility").
 
-Where history is shared, it counts too whether the user has joined since.  In the live
-stream that is a matter of positions; events that were fetched later, or are known apart from
-the timeline, are compared by their depth.
+Where history is shared, it counts too whether the user has joined since: one who is joined has,
+whatever the event.  For others that is a matter of positions in the live stream; events that
+were fetched later, or are known apart from the timeline, are compared by their depth.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import orjson
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import forbidden
-from ..matrix.visibility import HISTORY_VISIBILITY, MEMBER, Visibility, may_see_event, visibility_from
+from ..matrix.visibility import HISTORY_VISIBILITY, MEMBER, Visibility, may_see, may_see_event, visibility_from
 from .snapshots import Snapshots
 from .store import EventStore
+from .tables.edges import GapRow
 from .tables.events import EventRow, event_by_id
 from .tables.names import Names
 from .tables.rooms import MemberEventRow, MembershipRow, member_events_of, membership_in, room_by_id, room_by_nid
@@ -36,8 +37,13 @@ class Joined(NamedTuple):
     is_current: bool = False
 
     def follows(self, row: EventRow) -> bool:
-        """Whether the join happened after an event."""
-        if self.is_current or (row.position > 0 and self.position > 0):
+        """Whether the join happened after an event.
+
+        What happened on another branch before the room heard of the join counts as earlier for one who is joined.
+        """
+        if self.is_current:
+            return True
+        if row.position > 0 and self.position > 0:
             return row.position < self.position
         return row.depth < self.depth
 
@@ -62,21 +68,38 @@ class Viewer:
         forgotten = current is not None and current.forgotten
         sides = await self._sides({row.snapshot_nid for row in rows}, user_id)
         last_join = await self._last_join(room.room_nid, user_id, current)
+        if forgotten:
+            last_join = None
         visible = []
+        verdicts: dict[tuple[int, bool], bool] = {}
         for row in rows:
-            visibility, membership = sides[row.snapshot_nid]
-            visibility_after, membership_after = _after(row, user_id)
-            if forgotten:
-                membership = membership_after = last_join = None
-            if may_see_event(
-                visibility=visibility,
-                membership=membership,
-                joined_since=last_join is not None and last_join.follows(row),
-                visibility_after=visibility_after,
-                membership_after=membership_after,
-            ):
+            joined_since = last_join is not None and last_join.follows(row)
+            after = _after(row, user_id)
+            # What changes neither side is judged like all others on the same snapshot.
+            verdict = verdicts.get((row.snapshot_nid, joined_since)) if after is None else None
+            if verdict is None:
+                visibility, membership = sides[row.snapshot_nid]
+                visibility_after, membership_after = after or (None, None)
+                verdict = may_see_event(
+                    visibility=visibility,
+                    membership=None if forgotten else membership,
+                    joined_since=joined_since,
+                    visibility_after=visibility_after,
+                    membership_after=None if forgotten else membership_after,
+                )
+                if after is None:
+                    verdicts[row.snapshot_nid, joined_since] = verdict
+            if verdict:
                 visible.append(row)
         return visible
+
+    async def may_see_before(self, user_id: str, gap: GapRow, room_nid: int) -> bool:
+        """Whether a user may see events just before one, so that it is of use to fetch them."""
+        current = await self.membership(room_nid, user_id)
+        if current is None or current.forgotten or await self._last_join(room_nid, user_id, current) is None:
+            return False
+        visibility, membership = (await self._sides([gap.snapshot_nid], user_id))[gap.snapshot_nid]
+        return may_see(visibility, membership, joined_since=True)
 
     async def membership(self, room_nid: int, user_id: str) -> MembershipRow | None:
         """The user's current membership in a room."""
@@ -159,14 +182,14 @@ def newest_join(rows: Iterable[MemberEventRow]) -> Joined | None:
     return None
 
 
-def _after(row: EventRow, user_id: str) -> tuple[Visibility | None, str | None]:
-    """What the event itself sets of the two sides."""
-    if b"m.room.member" not in row.pdu and b"m.room.history_visibility" not in row.pdu:
-        return None, None
+def _after(row: EventRow, user_id: str) -> tuple[Visibility | None, str | None] | None:
+    """What the event itself sets of the two sides; `None` where it sets neither."""
+    if row.slot_nid is None or (b"m.room.member" not in row.pdu and b"m.room.history_visibility" not in row.pdu):
+        return None
     pdu = orjson.loads(row.pdu)
     if pdu.get("type") == HISTORY_VISIBILITY and pdu.get("state_key") == "":
         return visibility_from(pdu["content"]), None
     if pdu.get("type") == MEMBER and pdu.get("state_key") == user_id:
         membership = pdu["content"].get("membership")
         return None, membership if isinstance(membership, str) else None
-    return None, None
+    return None

@@ -42,7 +42,7 @@ class JoinedRoom(msgspec.Struct, frozen=True, kw_only=True):
 
     ``newly_joined``: the user joined since the token, or the room could not be shown to
     the client before.  ``arrived`` and ``departed`` are the other users who joined or left,
-    for the device lists.
+    ``invited`` those who were invited, for the device lists.
     """
 
     room_id: str
@@ -52,6 +52,7 @@ class JoinedRoom(msgspec.Struct, frozen=True, kw_only=True):
     newly_joined: bool = False
     arrived: list[str] = []
     departed: list[str] = []
+    invited: list[str] = []
 
 
 class JoinedReader:
@@ -144,7 +145,9 @@ class JoinedReader:
             span = StateSpan(room, upto.room, timeline.events, known)
         arrived, departed = moved(span, base)
         if newly or rewritten:
-            arrived = everybody(span)
+            arrived, invited = everybody(span, "join"), everybody(span, "invite")
+        else:
+            invited = newly_invited(span, base)
         if newly:
             departed = []
         summary = self._summary(request, span, full or summary_changes(span, base))
@@ -166,6 +169,7 @@ class JoinedReader:
             newly_joined=newly,
             arrived=arrived,
             departed=departed,
+            invited=invited,
         )
 
     def _summary(self, request: SyncRequest, span: StateSpan, wanted: bool) -> Summary | None:
@@ -294,9 +298,9 @@ def is_named(room: Room) -> bool:
     return False
 
 
-def everybody(span: StateSpan) -> list[str]:
-    """All who are in the room."""
-    return [user for user, event in span.room.members.items() if event.membership == "join"]
+def everybody(span: StateSpan, membership: str) -> list[str]:
+    """All who have a membership in the room."""
+    return [user for user, event in span.room.members.items() if event.membership == membership]
 
 
 def moved(span: StateSpan, base: dict[Slot, RoomEvent | None]) -> tuple[list[str], list[str]]:
@@ -317,3 +321,15 @@ def moved(span: StateSpan, base: dict[Slot, RoomEvent | None]) -> tuple[list[str
         elif event.membership != "join" and before == "join":
             departed.append(slot[1])
     return arrived, departed
+
+
+def newly_invited(span: StateSpan, base: dict[Slot, RoomEvent | None]) -> list[str]:
+    """The users who are invited, among the slots that changed, and were not before."""
+    found = []
+    for slot, old in base.items():
+        event = span.at_end(slot) if slot[0] == MEMBER else None
+        if event is not None and event.membership == "invite":
+            before = old.membership if old is not None else previous_membership(event)
+            if before != "invite":
+                found.append(slot[1])
+    return found

@@ -320,16 +320,18 @@ class SyncModel:
     async def _read_device_lists(self, request: SyncRequest, since: SyncToken, changes: SyncChanges) -> None:
         arrived: set[str] = set()
         departed: set[str] = set()
+        invited: set[str] = set()
         for room in changes.joined:
             arrived.update(room.arrived)
             departed.update(room.departed)
+            invited.update(room.invited)
         for left in changes.left:
             if left.was_joined:
                 departed.update(await self._rooms.joined_users(left.room_id))
         keys = self._notifier.key_changes_concern(request.stream, since)
-        if keys or arrived or departed:
+        if keys or arrived or departed or invited:
             changes.device_lists = await self._device_lists.read(
-                request.user_id, since, changes.upto, keys, arrived, departed
+                request.user_id, since, changes.upto, keys, arrived, departed, invited
             )
 
     async def _read_presence(self, request: SyncRequest, since: SyncToken | None, changes: SyncChanges) -> None:

@@ -121,11 +121,7 @@ class EventReader:
         messages = [event.event_id for event in events if event.state_key is None]
         bundles = await self._rooms.aggregations(room_id, messages, caller.user_id) if messages else {}
         memberships = await self._memberships(caller, room_id, events)
-        now = self._clock.now_ms()
-        return [
-            self._renderer.render_full(event, now, caller, memberships.get(event.event_id), bundles.get(event.event_id))
-            for event in events
-        ]
+        return self._renderer.render_full(events, self._clock.now_ms(), caller, memberships, bundles)
 
     async def _memberships(self, caller: Caller, room_id: str, events: Sequence[RoomEvent]) -> dict[str, str]:
         """The caller's membership at those of the events for which their current one tells it."""

@@ -50,8 +50,7 @@ class StateReader:
         ]
 
     def _render(self, caller: Caller, events: list[RoomEvent]) -> bytes:
-        now = self._clock.now_ms()
-        return array(self._renderer.render_full(event, now, caller) for event in events)
+        return array(self._renderer.render_full(events, self._clock.now_ms(), caller, {}, {}))
 
     async def state(self, room_id: str, caller: Caller) -> bytes:
         """``GET /rooms/{roomId}/state``."""
@@ -63,7 +62,8 @@ class StateReader:
         """``GET /rooms/{roomId}/state/{eventType}/{stateKey}``."""
         event = await self._rooms.state_event(room_id, caller.user_id, event_type, state_key)
         if query.format == "event":
-            return self._renderer.render_full(event, self._clock.now_ms(), caller)
+            [shown] = self._renderer.render_full([event], self._clock.now_ms(), caller, {}, {})
+            return shown
         return content_of(event)
 
     async def state_event_without_key(

@@ -8,7 +8,6 @@ than it remembers is asked of the room component.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from twisted.internet.defer import Deferred
@@ -49,7 +48,8 @@ class Room:
 
     ``members`` holds the member events of the current state by user, ``state``
     the rest.  Every live event after ``floor`` is in ``timeline``; every change
-    of state after ``changes_floor`` is in ``changes``.  ``stale`` names events
+    of state after ``changes_floor`` is in ``changes``.  Both are lists, for an empty
+    deque takes as much memory as two events.  ``stale`` names events
     that were redacted and have to be fetched again.  Members are still missing of a
     ``partial`` state; ``rewritten`` is where the state was last replaced as a whole.
     """
@@ -59,9 +59,9 @@ class Room:
         self.position = view.position
         self.members: dict[str, RoomEvent] = {}
         self.state: dict[Slot, RoomEvent] = {}
-        self.timeline: deque[RoomEvent] = deque(view.timeline)
+        self.timeline: list[RoomEvent] = list(view.timeline)
         self.floor = 0 if view.complete or not view.timeline else view.timeline[0].position - 1
-        self.changes: deque[StateChange] = deque()
+        self.changes: list[StateChange] = []
         self.changes_floor = view.position
         self.joined_count = 0
         self.invited_count = 0
@@ -130,16 +130,16 @@ class Room:
         if event.position <= self.position:
             return
         self.position = event.position
-        self.timeline.append(event)
+        self.timeline.append(event.sparing())
         self.size += len(event.client) + EVENT_OVERHEAD
         while len(self.timeline) > TIMELINE_KEPT:
-            gone = self.timeline.popleft()
+            gone = self.timeline.pop(0)
             self.floor = gone.position
             self.size -= len(gone.client) + EVENT_OVERHEAD
         if output.state_changed and event.state_key is not None:
             self._change(event.position, (event.type, event.state_key), event)
         for other in output.also_replaced:
-            self._change(event.position, (other.type, other.state_key or ""), other)
+            self._change(event.position, (other.type, other.state_key or ""), other.sparing())
         for type_, key in output.also_removed:
             self._change(event.position, (type_, key), None)
         if output.redacts is not None:
@@ -151,7 +151,7 @@ class Room:
             return
         self.changes.append(StateChange(position, slot, previous))
         while len(self.changes) > CHANGES_KEPT:
-            self.changes_floor = self.changes.popleft().position
+            self.changes_floor = self.changes.pop(0).position
 
     def _outdate(self, event_id: str) -> None:
         """The content of an event went; note who holds it: the event, and one that took its place in the state."""

@@ -7,7 +7,7 @@ what is personal, is added at the end.  Client-Server API, "Room event format".
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
 
@@ -33,6 +33,17 @@ class Renderer:
         known = self._heads.get(event.event_id)
         if known is not None and known[0] is event:
             return known[1]
+        return self._make_head(event)
+
+    def heads(self, events: Sequence[RoomEvent]) -> list[bytes]:
+        """As `head` for each of `events`."""
+        known = self._heads.get_many(event.event_id for event in events)
+        return [
+            found[1] if found is not None and found[0] is event else self._make_head(event)
+            for found, event in zip(known, events, strict=True)
+        ]
+
+    def _make_head(self, event: RoomEvent) -> bytes:
         made = event.client[:-1] + b',"unsigned":{' + shared_unsigned(event) + b'"age":'
         self._heads.put(event.event_id, (event, made))
         return made
@@ -49,26 +60,44 @@ class Renderer:
 
         ``membership`` is the caller's at the event, ``relations`` the JSON of ``m.relations``.
         """
-        personal = b""
-        if membership is not None:
-            personal = b',"membership":"join"' if membership == "join" else b',"membership":' + orjson.dumps(membership)
-        if event.transaction_id is not None and is_own_transaction(event, caller):
-            personal += b',"transaction_id":' + orjson.dumps(event.transaction_id)
-        if relations is not None:
-            personal += b',"m.relations":' + relations
+        personal = _personal(event, caller, membership, relations)
         return b"%b%d%b}}" % (self.head(event), now - event.origin_server_ts, personal)
 
     def render_full(
         self,
-        event: RoomEvent,
+        events: Sequence[RoomEvent],
         now: int,
         caller: Caller,
-        membership: str | None = None,
-        relations: bytes | None = None,
-    ) -> bytes:
-        """An event as it is shown outside of /sync: with its ``room_id``."""
-        shown = self.render(event, now, caller, membership, relations)
-        return shown[:-1] + b',"room_id":' + orjson.dumps(event.room_id) + b"}"
+        memberships: Mapping[str, str],
+        relations: Mapping[str, bytes],
+    ) -> list[bytes]:
+        """Events as they are shown outside of /sync: with their ``room_id``.
+
+        ``memberships`` and ``relations`` are as of `render`, by event ID.
+        """
+        rooms = {room_id: orjson.dumps(room_id) for room_id in {event.room_id for event in events}}
+        return [
+            b'%b%d%b},"room_id":%b}'
+            % (
+                head,
+                now - event.origin_server_ts,
+                _personal(event, caller, memberships.get(event.event_id), relations.get(event.event_id)),
+                rooms[event.room_id],
+            )
+            for head, event in zip(self.heads(events), events, strict=True)
+        ]
+
+
+def _personal(event: RoomEvent, caller: Caller, membership: str | None, relations: bytes | None) -> bytes:
+    """The end of ``unsigned``: what is for this caller only."""
+    personal = b""
+    if membership is not None:
+        personal = b',"membership":"join"' if membership == "join" else b',"membership":' + orjson.dumps(membership)
+    if event.transaction_id is not None and is_own_transaction(event, caller):
+        personal += b',"transaction_id":' + orjson.dumps(event.transaction_id)
+    if relations is not None:
+        personal += b',"m.relations":' + relations
+    return personal
 
 
 def shared_unsigned(event: RoomEvent) -> bytes:
@@ -81,7 +110,9 @@ def shared_unsigned(event: RoomEvent) -> bytes:
     if event.prev_sender is not None:
         parts.append(b'"prev_sender":' + orjson.dumps(event.prev_sender) + b",")
     if event.redacted_by is not None:
-        parts.append(b'"redacted_because":' + event.redacted_by + b",")
+        # The name alone is older than the specification; clients still look for it.
+        redaction_id = orjson.dumps(orjson.loads(event.redacted_by).get("event_id"))
+        parts.append(b'"redacted_by":' + redaction_id + b',"redacted_because":' + event.redacted_by + b",")
     return b"".join(parts)
 
 

@@ -21,15 +21,20 @@ ROOMS_KEPT = 50_000
 USERS_KEPT = 500
 """Users who can be typing in one room."""
 
+SILENCE_TOLD_MS = 10_000
+"""For how long after the last one stopped it is told to clients that begin anew, too, that nobody types: they may show
+somebody from before."""
+
 
 class TypingRoom:
     """The users who type in a room, each with the time when that ends, and when the list last changed."""
 
-    __slots__ = ("changed", "event", "until")
+    __slots__ = ("changed", "changed_at", "event", "until")
 
     def __init__(self) -> None:
         self.until: dict[str, int] = {}
         self.changed = 0
+        self.changed_at = 0
         self.event: bytes | None = None
 
     def json(self) -> bytes:
@@ -78,6 +83,7 @@ class TypingBoard:
 
     def _tell(self, room_id: str, room: TypingRoom) -> None:
         room.changed = self.position
+        room.changed_at = self._clock.now_ms()
         room.event = None
         self._changed(room_id, self.position)
 
@@ -104,9 +110,14 @@ class TypingBoard:
             self._expire_by(min(ends))
 
     def since(self, room_id: str, after: int) -> bytes | None:
-        """The ``m.typing`` event of a room if its list changed after `after`; 0 asks for one that is not empty."""
+        """The ``m.typing`` event of a room if its list changed after `after`.
+
+        0 asks for one that is not empty, or became so only just now.
+        """
         room = self._rooms.get(room_id)
-        if room is None or room.changed <= after or (after == 0 and not room.until):
+        if room is None or room.changed <= after:
+            return None
+        if after == 0 and not room.until and room.changed_at + SILENCE_TOLD_MS < self._clock.now_ms():
             return None
         return room.json()
 

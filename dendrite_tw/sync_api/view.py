@@ -161,7 +161,8 @@ def account_data_event(change: AccountDataChange) -> bytes:
 
 
 def device_lists_json(lists: DeviceLists) -> bytes:
-    return orjson.dumps({"changed": lists.changed, "left": lists.left})
+    shown = {"changed": lists.changed, "left": lists.left}
+    return orjson.dumps({name: users for name, users in shown.items() if users})
 
 
 def summary_json(summary: Summary) -> bytes:

@@ -21,7 +21,7 @@ OUTPUT_KEY_CHANGE_EVENT = "OutputKeyChangeEvent"
 OUTPUT_NOTIFICATION_DATA = "OutputNotificationData"
 
 
-class Caller(msgspec.Struct, frozen=True, kw_only=True):
+class Caller(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Who is behind an access token.
 
     ``session_id`` names the login (it outlives a refresh of the token);

@@ -12,6 +12,7 @@ Client-Server API, "Receiving notifications", "Marking notifications as read".
 from __future__ import annotations
 
 import itertools
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 
@@ -36,8 +37,8 @@ WHOLE: Span = (0, FOREVER)
 _VERSIONS = itertools.count()
 """Numbers that no two changes share, also not of a log that was forgotten and read again."""
 
-Positions = dict[str, list[int]]
-"""Positions of events in order, by thread."""
+Positions = dict[str, "array[int]"]
+"""Positions of events in order, by thread: 8 bytes each, a fifth of what a list of them takes."""
 
 
 class RoomLog:
@@ -88,7 +89,9 @@ class RoomLog:
 
 def _insert(table: Positions, thread_id: str, position: int) -> bool:
     """Put a position in its place; whether it was not there."""
-    positions = table.setdefault(thread_id, [])
+    positions = table.get(thread_id)
+    if positions is None:
+        positions = table[thread_id] = array("q")
     if not positions or positions[-1] < position:
         positions.append(position)
         return True

@@ -1,8 +1,9 @@
 """Keys of users of other servers: from the lists that are kept, else from their servers.
 
-Server-Server API, ``POST /user/keys/query`` and ``/user/keys/claim``.  The servers are asked at the same time, each
-once for all of its users; what a client waits for ends with the client's time, and servers that did not answer by
-then are its failures.
+Server-Server API, ``POST /user/keys/query`` and ``/user/keys/claim``, ``GET /user/devices``.  The servers are asked at
+the same time, each once for all of its users; what a client waits for ends with the client's time, and servers that
+did not answer by then are its failures.  Of a few users who share a room the whole list is asked for first, for it
+alone has a number that later updates can follow.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from ..matrix.errors import MatrixError
 from ..matrix.identifiers import server_name_of
 from ..room_api.api import RoomAPI
 from .api import ClaimedKeys, QueriedKeys
-from .remote_checks import Claimed, RemoteDevices, read_claim, read_query
+from .remote_checks import Claimed, Malformed, RemoteDevices, read_claim, read_device_list, read_query
 from .remote_lists import RemoteLists
-from .resync import Resyncs
+from .resync import ANSWER_LIMIT as WHOLE_LIST_LIMIT
+from .resync import Resyncs, devices_path
 
 T = TypeVar("T")
 
@@ -33,6 +35,10 @@ REQUESTS_AT_ONCE = 64
 
 USERS_A_REQUEST = 500
 """Users of one server whom one request asks about."""
+
+WHOLE_LISTS = 10
+"""Users up to whom a query asks for each one's list by itself: more of them, as when a large room was joined, would be
+as many requests."""
 
 ANSWER_LIMIT = 1 << 20
 ANSWER_LIMIT_PER_USER = 64 << 10
@@ -69,7 +75,10 @@ class RemoteKeys:
         shared = set(await self._rooms.shares_room(requester, missing)) if missing else set()
         if await self._others_fetch(shared, deadline):
             known.update((await self._lists.known(missing))[0])
-            missing = [user_id for user_id in missing if user_id not in known]
+            shared.difference_update(known)
+        if len(shared) <= WHOLE_LISTS:
+            await self._all(self._begin_list(user_id, deadline, known) for user_id in sorted(shared))
+        missing = [user_id for user_id in missing if user_id not in known]
         answer = QueriedKeys()
         await self._all(
             self._query_server(
@@ -90,6 +99,22 @@ class RemoteKeys:
                 with suppress(TimeoutError):
                     await fetch.finished().addTimeout(seconds, self._time)
         return bool(fetches)
+
+    async def _begin_list(self, user_id: str, deadline: float, found: dict[str, RemoteDevices]) -> None:
+        """Ask for the whole list of a user who shares a room, which is kept from now on; if there is none, a query
+        may still have an answer."""
+        server_name, path = server_name_of(user_id), devices_path(user_id)
+        fetch = self._lists.begin([user_id])
+        try:
+            answer = await self._ask(server_name, "GET", path, None, WHOLE_LIST_LIMIT, deadline)
+            devices = read_device_list(answer, user_id)
+        except (MatrixError, Malformed):
+            return
+        else:
+            await self._lists.begin_list(fetch, user_id, devices)
+            found[user_id] = devices
+        finally:
+            self._lists.finish(fetch)
 
     async def _query_server(
         self,
@@ -153,6 +178,13 @@ class RemoteKeys:
     async def _post(
         self, server_name: str, what: str, body: dict[str, Any], users: int, deadline: float
     ) -> dict[str, Any]:
+        limit = min(ANSWER_LIMIT + users * ANSWER_LIMIT_PER_USER, ANSWER_LIMIT_IN_ALL)
+        return await self._ask(server_name, "POST", f"/_matrix/federation/v1/user/keys/{what}", body, limit, deadline)
+
+    async def _ask(
+        self, server_name: str, method: str, path: str, body: dict[str, Any] | None, limit: int, deadline: float
+    ) -> dict[str, Any]:
+        """The answer to a request that waits for its turn; raises `Unreachable` where there is none by the deadline."""
         seconds = deadline - self._time.seconds()
         if seconds > 0:
             try:
@@ -164,12 +196,12 @@ class RemoteKeys:
                     seconds = deadline - self._time.seconds()
                     return await self._federation.request(
                         FederationRequest(
-                            method="POST",
+                            method=method,
                             destination=server_name,
-                            path=f"/_matrix/federation/v1/user/keys/{what}",
+                            path=path,
                             body=body,
                             timeout_ms=max(1, int(seconds * 1000)),
-                            response_limit=min(ANSWER_LIMIT + users * ANSWER_LIMIT_PER_USER, ANSWER_LIMIT_IN_ALL),
+                            response_limit=limit,
                         )
                     )
                 finally:

@@ -249,6 +249,23 @@ class RemoteLists:
             await self._changes.record(txn, user_id)
         await table.put(txn, server_name_of(user_id), user_id, int(stale), found.stream_id, NO_UPDATES, *keys)
 
+    async def begin_list(self, fetch: Fetch, user_id: str, found: RemoteDevices) -> None:
+        """Begin a list with a whole one that a client waited for; one that has begun meanwhile and is newer stays."""
+        if user_id in fetch.ended:
+            return
+        current = fetch.newest.get(user_id, -1) <= found.stream_id
+        await self._database.write(self._begin_list, user_id, found, not current)
+        if not current:
+            self.on_stale(server_name_of(user_id))
+
+    async def _begin_list(self, txn: Transaction, user_id: str, found: RemoteDevices, stale: bool) -> None:
+        known = await table.of_user(txn, user_id)
+        if known is not None and not known.stale and known.stream_id >= found.stream_id:
+            return
+        if known is None:
+            await table.put(txn, server_name_of(user_id), user_id, 1, NEVER, NO_UPDATES, None, None)
+        await self._put_list(txn, user_id, found, stale)
+
     async def put_queried(self, fetch: Fetch, lists: dict[str, RemoteDevices]) -> None:
         """Begin lists with the answer to a query; those that are known already keep what was told of them."""
         untouched = {

@@ -264,11 +264,16 @@ class Resyncs:
                 waiting.callback(None)
 
 
+def devices_path(user_id: str) -> str:
+    """Where a server gives the list of one of its users."""
+    return f"/_matrix/federation/v1/user/devices/{quote(user_id, safe='')}"
+
+
 def _question(server_name: str, user_id: str) -> FederationRequest:
     return FederationRequest(
         method="GET",
         destination=server_name,
-        path=f"/_matrix/federation/v1/user/devices/{quote(user_id, safe='')}",
+        path=devices_path(user_id),
         timeout_ms=TIMEOUT_MS,
         response_limit=ANSWER_LIMIT,
     )

@@ -63,7 +63,7 @@ class UnreadStore:
 
     def __init__(self, database: Database, budget: CacheBudget) -> None:
         self._database = database
-        self._logs: Cache[str, RoomLog] = Cache("unread_logs", budget, lambda log: 800 + 40 * log.size)
+        self._logs: Cache[str, RoomLog] = Cache("unread_logs", budget, lambda log: 800 + 10 * log.size)
         self._readers: Cache[tuple[str, str], Reader] = Cache("unread_readers", budget, lambda reader: READER_BYTES)
         self._spans: Cache[str, dict[str, Span]] = Cache("unread_spans", budget, lambda spans: SPANS_BYTES)
         self._waiting = Batch()

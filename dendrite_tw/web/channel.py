@@ -39,6 +39,9 @@ HEAD_LIMIT = 16384
 LATER_LIMIT = 1 << 16
 """Bytes that are kept of what a client sends before it has its answer."""
 
+LOOK_SECONDS = 5.0
+"""How often connections are looked for that were idle for too long."""
+
 METHODS = frozenset([b"GET", b"PUT", b"POST", b"DELETE", b"OPTIONS"])
 
 _TARGET = re.compile(rb"/[!-~]*\Z")
@@ -209,6 +212,7 @@ class DirectChannel(HTTPChannel):
 
     site: QuietSite
     _direct: DirectRequest | None = None
+    _heard_at = 0.0
     _reading = False
     _later: Sequence[bytes] = ()
 
@@ -295,6 +299,24 @@ class DirectChannel(HTTPChannel):
                 self._networkProducer.resumeProducing()
             self.dataReceived(data)
 
+    def setTimeout(self, period: float | None) -> float | None:
+        """Wait so long for something to come, or for ever; see `ChannelTimeouts`."""
+        before, self.timeOut = self.timeOut, period  # type: ignore[assignment]
+        if period is None:
+            self.site.timeouts.leave(self)
+        else:
+            self.resetTimeout()
+            self.site.timeouts.watch(self)
+        return before
+
+    def resetTimeout(self) -> None:
+        """Something came."""
+        self._heard_at = self.site.seconds()
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether nothing came for as long as the connection may be idle."""
+        return self.timeOut is not None and now - self._heard_at >= self.timeOut
+
     def timeoutConnection(self) -> None:
         """Nothing came for a while; a client that waits for its answer is not idle."""
         if self._direct is not None:
@@ -307,6 +329,40 @@ class DirectChannel(HTTPChannel):
         if direct is not None:
             direct.lost(reason)
         super().connectionLost(reason)
+
+
+class ChannelTimeouts:
+    """Ends connections on which nothing comes, with one timer for all of them.
+
+    Twisted gives each connection a timer of its own, which most never need: half a kilobyte for each, and work
+    for each request.  For this a connection lives up to `LOOK_SECONDS` longer than it may.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._watched: set[DirectChannel] = set()
+        self._call: Any = None
+
+    def watch(self, channel: DirectChannel) -> None:
+        self._watched.add(channel)
+        if self._call is None:
+            self._call = self._reactor.callLater(LOOK_SECONDS, self._look)
+
+    def leave(self, channel: DirectChannel) -> None:
+        self._watched.discard(channel)
+        if not self._watched and self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _look(self) -> None:
+        self._call = None
+        now = self._reactor.seconds()
+        overdue = [channel for channel in self._watched if channel.is_overdue(now)]
+        self._watched.difference_update(overdue)
+        for channel in overdue:
+            channel.timeoutConnection()
+        if self._watched and self._call is None:
+            self._call = self._reactor.callLater(LOOK_SECONDS, self._look)
 
 
 class Heads:

@@ -6,7 +6,7 @@ endpoints answered, in JSON, so that a client never meets a page of HTML.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from twisted.web.http import Request as HttpRequest
@@ -15,7 +15,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 
 from ..matrix.errors import unrecognized
 from .bodies import BoundedSite, apis_below
-from .channel import DirectChannel, Heads, find_api
+from .channel import ChannelTimeouts, DirectChannel, Heads, find_api
 from .resource import ApiResource, Authenticator, Limiter, Observer, ServerAuthenticator, error_response, write
 from .routes import Response, Route
 
@@ -116,6 +116,8 @@ class QuietSite(BoundedSite):
     def __init__(self, resource: IResource, apis: Sequence[tuple[bytes, ApiResource]], **options: Any) -> None:
         super().__init__(resource, apis, **options)
         self.head = Heads(self.reactor).head
+        self.timeouts = ChannelTimeouts(self.reactor)
+        self.seconds: Callable[[], float] = self.reactor.seconds
 
     def api_of(self, uri: bytes) -> ApiResource | None:
         """The API that answers a request's target, where one does."""

@@ -57,6 +57,11 @@ class World:
         self.policy_signature: Any = None
         self.asked: list[type] = []
 
+    def authorities_by(self, known: Mapping[str, KnownEvent]) -> list[Event]:
+        """Known events as the authority of another, without the create event where it is implied."""
+        events = [one.event for one in known.values()]
+        return [event for event in events if self.version.create_event_in_auth_events or event.type != "m.room.create"]
+
     def authorities(self, type: str, sender: str, content: Mapping[str, Any], state_key: str | None) -> list[Event]:
         keys = auth_event_keys(version=self.version, type=type, sender=sender, state_key=state_key, content=content)
         return [self.room.state[key] for key in keys if key in self.room.state]
@@ -295,6 +300,28 @@ class AdmissionTests(SynchronousTestCase):
         policy = read_policy(msgspec.structs.replace(event, content=unusable))
         assert policy is not None
         self.assertFalse(admission.check_policy_signature(b"x", sign_bytes(b"x", POLICY.secret), policy))
+
+    def test_events_apart_from_the_timeline(self) -> None:
+        for version in (ROOM_V1, ROOM_V12):
+            world = World(version)
+            create = world.room.create
+            known = {create.event_id: KnownEvent(create)}
+            joined = world.room.event(
+                "m.room.member", ALICE, {"membership": "join"}, ALICE, [create], world.authorities_by(known)
+            )
+            self.assertEqual(admission.judge_apart([create, joined], {}), {})
+            self.assertEqual(admission.judge_apart([joined], known), {})
+            self.assertIn(joined.event_id, known)
+            # Bob is not in the room; what he has set authorises nothing, and neither does what builds on it.
+            named = world.authorities_by(known)
+            topic = world.room.event("m.room.topic", BOB, {}, "", [joined], named)
+            member = world.room.event("m.room.member", BOB, {"membership": "join"}, BOB, [joined], [*named, topic])
+            rejected = admission.judge_apart([topic, member], known)
+            self.assertEqual(rejected.keys(), {topic.event_id, member.event_id})
+            self.assertTrue(known[topic.event_id].rejected)
+            # Of what names unknown events nothing is said.
+            lost = world.room.event("m.room.topic", ALICE, {}, "", [joined], [member, joined])
+            self.assertEqual(admission.judge_apart([lost], {create.event_id: KnownEvent(create)}), {})
 
     def test_many_events_ask_once(self) -> None:
         world = World(ROOM_V11)

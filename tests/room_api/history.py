@@ -107,4 +107,13 @@ class HistoryStory(SynchronousTestCase):
             "filter": None,
             "lazy_load_members": False,
         }
-        return self.do(server.rooms.messages(room_id, user, direction, **{**given, **options}))  # type: ignore[no-any-return]
+        return self.wait(server.rooms.messages(room_id, user, direction, **{**given, **options}))  # type: ignore[no-any-return]
+
+    def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """As `do`, for what gives the reactor its turn in between."""
+        waiting = Deferred.fromCoroutine(coroutine)
+        for _ in range(100):
+            if waiting.called:
+                break
+            self.network.memory.clock.advance(0)
+        return self.successResultOf(waiting)

@@ -82,6 +82,36 @@ class ForkTests(TwoServers):
             for server in (self.a, self.b):
                 self.assertEqual(server.room(room_id).head.extremities, (together,))
 
+    def test_a_long_line_of_power_levels(self) -> None:
+        """Both branches change topics by authority that lies far back, with nothing of it in memory."""
+        for version in ("3", "12"):
+            room_id = self.shared_room(version)
+            start = [self.a.event(one) for one in self.a.room(room_id).head.extremities]
+            old = [self.a.event(one) for one in self.a.state(room_id).values()]
+            users = {BOB: 50} if version == "12" else {ALICE: 100, BOB: 50}
+            line = [
+                self.a.send(room_id, ALICE, "m.room.power_levels", {"users": users, "state_default": 30 + step}, "")
+                for step in range(12)
+            ]
+            own = self.a.send(room_id, ALICE, TOPIC, {"topic": "of alice"}, "")
+            branch = self.b.make_on(self.a, room_id, BOB, TOPIC, {"topic": "of bob"}, "", prev=start, state=old)
+            levels = {"users": users, "state_default": 50, "events": {"m.x": 50}}
+            other = self.a.make_on(
+                self.a, room_id, ALICE, "m.room.power_levels", levels, "", prev=[branch], state=[*old, branch]
+            )
+            self.a.restart()
+            self.b.restart()
+            self.a.take(room_id, [branch, other])
+            self.assertEqual(self.pass_on("a", room_id, [branch, other, *line, own]), {})
+            self.assert_same_state(room_id)
+            for server in (self.a, self.b):
+                server.restart()
+                said = server.room(room_id)
+                self.assertEqual(set(said.head.extremities), {own, other.event_id})
+            together = self.a.say(room_id, ALICE, "together")
+            self.pass_on("a", room_id, [together])
+            self.assert_same_state(room_id)
+
     def test_what_is_told_of_state_that_changed_with_another_event(self) -> None:
         """A ban on one branch takes along what the banned user did on the other."""
         for version in ("2", "6", "12"):

@@ -6,8 +6,10 @@ from typing import Any
 from urllib.parse import unquote
 
 import orjson
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
 
+from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.federation_api.api import FederationRequest, RawAnswer
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.events import Event, parse_event, signed_bytes
@@ -60,6 +62,33 @@ class MissingEventTests(TwoServers):
         self.assert_same_state(room_id)
         self.b.restart()
         self.assert_same_state(room_id)
+
+    def test_who_came_behind_a_gap_may_speak(self) -> None:
+        for version in ("1", "10", "12"):
+            room_id = self.shared_room(version)
+            self.a.change(room_id, "@new:a", "join")
+            for number in range(110):
+                self.a.say(room_id, ALICE, str(number))
+            said = self.a.say(room_id, "@new:a", "hello")
+            self.assertEqual(self.pass_on("a", room_id, [said]), {})
+            self.assertEqual(self.b.status(said), ACCEPTED)
+            self.assert_same_state(room_id)
+
+    def test_who_was_banned_may_not_speak_from_behind_a_gap(self) -> None:
+        room_id = self.shared_room()
+        start = [self.a.event(one) for one in self.a.room(room_id).head.extremities]
+        state = [self.a.event(one) for one in self.a.state(room_id).values()]
+        self.a.change(room_id, ALICE, "ban", BOB)
+        dream = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "dream"}, prev=start, state=state)
+        said = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "evading"}, prev=[dream], state=state)
+        self.network.answers["b", "get_missing_events"] = lambda request: {"events": []}
+        self.network.answers["b", "event"] = lambda request: {"pdus": [orjson.loads(dream.pdu)]}
+        self.network.answers["b", "state_ids"] = lambda request: {
+            "pdu_ids": [one.event_id for one in state],
+            "auth_chain_ids": [],
+        }
+        self.assertIn("not allowed now", self.pass_on("b", room_id, [said])[said.event_id])
+        self.assertEqual(self.a.status(said.event_id), SOFT_FAILED)
 
     def test_a_whole_state_is_asked_for_at_once(self) -> None:
         room_id = self.shared_room()
@@ -357,3 +386,67 @@ class PolicyTests(TwoServers):
         self.a.send(room_id, ALICE, "m.room.policy", content, "")
         self.a.say(room_id, ALICE, "spam")
         self.assertEqual(self.signed, [])
+
+
+class FailingDatabaseTests(TwoServers):
+    def test_a_failure_at_any_moment_loses_nothing(self) -> None:
+        """The database fails at one write after the other; received again, all is there, and once."""
+        for failing in range(60):
+            room_id = self.shared_room()
+            named = self.a.send(room_id, ALICE, NAME, {"name": "n"}, "")
+            for number in range(105):
+                self.a.say(room_id, ALICE, str(number))
+            last = [self.a.send(room_id, ALICE, TOPIC, {"topic": "t"}, ""), self.a.say(room_id, ALICE, "last")]
+            writes, write = iter(range(10_000)), self.b.database.write
+
+            def fail_once(*args: Any, failing: int = failing, **kwargs: Any) -> Any:
+                return fail(Unavailable("the disk is full")) if next(writes) == failing else write(*args, **kwargs)  # noqa: B023
+
+            self.b.database.write = fail_once  # type: ignore[method-assign]
+            pdus = [self.a.event(one).pdu for one in last]
+            first = self.outcome(self.b.rooms.receive("a", room_id, pdus))
+            self.b.database.write = write  # type: ignore[method-assign]
+            self.network.memory.clock.advance(1000)
+            self.b.restart()
+            self.assertEqual(self.b.do(self.b.rooms.receive("a", room_id, pdus)), {})
+            self.assert_same_state(room_id)
+            self.assertEqual(self.b.timeline(room_id)[-2:], last)
+            self.assertIn(named, self.b.state(room_id).values())
+            if next(writes) <= failing:
+                self.assertEqual(first, {})
+                return
+        self.fail("there is no end of writes")
+
+    def outcome(self, coroutine: Any) -> Any:
+        done: list[Any] = []
+        Deferred.fromCoroutine(coroutine).addBoth(done.append)
+        for _ in range(100):
+            self.network.memory.clock.advance(0)
+        [result] = done
+        if isinstance(result, Failure):
+            result.trap(Unavailable)
+        return result
+
+
+class ManyEndsTests(TwoServers):
+    def test_the_ends_of_a_timeline_are_kept_in_memory(self) -> None:
+        """A server that answers to old events only makes branch after branch; it costs no more for each."""
+        room_id = self.shared_room()
+        start = [self.a.event(one) for one in self.a.room(room_id).head.extremities]
+        said = [self.b.make_on(self.a, room_id, BOB, MESSAGE, {"body": str(n)}, prev=start) for n in range(80)]
+        for one in said:
+            self.assertEqual(self.a.receive(self.b, room_id, [one]), {})
+        reads = 0
+        read = self.a.database.read
+
+        async def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return await read(*args, **kwargs)
+
+        self.a.database.read = counted  # type: ignore[method-assign]
+        another = self.b.make_on(self.a, room_id, BOB, MESSAGE, {"body": "another"}, prev=start)
+        reads = 0
+        self.assertEqual(self.a.receive(self.b, room_id, [another]), {})
+        self.assertLess(reads, 25)
+        self.assertEqual(len(self.a.room(room_id).head.extremities), 81)

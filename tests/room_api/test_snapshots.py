@@ -11,7 +11,18 @@ from dendrite_tw.cache import CacheBudget
 from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.database.migrate import migrate, steps_of
 from dendrite_tw.room_api import snapshots
-from dendrite_tw.room_api.snapshots import LEVELS, NEW_CHAIN, Chain, Link, Snapshots, StateMap, advance
+from dendrite_tw.room_api.snapshots import (
+    LEVELS,
+    NEW_CHAIN,
+    NEW_TAPE,
+    Chain,
+    Link,
+    Snapshots,
+    StateMap,
+    advance,
+    difference,
+    overlaid,
+)
 from dendrite_tw.room_api.tables.state import insert_snapshots
 
 
@@ -54,6 +65,25 @@ class SnapshotTests(SynchronousTestCase):
             chain, link = advance(chain, {number: number}, state, number)
             total += len(link.changes)
         self.assertLess(total / 5000, 14)
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(st.lists(st.dictionaries(st.integers(1, 9), st.integers(1, 30)), max_size=40))
+    def test_states_of_any_kind_follow_each_other_on_a_tape(self, states: list[dict[int, int]]) -> None:
+        database, store_of = self.make()
+        tape, stored = NEW_TAPE, {0: dict[int, int]()}
+        for number, wanted in enumerate(states, start=1):
+            state = overlaid(tape.state, wanted)
+            self.assertEqual(dict(state), wanted)
+            changes = difference(tape.state, state)
+            self.assertEqual(changes, difference(tape.state, Map(wanted)))
+            tape, link = tape.store(state, number)
+            self.assertEqual(link is None, not changes)
+            if link is not None:
+                store(database, [link])
+            stored[tape.chain.snapshot_nid] = wanted
+        for number, wanted in stored.items():
+            self.assertEqual(database.prepare(store_of.state, number), wanted)
+        database.close()
 
     def test_an_unknown_snapshot_is_an_error(self) -> None:
         database, store_of = self.make()

@@ -152,6 +152,10 @@ class RoomStories(ServerTestCase):
         redaction = self.bob.send(room_id, "m.room.redaction", {"redacts": said, "reason": "oops"})
         event = self.bob.ok(self.bob.get(f"/rooms/{quote(room_id)}/event/{quote(redaction)}"))
         self.assertEqual(event["redacts"], said)
+        said = self.bob.say(room_id, "another secret")
+        redaction = self.bob.ok(self.bob.post(f"/rooms/{quote(room_id)}/redact/{quote(said)}", {}))["event_id"]
+        event = self.bob.ok(self.bob.get(f"/rooms/{quote(room_id)}/event/{quote(said)}"))
+        self.assertEqual((event["content"], event["unsigned"]["redacted_by"]), ({}, redaction))
         send = f"/rooms/{quote(room_id)}/send/m.room.redaction"
         self.refused(self.bob.put(f"{send}/a", {}), 400, "M_BAD_JSON")
         self.refused(

@@ -123,7 +123,7 @@ class Resolutions(OtherServersCase):
         token = self.sync("alice")["next_batch"]
         self.rooms.message(ROOM, A, also_removed=[(MEMBER, FAR)])
         answer = self.sync("alice", token)
-        self.assertEqual(answer["device_lists"], {"changed": [], "left": [FAR]})
+        self.assertEqual(answer["device_lists"], {"left": [FAR]})
         self.assertEqual(joined(answer)["summary"]["m.joined_member_count"], 2)
 
     def test_a_user_who_never_joined_after_all(self) -> None:
@@ -417,12 +417,12 @@ class FarUsers(OtherServersCase):
         token = self.sync("alice")["next_batch"]
         self.rooms.join(ROOM, FAR)
         answer = self.sync("alice", token)
-        self.assertEqual(answer["device_lists"], {"changed": [FAR], "left": []})
+        self.assertEqual(answer["device_lists"], {"changed": [FAR]})
         self.keys.change(FAR)
         answer = self.sync("alice", answer["next_batch"])
         self.assertEqual(answer["device_lists"]["changed"], [FAR])
         self.rooms.leave(ROOM, FAR)
-        self.assertEqual(self.sync("alice", answer["next_batch"])["device_lists"], {"changed": [], "left": [FAR]})
+        self.assertEqual(self.sync("alice", answer["next_batch"])["device_lists"], {"left": [FAR]})
 
     def test_they_count_and_give_names(self) -> None:
         self.rooms.join(ROOM, FAR)

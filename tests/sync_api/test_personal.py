@@ -172,10 +172,13 @@ class TypingUsers(PersonalCase):
         self.type(B)
         self.assertEqual(ephemeral(self.sync("alice", since), "m.typing"), [{"user_ids": [B]}])
 
-    def test_initial_sync_shows_who_types_now(self) -> None:
+    def test_initial_sync_shows_who_types_now_or_that_the_last_has_just_stopped(self) -> None:
+        self.assertEqual(ephemeral(self.sync("alice"), "m.typing"), [])
         self.type(B)
         self.assertEqual(ephemeral(self.sync("alice"), "m.typing"), [{"user_ids": [B]}])
         self.clock.advance(21)
+        self.assertEqual(ephemeral(self.sync("alice"), "m.typing"), [{"user_ids": []}])
+        self.clock.advance(11)
         self.assertEqual(ephemeral(self.sync("alice"), "m.typing"), [])
 
 
@@ -277,8 +280,8 @@ class ToDevice(PersonalCase):
 
 class DeviceLists(PersonalCase):
     def lists(self, answer: Any) -> tuple[list[str], list[str]]:
-        lists = answer.get("device_lists", {"changed": [], "left": []})
-        return lists["changed"], lists["left"]
+        lists = answer.get("device_lists", {})
+        return lists.get("changed", []), lists.get("left", [])
 
     def test_changed_keys_of_those_who_share_a_room(self) -> None:
         self.sync("bob")
@@ -341,6 +344,24 @@ class DeviceLists(PersonalCase):
         self.rooms.leave(other, A)
         answer = self.sync("alice", answer["next_batch"])
         self.assertEqual(self.lists(answer), ([], [C]))
+
+    def test_one_who_is_invited_is_told_of_before_they_come(self) -> None:
+        self.rooms.member(ROOM, A, C, "invite")
+        answer = self.sync("alice", self.since)
+        self.assertEqual(answer["device_lists"], {"changed": [C]})
+        self.rooms.message(ROOM, C)
+        self.rooms.member(ROOM, A, C, "invite")
+        answer = self.sync("alice", answer["next_batch"])
+        self.assertNotIn("device_lists", answer)
+        self.rooms.join(ROOM, C)
+        answer = self.sync("alice", answer["next_batch"])
+        self.assertEqual(self.lists(answer), ([C], []))
+
+    def test_one_who_joins_is_told_of_those_who_are_invited(self) -> None:
+        other = self.rooms.create("!other:test", C)
+        self.rooms.member(other, C, "@dave:test", "invite")
+        self.rooms.join(other, A)
+        self.assertEqual(self.lists(self.sync("alice", self.since)), ([C, "@dave:test"], []))
 
     def test_one_who_comes_back_may_have_changed_meanwhile(self) -> None:
         self.rooms.leave(ROOM, B)
@@ -498,6 +519,7 @@ class Unsigned(PersonalCase):
             shown = {e["event_id"]: e for e in joined(answer)["timeline"]["events"]}
             because = shown[topic.event_id]["unsigned"]["redacted_because"]
             self.assertEqual(because["event_id"], redaction.event_id)
+            self.assertEqual(shown[topic.event_id]["unsigned"]["redacted_by"], redaction.event_id)
             self.assertEqual(shown[topic.event_id]["content"], {})
 
     def test_redacted_state_is_pruned_where_it_was_replaced_too(self) -> None:

@@ -10,16 +10,85 @@ from dendrite_tw.federation_api.api import BackingOff, NoFederation, RemoteRefus
 from dendrite_tw.user_api import remote_keys
 from dendrite_tw.user_api.api import ClaimedKeys, QueriedKeys
 from tests.user_api.keys_support import Identity
-from tests.user_api.remote_support import ALICE, BOB, CAROL, CLAIM, QUERY, ROOM, Device, RemoteCase
+from tests.user_api.remote_support import ALICE, BOB, CAROL, CLAIM, QUERY, ROOM, Device, RemoteCase, devices_path
 
 SIGNED = "signed_curve25519"
 DORA = "@dora:elsewhere"
+
+
+class WholeListTests(RemoteCase):
+    """Of a few users who share a room the lists are asked for one by one."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.answer_list(3, self.laptop, self.phone)
+
+    def test_a_list_is_asked_for_once_and_then_kept(self) -> None:
+        for _ in range(2):
+            found = self.get(self.keys.query_keys(ALICE, {CAROL: ["PHONE", "NONE"]}, 1000))
+            self.assertEqual(set(found.device_keys[CAROL]), {"PHONE"})
+        self.restart()
+        self.assertEqual((set(self.shown()), self.asked()), ({"LAPTOP", "PHONE"}, ["%40carol%3Aelsewhere"]))
+
+    def test_those_who_asked_before_and_had_no_answer_are_told(self) -> None:
+        answers, self.federation.answers = self.federation.answers, {}
+        self.assertEqual(set(self.query().failures), {"elsewhere"})
+        self.assertEqual(self.told_users(), [])
+        self.federation.answers = answers
+        self.query()
+        self.assertEqual(self.told_users(), [CAROL])
+
+    def test_updates_follow_it(self) -> None:
+        self.query()
+        self.update(Device(CAROL, "TABLET"), 4, 3)
+        self.assertEqual((len(self.shown()), self.asked()), (3, ["%40carol%3Aelsewhere"]))
+
+    def test_an_update_meanwhile_counts_more(self) -> None:
+        path = devices_path(CAROL)
+        self.federation.hold(path)
+        asked = self.begin(self.keys.query_keys(ALICE, {CAROL: []}, 5000))
+        self.answer_list(6, self.phone)
+        self.update(self.phone, 6, 5)
+        self.federation.release(path)
+        self.successResultOf(asked)
+        self.assertEqual(set(self.shown()), {"PHONE"})
+
+    def test_one_who_left_meanwhile_is_not_kept(self) -> None:
+        path = devices_path(CAROL)
+        self.federation.hold(path)
+        asked = self.begin(self.keys.query_keys(ALICE, {CAROL: []}, 5000))
+        self.rooms.put(ROOM, CAROL, "leave")
+        self.update(self.phone, 6, 5)
+        self.federation.release(path)
+        self.assertEqual(len(self.successResultOf(asked).device_keys[CAROL]), 2)
+        self.assertEqual(self.get(self.keys.lists.known([CAROL])), ({}, []))
+
+    def test_what_cannot_be_used_leaves_the_query(self) -> None:
+        self.answer_query(self.laptop)
+        for answer in ({"user_id": ALICE}, RemoteRefused(404, "M_NOT_FOUND", "no")):
+            self.federation.answers["elsewhere", devices_path(CAROL)] = answer
+            self.assertEqual(set(self.query().device_keys[CAROL]), {"LAPTOP"})
+            self.assertEqual(self.asked(), ["%40carol%3Aelsewhere", "query"])
+            self.get(self.keys.lists.end([CAROL]))
+
+    def test_many_are_asked_about_together(self) -> None:
+        users = [f"@u{number}:elsewhere" for number in range(remote_keys.WHOLE_LISTS + 1)]
+        self.answer_query(*[Device(user_id, "D") for user_id in users])
+        for user_id in users:
+            self.rooms.put(ROOM, user_id)
+        self.assertEqual((len(self.query(*users).device_keys), self.asked()), (len(users), ["query"]))
+
+    def test_who_shares_no_room_is_not_kept(self) -> None:
+        self.answer_query(self.laptop)
+        self.query(requester=BOB)
+        self.assertEqual(self.asked(), ["query"])
 
 
 class QueryTests(RemoteCase):
     def setUp(self) -> None:
         super().setUp()
         self.answer_query(self.laptop, self.phone)
+        self.patch(remote_keys, "WHOLE_LISTS", 0)
 
     def test_a_list_is_asked_for_once_and_then_kept(self) -> None:
         self.assertEqual(set(self.shown()), {"LAPTOP", "PHONE"})

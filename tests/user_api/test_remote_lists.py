@@ -597,8 +597,8 @@ class EndTests(RemoteCase):
         output = self.rooms.output(event)
         self.rooms.put(ROOM, CAROL)
         self.tell(output)
-        self.answer_query(self.phone)
-        self.assertEqual((set(self.shown()), self.asked()), ({"PHONE"}, ["query"]))
+        self.answer_list(6, self.phone)
+        self.assertEqual((set(self.shown()), self.asked()), ({"PHONE"}, ["%40carol%3Aelsewhere"]))
 
     def test_an_update_of_one_who_is_gone_ends_it_too(self) -> None:
         self.rooms.put(ROOM, CAROL, "leave")

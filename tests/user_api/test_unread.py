@@ -638,7 +638,7 @@ class Model(UsersCase):
         self.assertEqual(20, log.trim())
         self.assertEqual(0, log.trim())
         self.assertEqual(10, log.size)
-        self.assertEqual([21, 24, 27, 30], log.threads["$t"])
+        self.assertEqual([21, 24, 27, 30], list(log.threads["$t"]))
         reader = Reader([MarkRow(BOB, ROOM, "", 25)], [])
         self.assertEqual(3, reader.unread(ROOM, log, WHOLE).notification_count)
         self.assertEqual({"$t": (2, 0)}, reader.unread(ROOM, log, WHOLE).threads)

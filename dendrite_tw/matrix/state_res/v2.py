@@ -64,33 +64,29 @@ def full_conflicted_set(
     _exclude_common(difference, unconflicted, graph)
     found: BitMap = state_set | difference
     if subgraph:
-        found |= _between(state_set, everything, graph)
+        found |= _between(state_set, everything - found, graph)
     return found
 
 
 def _union(bitmaps: Iterable[BitMap]) -> BitMap:
-    found = BitMap()
-    for bitmap in bitmaps:
-        found |= bitmap
-    return found
+    """All of them together: two at a time would copy what is there already once for each."""
+    listed = list(bitmaps)
+    if len(listed) > 1:
+        return BitMap.union(*listed)
+    return listed[0].copy() if listed else BitMap()
 
 
 def _exclude_common(difference: BitMap, unconflicted: Mapping[StateKey, int], graph: AuthGraph) -> None:
     """Take out of the difference what is behind an event that all states share."""
     if not difference:
         return
-    shared = BitMap(unconflicted.values())
     oldest = difference.min()
     # An event builds only on what has a smaller number.
-    for number in shared.iter_equal_or_larger(oldest + 1):
-        difference -= graph.auth_chain(number)
-        if not difference:
-            return
+    difference -= _union(graph.auth_chain(number) for number in unconflicted.values() if number > oldest)
 
 
-def _between(state_set: BitMap, reached: BitMap, graph: AuthGraph) -> BitMap:
-    """The conflicted state subgraph: what is behind one event of the set and builds on another."""
-    candidates = reached - state_set
+def _between(state_set: BitMap, candidates: BitMap, graph: AuthGraph) -> BitMap:
+    """The conflicted state subgraph: of what is behind one event of the set, that which builds on another."""
     return BitMap(
         number
         for number in candidates.iter_equal_or_larger(state_set.min() + 1)
@@ -127,8 +123,18 @@ class _Resolution:
         self._version = version
         self._start = start
         self._graph = graph
+        self._cited: dict[str, tuple[int, StateKey | None]] = {}
         self._authorities: dict[int, dict[StateKey, int]] = {}
         self._levels: dict[tuple[int, int | None], PowerLevels] = {}
+
+    def _cite(self, auth_id: str) -> tuple[int, StateKey | None]:
+        """The number of an auth event and its place in the state; a few of them stand behind most events."""
+        known = self._cited.get(auth_id)
+        if known is None:
+            cited = self._graph.number(auth_id)
+            event = self._graph.event(cited)
+            known = self._cited[auth_id] = cited, None if event.state_key is None else (event.type, event.state_key)
+        return known
 
     def _authority(self, number: int) -> dict[StateKey, int]:
         """The auth events of an event by their place in the state, with the create event if that is implied."""
@@ -138,10 +144,9 @@ class _Resolution:
         found: dict[StateKey, int] = {}
         event = self._graph.event(number)
         for auth_id in event.auth_events:
-            cited = self._graph.number(auth_id)
-            authority = self._graph.event(cited)
-            if authority.state_key is not None:
-                found.setdefault((authority.type, authority.state_key), cited)
+            cited, key = self._cite(auth_id)
+            if key is not None:
+                found.setdefault(key, cited)
         if not self._version.create_event_in_auth_events and event.type != "m.room.create":
             found[_CREATE] = self._graph.number("$" + event.room_id[1:])
         self._authorities[number] = found
@@ -206,7 +211,7 @@ class _Resolution:
         step, index = self._find(_POWER_LEVELS), 0
         while step is not None:
             positions[step] = index
-            step, index = self._authority(step).get(_POWER_LEVELS), index + 1
+            step, index = self._levels_behind(step), index + 1
 
         def rank(number: int) -> tuple[float, int, str]:
             event = self._graph.event(number)
@@ -217,13 +222,22 @@ class _Resolution:
     def _mainline_position(self, number: int, positions: dict[int, float]) -> float:
         """Where the power levels behind an event meet the mainline; ``positions`` remembers what was walked."""
         walked: list[int] = []
-        step = self._authority(number).get(_POWER_LEVELS)
+        step = self._levels_behind(number)
         while step is not None and step not in positions:
             walked.append(step)
-            step = self._authority(step).get(_POWER_LEVELS)
+            step = self._levels_behind(step)
         position = math.inf if step is None else positions[step]
-        positions.update(dict.fromkeys(walked, position))
+        if walked:
+            positions.update(dict.fromkeys(walked, position))
         return position
+
+    def _levels_behind(self, number: int) -> int | None:
+        """The power levels among the auth events of an event."""
+        for auth_id in self._graph.event(number).auth_events:
+            cited, key = self._cite(auth_id)
+            if key == _POWER_LEVELS:
+                return cited
+        return None
 
     def _find(self, key: StateKey) -> int | None:
         found = self.judged.get(key)
@@ -231,15 +245,16 @@ class _Resolution:
 
     def apply(self, numbers: Iterable[int]) -> None:
         """The iterative auth checks: let each event that the state allows be part of it."""
+        look_up = self._graph.event
         for number in numbers:
-            event = self._graph.event(number)
+            event = look_up(number)
             if event.state_key is None:
                 continue
             place = self._places(number, event)
             create, levels = place.get(_CREATE), None
             if create is not None:
                 levels = self._power_levels(create, place.get(_POWER_LEVELS))
-            state = {key: self._graph.event(found) for key, found in place.items()}
+            state = {key: look_up(found) for key, found in place.items()}
             try:
                 check_auth(event, state, power_levels=levels)
             except AuthError:
@@ -257,12 +272,14 @@ class _Resolution:
         )
         if not self._version.create_event_in_auth_events:
             keys.append(_CREATE)
-        authority = self._authority(number)
+        judged, start = self.judged.get, self._start.get
         place = {}
         for key in keys:
-            found = self._find(key)
+            found = judged(key)
             if found is None:
-                found = authority.get(key)
+                found = start(key)
+            if found is None:
+                found = self._authority(number).get(key)
                 if found is None or self._graph.is_rejected(found):
                     continue
             place[key] = found

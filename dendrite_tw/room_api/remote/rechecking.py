@@ -181,7 +181,7 @@ class Rechecking:
         self._servers.forget(room.room_nid)
         for nid in wrong.rows:
             self._shown.forget(nid)
-        room.placed.clear()
+        room.forget_states()
         room.summary = None
         room.stale = True
 

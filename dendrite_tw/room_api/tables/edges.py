@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from ...database.statements import Transaction, each, many, none
 
 
@@ -45,3 +47,49 @@ def close_gaps(txn: Transaction, nids: Sequence[int]) -> None:
 
     What came is history: the live stream goes on to have a break before them.
     """
+
+
+class GapRow(msgspec.Struct, frozen=True):
+    """An event before which others are missing here: its place in the history, its sender, the state before it."""
+
+    event_nid: int
+    event_id: str
+    depth: int
+    position: int
+    sender: str
+    snapshot_nid: int
+
+
+_GAPS = (
+    "SELECT e.event_nid, e.event_id, e.depth, e.position, n.name, e.snapshot_nid FROM events e "
+    "JOIN names n ON n.name_nid = e.sender_nid "
+    "WHERE e.event_nid IN (SELECT b.event_nid FROM backward_edges b WHERE b.room_nid = :room_nid)"
+)
+
+
+@many(int, "SELECT event_nid FROM backward_edges WHERE room_nid = :room_nid LIMIT 1")
+def any_edge(txn: Transaction, room_nid: int) -> None:
+    """An event of a room before which others are missing, if there is one."""
+
+
+@many(
+    GapRow,
+    f"{_GAPS} AND (e.depth < :depth OR (e.depth = :depth AND e.position <= :position)) "
+    "ORDER BY e.depth DESC, e.position DESC LIMIT :count",
+)
+def gaps_back(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
+    """Gaps at or before a place, the latest first."""
+
+
+@many(
+    GapRow,
+    f"{_GAPS} AND (e.depth > :depth OR (e.depth = :depth AND e.position > :position)) "
+    "ORDER BY e.depth, e.position LIMIT :count",
+)
+def gaps_on(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
+    """Gaps after a place, the earliest first."""
+
+
+@many(str, "SELECT prev_id FROM backward_edges WHERE event_nid = :event_nid ORDER BY prev_id LIMIT :count")
+def missing_before(txn: Transaction, event_nid: int, count: int) -> None:
+    """What an event refers to and is not here."""

@@ -21,7 +21,7 @@ FROM = "FROM events e JOIN rooms r ON r.room_nid = e.room_nid"
 ACCEPTED, SOFT_FAILED, REJECTED = 0, 1, 2
 
 
-class EventRow(msgspec.Struct, frozen=True):
+class EventRow(msgspec.Struct, frozen=True, gc=False):
     """An event as it is stored.
 
     ``position``: above 0 the place in the live stream, 0 for an event that is kept and not shown (state or an auth
@@ -48,6 +48,7 @@ class EventRow(msgspec.Struct, frozen=True):
     current_nid: int
     gap: int
     slot_nid: int | None
+    """Its place in the state; `None` for a message event."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -206,8 +207,8 @@ def live_after(txn: Transaction, room_nid: int, after: int, count: int) -> None:
 
 @many(
     EventRow,
-    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth < :depth OR (e.depth = :depth AND "
-    "e.position <= :position)) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth DESC, e.position DESC "
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth, e.position) <= (:depth, "
+    ":position) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth DESC, e.position DESC "
     "LIMIT :count",
 )
 def history_back(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
@@ -216,11 +217,42 @@ def history_back(txn: Transaction, room_nid: int, depth: int, position: int, cou
 
 @many(
     EventRow,
-    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth > :depth OR (e.depth = :depth AND "
-    "e.position > :position)) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth, e.position LIMIT :count",
+    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth, e.position) > (:depth, "
+    ":position) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth, e.position LIMIT :count",
 )
 def history_on(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
     """Events after a place, earliest first."""
+
+
+_PLACES = "SELECT room_nid, depth, position, snapshot_nid, current_nid FROM events WHERE room_nid = :room_nid"
+
+
+@maybe(
+    Place,
+    f"{_PLACES} AND (depth < :depth OR (depth = :depth AND position <= :position)) AND position <> 0 AND status = 0 "
+    "ORDER BY depth DESC, position DESC LIMIT 1 OFFSET :skipped",
+)
+def place_back(txn: Transaction, room_nid: int, depth: int, position: int, skipped: int) -> None:
+    """The latest event at or before a place, or one of those before it."""
+
+
+@maybe(
+    Place,
+    f"{_PLACES} AND (depth > :depth OR (depth = :depth AND position > :position)) AND position <> 0 AND status = 0 "
+    "ORDER BY depth, position LIMIT 1 OFFSET :skipped",
+)
+def place_on(txn: Transaction, room_nid: int, depth: int, position: int, skipped: int) -> None:
+    """The earliest event after a place, or one of those after it."""
+
+
+@maybe(Place, f"{_PLACES} AND position > 0 AND position <= :position AND status = 0 ORDER BY position DESC LIMIT 1")
+def last_live(txn: Transaction, room_nid: int, position: int) -> None:
+    """The newest live event up to a stream position."""
+
+
+@maybe(Place, f"{_PLACES} AND position > 0 AND position > :position AND status = 0 ORDER BY position LIMIT 1")
+def first_live(txn: Transaction, room_nid: int, position: int) -> None:
+    """The first live event after a stream position."""
 
 
 @maybe(

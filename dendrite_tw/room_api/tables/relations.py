@@ -26,10 +26,10 @@ class ChildRow(msgspec.Struct, frozen=True):
 
 
 class ThreadRow(msgspec.Struct, frozen=True):
-    """A thread: its root, and the number of its latest event."""
+    """A thread: its root, and the position of its latest event; below 0 where all of it was fetched later."""
 
     parent_id: str
-    latest_nid: int
+    latest: int
 
 
 @many(
@@ -37,7 +37,8 @@ class ThreadRow(msgspec.Struct, frozen=True):
     "SELECT x.parent_id, x.rel_type, e.event_nid, e.event_id, s.name, t.name, e.origin_server_ts FROM relations x "
     "JOIN events e ON e.event_nid = x.child_nid JOIN names s ON s.name_nid = e.sender_nid "
     "JOIN names t ON t.name_nid = e.type_nid WHERE x.parent_id = ANY(:parent_ids) AND x.room_nid = :room_nid "
-    "AND x.rel_type <> 'm.annotation' AND e.status = 0 ORDER BY x.child_nid DESC LIMIT :count",
+    "AND x.rel_type <> 'm.annotation' AND e.status = 0 AND e.position <> 0 "
+    "ORDER BY e.depth DESC, e.position DESC LIMIT :count",
 )
 def children(txn: Transaction, parent_ids: Sequence[str], room_nid: int, count: int) -> None:
     """The newest children of events, those that summaries count."""
@@ -105,19 +106,20 @@ def related_on(
 
 @many(
     ThreadRow,
-    "SELECT parent_id, MAX(child_nid) FROM relations WHERE room_nid = :room_nid AND rel_type = 'm.thread' "
-    "GROUP BY parent_id HAVING MAX(child_nid) < :before ORDER BY MAX(child_nid) DESC LIMIT :count",
+    "SELECT x.parent_id, MAX(c.position) FROM relations x JOIN events c ON c.event_nid = x.child_nid "
+    "WHERE x.room_nid = :room_nid AND x.rel_type = 'm.thread' AND c.position <> 0 "
+    "GROUP BY x.parent_id HAVING MAX(c.position) < :before ORDER BY MAX(c.position) DESC LIMIT :count",
 )
 def threads(txn: Transaction, room_nid: int, before: int, count: int) -> None: ...
 
 
 @many(
     ThreadRow,
-    "SELECT x.parent_id, MAX(x.child_nid) FROM relations x LEFT JOIN events p ON p.event_id = x.parent_id "
+    "SELECT x.parent_id, MAX(c.position) FROM relations x LEFT JOIN events p ON p.event_id = x.parent_id "
     "JOIN events c ON c.event_nid = x.child_nid WHERE x.room_nid = :room_nid AND x.rel_type = 'm.thread' "
-    "GROUP BY x.parent_id HAVING MAX(x.child_nid) < :before "
+    "AND c.position <> 0 GROUP BY x.parent_id HAVING MAX(c.position) < :before "
     "AND (MAX(CASE WHEN p.sender_nid = :user_nid THEN 1 ELSE 0 END) = 1 "
-    "OR MAX(CASE WHEN c.sender_nid = :user_nid THEN 1 ELSE 0 END) = 1) ORDER BY MAX(x.child_nid) DESC LIMIT :count",
+    "OR MAX(CASE WHEN c.sender_nid = :user_nid THEN 1 ELSE 0 END) = 1) ORDER BY MAX(c.position) DESC LIMIT :count",
 )
 def threads_with(txn: Transaction, room_nid: int, user_nid: int, before: int, count: int) -> None:
     """Threads in which a user took part."""
