@@ -201,9 +201,12 @@ class Person:
 
     def _show(self, room: str, update: Any) -> None:
         view = self.rooms.get(room)
-        if view is None or not view.joined:
-            view = self.rooms[room] = View(joined=True)
         timeline = update.get("timeline", {})
+        state = (update.get("state_after") or update.get("state") or {}).get("events", ())
+        # A room whose whole state comes is begun anew: the person was out of it meanwhile, be it for a moment.
+        is_whole = bool(timeline.get("limited")) and any(event["type"] == "m.room.create" for event in state)
+        if view is None or not view.joined or is_whole:
+            view = self.rooms[room] = View(joined=True)
         if timeline.get("limited") or not view.stretches:
             view.stretches.append([])
         for event in timeline.get("events", ()):
@@ -212,5 +215,5 @@ class Person:
                 self.trace.problem(self.name, f"is shown {event_id} twice in {room}")
             view.shown.add(event_id)
             view.stretches[-1].append(event_id)
-        for event in (update.get("state_after") or update.get("state") or {}).get("events", ()):
+        for event in state:
             view.state[event["type"], event["state_key"]] = event["event_id"]
