@@ -65,7 +65,7 @@ class Metrics:
         self._counters.append((name, documentation, tuple(labels), counts))
 
     def collect(self) -> Iterable[Metric]:
-        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
         up = GaugeMetricFamily("dendrite_up", "The server runs.", labels=["version"])
         up.add_metric([__version__], 1)

@@ -225,12 +225,15 @@ class FederationClient:
         await self._destinations.reached(request.destination)
 
     async def _refused(self, request: FederationRequest, answer: _Answer) -> RemoteRefused:
-        """The error that was answered.  Only that of a homeserver that works shows that it can be reached."""
+        """The error that was answered.  Only that of a homeserver that works shows that it can be reached.
+
+        A refusal in another form, like the page of a proxy that does not know a path, may concern this question only.
+        """
         self._observe(request.method, "refused")
         refusal, is_matrix = _refusal(answer)
-        if answer.status >= 500 or not is_matrix:
+        if not 400 <= answer.status < 500:
             await self._destinations.failed(request.destination, _in_words(refusal))
-        else:
+        elif is_matrix:
             await self._destinations.reached(request.destination)
         return refusal
 

@@ -22,6 +22,7 @@ from ..database.engines import Database
 from ..matrix.errors import MatrixError
 from ..matrix.identifiers import is_server_name
 from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, STATE_COMPLETE, RoomAPI, RoomPurged, StateComplete
+from .introductions import Introductions
 from .post import Parcel, Post, Progress
 from .queue import OutgoingEvent
 from .senders import Senders
@@ -172,6 +173,7 @@ class _ToldEvent(msgspec.Struct):
     type: str
     position: int
     state_key: str | None = None
+    membership: str | None = None
     prev_content: bytes | None = None
 
 
@@ -197,9 +199,10 @@ class RoomConsumer(Consumer):
     stream = OUTPUT_ROOM_EVENT
     name = "FederationAPIRoomServerConsumer"
 
-    def __init__(self, post: Post, *needs: Any) -> None:
+    def __init__(self, post: Post, introductions: Introductions, *needs: Any) -> None:
         super().__init__(*needs)
         self._post = post
+        self._introductions = introductions
 
     async def read(self, message: Message, after: int, parcel: Parcel) -> int:
         try:
@@ -221,11 +224,26 @@ class RoomConsumer(Consumer):
             # A membership of another server's user came from there, by /send_join or its like.
             servers.discard(server_of(event.sender))
             parcel.add_event(OutgoingEvent(event.position, event.room_id, event.event_id, self.others(servers)))
+            if event.membership == "join" and _membership_before(event) != "join":
+                await self._introduce(event, parcel)
         return event.position
+
+    async def _introduce(self, event: _ToldEvent, parcel: Parcel) -> None:
+        """A user has come into a room."""
+        user_id = event.state_key or ""
+        if self.is_local(user_id):
+            await self._introductions.joined(user_id, event.room_id, await self.servers_in(event.room_id), parcel)
+        elif self.others([server_of(user_id)]):
+            await self._introductions.met(server_of(user_id), event.room_id)
 
     def target_of(self, event: _ToldEvent) -> set[str]:
         """The server of a user who is no longer in the room by this event, or no longer invited to it."""
-        if event.type != "m.room.member" or event.state_key is None or event.prev_content is None:
+        if event.type != "m.room.member" or event.state_key is None:
             return set()
-        was = orjson.loads(event.prev_content).get("membership")
-        return {server_of(event.state_key)} if was in ("join", "invite", "knock") else set()
+        return {server_of(event.state_key)} if _membership_before(event) in ("join", "invite", "knock") else set()
+
+
+def _membership_before(event: _ToldEvent) -> str:
+    """The membership that a membership took the place of; empty where there was none."""
+    was = orjson.loads(event.prev_content).get("membership") if event.prev_content is not None else None
+    return was if isinstance(was, str) else ""

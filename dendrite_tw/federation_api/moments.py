@@ -7,7 +7,7 @@ in which it often changes back, and what a server knows already is not told agai
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -36,7 +36,7 @@ REPEAT_MS = 10 * 60_000
 
 PENDING_LIMIT = 10_000
 KNOWN_LIMIT = 100_000
-"""How many users' presence may wait to be told, and of how many it is remembered what was told."""
+"""How many users' presence may wait to be told, and of how many it is remembered, and what was told."""
 
 STATES = frozenset({"online", "unavailable", "offline"})
 
@@ -80,6 +80,7 @@ class PresenceTeller:
         self._time = time
         self._clock = clock
         self._pending: OrderedDict[str, Presence] = OrderedDict()
+        self._known: OrderedDict[str, Presence] = OrderedDict()
         self._told: OrderedDict[str, tuple[tuple[str, str | None, bool], int]] = OrderedDict()
         """What was told of a user, and when."""
         self._timer: IDelayedCall | None = None
@@ -99,6 +100,10 @@ class PresenceTeller:
         presence = msgspec.msgpack.decode(message.payload, type=Presence)
         if server_of(presence.user_id) != self._server_name or presence.presence not in STATES:
             return
+        self._known[presence.user_id] = presence
+        self._known.move_to_end(presence.user_id)
+        if len(self._known) > KNOWN_LIMIT:
+            self._known.popitem(last=False)
         self._pending[presence.user_id] = presence
         if len(self._pending) > PENDING_LIMIT:
             self._pending.popitem(last=False)
@@ -128,6 +133,16 @@ class PresenceTeller:
 
     async def _tell(self, presence: Presence) -> None:
         others = others_of(await self._rooms.servers_of_user(presence.user_id), self._server_name)
+        self._send(presence, others)
+
+    def introduce(self, user_ids: Collection[str], servers: Sequence[str]) -> None:
+        """Tell servers who is there of users whom they have not met before."""
+        for user_id in user_ids:
+            presence = self._known.get(user_id)
+            if presence is not None and presence.presence != "offline":
+                self._send(presence, servers)
+
+    def _send(self, presence: Presence, others: Sequence[str]) -> None:
         state: Any = presence.presence
         update = PresenceUpdate(
             presence.user_id, state, currently_active=presence.currently_active, status_msg=presence.status_msg

@@ -19,6 +19,7 @@ from .consumers import Consumer, RoomConsumer
 from .destinations import Destinations
 from .destinations_admin import DestinationRoutes
 from .edu_consumers import KeyChangeConsumer, ReceiptConsumer, SendToDeviceConsumer
+from .introductions import Introductions
 from .moments import PresenceTeller, TypingTeller
 from .post import Post
 from .queue import Numbers
@@ -66,15 +67,18 @@ class OutboundComponent:
 
             return database, self.senders, rooms, server_name, world.time, stored
 
+        self.tellers: list[TypingTeller | PresenceTeller] = [TypingTeller(self.senders, rooms, server_name)]
+        presence = None
+        if presence_enabled:
+            presence = PresenceTeller(self.senders, rooms, server_name, world.time, world.clock)
+            self.tellers.append(presence)
+        introductions = Introductions(rooms, keys, server_name, presence)
         self.consumers: list[Consumer] = [
-            RoomConsumer(self.post, *needs(RoomConsumer)),
+            RoomConsumer(self.post, introductions, *needs(RoomConsumer)),
             SendToDeviceConsumer(*needs(SendToDeviceConsumer)),
             KeyChangeConsumer(keys, *needs(KeyChangeConsumer)),
             ReceiptConsumer(*needs(ReceiptConsumer)),
         ]
-        self.tellers: list[TypingTeller | PresenceTeller] = [TypingTeller(self.senders, rooms, server_name)]
-        if presence_enabled:
-            self.tellers.append(PresenceTeller(self.senders, rooms, server_name, world.time, world.clock))
         self._routes = DestinationRoutes(database, self.post, self.senders, destinations, world.clock)
         self._pruning = LoopingCall(lambda: Deferred.fromCoroutine(self.prune()).addErrback(_unpruned))
         self._pruning.clock = world.time

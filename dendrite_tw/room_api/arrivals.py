@@ -226,12 +226,19 @@ class Arrivals:
             redaction_nid=redaction.event_nid if redaction else None,
             redaction=redaction.event if redaction else None,
             placed=place.placed,
-            missing=missing,
+            missing=await self._may_come(missing),
             gap=bool(missing),
             awaited=place.awaited or arrival.way is Way.HISTORY,
             known=row is not None,
             distribute=arrival.distribute and status == ACCEPTED,
         )
+
+    async def _may_come(self, missing: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of some events, not part of a timeline, that are not known to be another room's."""
+        if not missing:
+            return ()
+        elsewhere = {row.event_id for row in await self._store.rows(missing) if row.position or row.snapshot_nid}
+        return tuple(event_id for event_id in missing if event_id not in elsewhere)
 
     async def _redaction(self, batch: Batch, event: Event, row: EventRow | None) -> Redaction | None:
         """What has redacted an event before it takes its place."""

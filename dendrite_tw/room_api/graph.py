@@ -31,7 +31,8 @@ from .tables.names import Names, Slot
 ROUNDS = 4
 """Rounds in which only what lacks is loaded; after them, all that is behind it."""
 
-STORED_AT_ONCE = 1000
+AT_ONCE = 1000
+"""Chains that are made or put together before the reactor may do something else."""
 
 
 class AuthChains:
@@ -53,8 +54,11 @@ class AuthChains:
 
     async def union(self, nids: Collection[int]) -> BitMap:
         """All events that some stand on, without those themselves unless others stand on them."""
-        found = (await self.chains(nids)).values()
-        return BitMap.union(*found) if found else BitMap()
+        every, chain = list(nids), BitMap()
+        for start in range(0, len(every), AT_ONCE):
+            found = await self.chains(every[start : start + AT_ONCE])
+            chain |= BitMap.union(BitMap(), *found.values())
+        return chain
 
     async def _known(self, nids: Iterable[int]) -> dict[int, BitMap]:
         """Those that were made before."""
@@ -110,8 +114,8 @@ class AuthChains:
         for nid, chain in made.items():
             self._chains.put(nid, chain)
         nids = list(made)
-        for start in range(0, len(nids), STORED_AT_ONCE):
-            piece = nids[start : start + STORED_AT_ONCE]
+        for start in range(0, len(nids), AT_ONCE):
+            piece = nids[start : start + AT_ONCE]
             # Those of events that are not on disk yet are made again after the next start.
             read = self._database.read if len(piece) <= FEW else self._database.read_long
             rows = await read(event_table.rooms_of, piece)

@@ -8,6 +8,7 @@ not reach what is here, the state before an event is taken from another server's
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from twisted.internet.defer import Deferred, gatherResults
 
@@ -18,7 +19,7 @@ from ..matrix.events import Event, ReceivedEvent
 from ..matrix.ordering import oldest_first
 from ..matrix.state_res import auth_order
 from .adoption import Adoption
-from .peers import Deadline, Peers, StateIds
+from .peers import MISSING_LIMIT, Deadline, Peers, StateIds
 from .room import Room
 from .snapshots import StateMap
 from .states import States
@@ -49,6 +50,17 @@ READ_AT_ONCE = 1000
 JUDGED_AT_ONCE = 100
 
 
+class Untold(Exception):
+    """A server does not give the events that an event refers to."""
+
+
+class _Told(NamedTuple):
+    """A state by another server's word, and whether it is whole: nothing in it was missing or rejected here."""
+
+    state: StateMap
+    is_whole: bool
+
+
 class Missing:
     """Fetches events for rooms."""
 
@@ -76,11 +88,12 @@ class Missing:
     ) -> list[ReceivedEvent]:
         """Events before one whose ``prev_events`` are not all here, oldest first; none that is here.
 
-        The first of them may themselves refer to what is not here.
+        The first of them may themselves refer to what is not here.  `Untold` if the server answers, and not with what
+        the event itself refers to.
         """
         found: dict[str, ReceivedEvent] = {}
         latest = [received]
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             ids = [one.event.event_id for one in latest][:LATEST]
             earliest = list(room.head.extremities[-EARLIEST:])
             pdus = await self._peers.missing_events(server, room.room_id, earliest, ids, deadline)
@@ -93,7 +106,10 @@ class Missing:
                 if not await self.is_here(room, one.event.event_id):
                     found[one.event.event_id] = one
             latest = await self.loose(room, [received, *found.values()])
-            if not latest or not fresh:
+            if number == 0 and pdus is not None and any(one is received for one in latest):
+                raise Untold
+            # An answer that has room for more says that there is no more to be had.
+            if not latest or not fresh or len(pdus or ()) < MISSING_LIMIT:
                 break
         wanted = self._before(received, found)
         return oldest_first(found[event_id] for event_id in wanted)
@@ -225,29 +241,36 @@ class Missing:
         received = await self._verifying.read(room, [pdu], {}) if pdu is not None else []
         if not received or received[0].event.event_id != event_id:
             return None
-        before = await self.state_before(room, server, event_id, deadline)
+        told = await self._state_told(room, server, event_id, deadline)
         event = received[0].event
-        if before is None or event.state_key is None:
+        before = None if told is None else told.state
+        if told is None or before is None or event.state_key is None:
             return before
         await self.authority(room, server, event, deadline)
         await self.store_apart(room, [event])
         rows = await self._database.read(event_table.slots_of, [event_id])
         if not rows or rows[0].slot_nid is None or rows[0].status == REJECTED:
             return before
-        try:
-            check_auth(event, await self._states.at(before, auth_keys(event), Batch(room, room.head)))
-        except AuthError:
-            return before
+        if told.is_whole:
+            # Without what was left out, the state says nothing about what it allowed.
+            try:
+                check_auth(event, await self._states.at(before, auth_keys(event), Batch(room, room.head)))
+            except AuthError:
+                return before
         return before.set(rows[0].slot_nid, rows[0].event_nid)
 
     async def state_before(self, room: Room, server: str, event_id: str, deadline: Deadline) -> StateMap | None:
         """The state before an event as another server tells it; `None` if it does not, or not enough of it."""
+        told = await self._state_told(room, server, event_id, deadline)
+        return None if told is None else told.state
+
+    async def _state_told(self, room: Room, server: str, event_id: str, deadline: Deadline) -> _Told | None:
         ids = await self._peers.state_ids(server, room.room_id, event_id, deadline)
         if ids is None:
             return None
         if not await self._fetch_state(room, server, event_id, ids, deadline):
             return None
-        return await self._state_map(room, ids.pdu_ids)
+        return await self._state_of(room, ids.pdu_ids)
 
     async def _fetch_state(self, room: Room, server: str, event_id: str, ids: StateIds, deadline: Deadline) -> bool:
         """Store what of a state and its auth chain is not here; false if the server does not give all of it.
@@ -265,7 +288,7 @@ class Missing:
         await self.store_apart(room, [event for event in events if event.event_id in named])
         return pdus is not None and len(pdus) >= len(absent)
 
-    async def _state_map(self, room: Room, event_ids: Sequence[str]) -> StateMap | None:
+    async def _state_of(self, room: Room, event_ids: Sequence[str]) -> _Told | None:
         """The state that events make: those of the room that are here and were not rejected."""
         state: dict[int, int] = {}
         create_nid = None
@@ -278,4 +301,4 @@ class Missing:
                     return None
                 if row.type == "m.room.create":
                     create_nid = row.event_nid
-        return StateMap(state) if create_nid is not None else None
+        return _Told(StateMap(state), len(state) == len(set(event_ids))) if create_nid is not None else None

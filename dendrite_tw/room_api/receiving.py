@@ -19,7 +19,7 @@ from ..matrix.errors import MatrixError, not_found
 from ..matrix.events import Event, ReceivedEvent
 from ..matrix.identifiers import server_name_of
 from .input import RoomWriter
-from .missing import Missing
+from .missing import Missing, Untold
 from .participation import Participation
 from .peers import Deadline
 from .room import Arrival, Outcome, Room, Rooms
@@ -46,7 +46,10 @@ OTHERS_ASKED = 3
 
 PATIENCE_SECONDS = 2.0
 PATIENCE_LIMIT_SECONDS = 600.0
-"""How long a server is not asked about a room after it failed to answer: the first time, and at most."""
+"""How long a server is not asked about a room after it failed to answer: the second time, and at most.
+
+The first time may be the fault of one event.
+"""
 
 PATIENCE_KEPT = 2000
 
@@ -96,11 +99,12 @@ class Receiving:
                 raise not_found("This server is not in the room.")
             return await self.aside(origin, room, pdus)
         refused: dict[str, str] = {}
-        received = await self._verifying.read(room, pdus, refused)
         try:
             await self._participation.check_server(room_id, origin)
         except MatrixError as error:
-            return {**refused, **{one.event.event_id: error.error for one in received}}
+            unread = await self._verifying.parse(room, pdus, refused)
+            return {**refused, **{one.event.event_id: error.error for one in unread}}
+        received = await self._verifying.read(room, pdus, refused)
         outcomes = await self._writer.take(room, [Arrival(one) for one in received]) if received else []
         for one, first in zip(received, outcomes, strict=True):
             outcome = first
@@ -123,21 +127,33 @@ class Receiving:
     async def _complete(self, room: Room, origin: str, received: ReceivedEvent) -> Outcome:
         """Judge an event again, after what it refers to and is not here was fetched."""
         deadline = Deadline(self._time, EVENT_SECONDS)
-        arrival = Arrival(received)
-        [outcome] = await self._writer.take(room, [arrival])
+        arrival: Arrival | None = Arrival(received)
+        [outcome] = await self._writer.take(room, [Arrival(received)])
         for _ in range(ATTEMPTS):
-            if outcome.is_settled or not self._is_asked(origin, room):
+            if outcome.is_settled or arrival is None or not self._is_asked(origin, room):
                 break
-            if self._lacks_authority(received.event, outcome):
-                if not await self._missing.authority(room, origin, received.event, deadline):
-                    break
-            elif _has_state(arrival) or not await self._fetch_earlier(room, origin, received, deadline):
-                arrival = await self._with_state(room, origin, received, deadline)
-                if not _has_state(arrival):
-                    break
-            [outcome] = await self._writer.take(room, [arrival])
+            arrival = await self._completed(room, origin, arrival, outcome, deadline)
+            if arrival is not None:
+                [outcome] = await self._writer.take(room, [arrival])
         self._note(origin, room, outcome.is_settled)
         return outcome
+
+    async def _completed(
+        self, room: Room, origin: str, arrival: Arrival, outcome: Outcome, deadline: Deadline
+    ) -> Arrival | None:
+        """An event once something that it refers to was fetched; `None` if it cannot be had."""
+        received = arrival.received
+        if self._lacks_authority(received.event, outcome):
+            return arrival if await self._missing.authority(room, origin, received.event, deadline) else None
+        if not _has_state(arrival):
+            try:
+                if await self._fetch_earlier(room, origin, received, deadline):
+                    return arrival
+            except Untold:
+                # Whoever sends an event has those before it: one whose past is kept back is not taken.
+                return None
+        arrival = await self._with_state(room, origin, received, deadline)
+        return arrival if _has_state(arrival) else None
 
     def _lacks_authority(self, event: Event, outcome: Outcome) -> bool:
         """Whether it is for its auth events that an event could not be judged."""
@@ -212,7 +228,7 @@ class Receiving:
             self._impatience[key] = known
             return
         failures = known.failures + 1 if known is not None else 1
-        wait = min(PATIENCE_SECONDS * 2 ** min(failures - 1, 20), PATIENCE_LIMIT_SECONDS)
+        wait = min(PATIENCE_SECONDS * 2 ** min(failures - 2, 20), PATIENCE_LIMIT_SECONDS) if failures > 1 else 0.0
         self._impatience[key] = _Impatience(failures, self._time.seconds() + wait)
         if len(self._impatience) > PATIENCE_KEPT:
             self._impatience.popitem(last=False)

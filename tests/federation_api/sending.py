@@ -20,6 +20,7 @@ from dendrite_tw.federation_api.destinations import Destinations
 from dendrite_tw.federation_api.post import Parcel, Post
 from dendrite_tw.federation_api.queue import Numbers, OutgoingEdu, OutgoingEvent
 from dendrite_tw.federation_api.senders import Senders
+from dendrite_tw.room_api.api import Membership
 from dendrite_tw.world import test_world
 from tests.harness import empty_database
 
@@ -38,6 +39,7 @@ class Rooms:
         self.of_users: dict[str, list[str]] = {}
         self.ends: dict[str, list[str]] = {}
         self.missing: set[str] = set()
+        self.members: dict[str, set[str]] = {}
 
     async def pdus(self, event_ids: Iterable[str]) -> dict[str, bytes]:
         return {one: orjson.dumps({"id": one}) for one in event_ids if one not in self.missing}
@@ -47,6 +49,18 @@ class Rooms:
 
     async def servers_of_user(self, user_id: str) -> list[str]:
         return self.of_users.get(user_id, [])
+
+    async def memberships(self, user_id: str) -> list[Membership]:
+        return [self._membership(room_id, user_id) for room_id, users in self.members.items() if user_id in users]
+
+    async def local_memberships(self, room_id: str) -> list[Membership]:
+        users = self.members.get(room_id, set())
+        return [self._membership(room_id, user_id) for user_id in sorted(users) if user_id.endswith(f":{OWN}")]
+
+    def _membership(self, room_id: str, user_id: str) -> Membership:
+        return Membership(
+            room_id=room_id, user_id=user_id, membership="join", event_id="$member", sender=user_id, position=1
+        )
 
     async def newest_events(self, room_ids: Iterable[str]) -> dict[str, list[str]]:
         return {room_id: self.ends[room_id] for room_id in room_ids if room_id in self.ends}

@@ -149,9 +149,9 @@ class ClientTests(ClientCase):
     def test_refusals(self) -> None:
         for status, body, expected, counts in (
             (403, b'{"errcode":"M_FORBIDDEN","error":"No."}', ("M_FORBIDDEN", "No."), 0),
-            (404, b"<html>", ("M_UNKNOWN", "status 404"), 1),
+            (404, b"<html>", ("M_UNKNOWN", "status 404"), 0),
             (302, b"", ("M_UNKNOWN", "status 302"), 1),
-            (400, b'{"errcode":1,"error":[]}', ("M_UNKNOWN", "status 400"), 1),
+            (400, b'{"errcode":1,"error":[]}', ("M_UNKNOWN", "status 400"), 0),
             (500, b'{"errcode":"M_UNKNOWN","error":"x"}', ("M_UNKNOWN", "x"), 1),
             (403, b'{"errcode":"' + b"E" * 999 + b'","error":"' + b"x" * 999 + b'"}', ("E" * 255, "x" * 500), 0),
         ):
@@ -161,12 +161,20 @@ class ClientTests(ClientCase):
             self.assertEqual(self.destinations.failures("a.test"), counts)
             self.assertEqual(self.outcomes, ["refused"])
 
+    def test_a_refusal_that_no_homeserver_wrote_says_nothing_of_it(self) -> None:
+        self.successResultOf(Deferred.fromCoroutine(self.destinations.failed("a.test")))
+        self.clock.advance(100)
+        self.failureResultOf(self.ask(answer(b"<html>", 404)), RemoteRefused)
+        self.assertEqual(self.destinations.failures("a.test"), 1)
+        self.failureResultOf(self.ask(answer(b'{"errcode":"M_NOT_FOUND","error":"x"}', 404)), RemoteRefused)
+        self.assertEqual(self.destinations.failures("a.test"), 0)
+
     def test_any_answer_of_who_wants_it_raw(self) -> None:
         for status, body, outcome, counts in (
             (200, b'{"a": 1}', "ok", 0),
             (200, b"[no object]", "ok", 0),
             (404, b'{"errcode":"M_UNRECOGNIZED","error":"x"}', "refused", 0),
-            (404, b"<html>", "refused", 1),
+            (404, b"<html>", "refused", 0),
             (500, b'{"errcode":"M_UNKNOWN"}', "refused", 1),
         ):
             self.setUp()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, cast
 
 import msgspec
 import orjson
@@ -20,13 +21,14 @@ from dendrite_tw.federation_api.edu_consumers import (
     SendToDeviceConsumer,
     linger,
 )
+from dendrite_tw.federation_api.introductions import PAUSE_SECONDS, PRESENT_LIMIT, SERVERS_AT_ONCE, Introductions
 from dendrite_tw.federation_api.moments import PRESENCE_SECONDS, REPEAT_MS, PresenceTeller, TypingTeller
-from dendrite_tw.matrix.edus import DirectToDevice, Receipts, read_edu
+from dendrite_tw.matrix.edus import DeviceListUpdate, DirectToDevice, Receipts, read_edu
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.transactions import EDU, MAX_PDUS
-from dendrite_tw.room_api.api import OutputRoomEvent, RoomEvent, RoomPurged, StateComplete
+from dendrite_tw.room_api.api import OutputRoomEvent, RoomAPI, RoomEvent, RoomPurged, StateComplete
 from dendrite_tw.sync_api.api import OUTPUT_PRESENCE_EVENT, OUTPUT_TYPING_EVENT, Presence, Typing
-from dendrite_tw.user_api.api import DeviceEntry, DeviceList, KeyChange, Receipt, ToDeviceMessage
+from dendrite_tw.user_api.api import DeviceEntry, DeviceList, KeyAPI, KeyChange, Receipt, ToDeviceMessage
 from tests.fakes import FakeMessage, FakeQueue
 from tests.harness import trace
 
@@ -109,11 +111,29 @@ class ConsumerTestCase(SynchronousTestCase):
         return [edu["content"] for edu in self.world.edus_to(server) if edu["edu_type"] == edu_type]
 
 
+class Met:
+    """The devices of local users, and who was told that they are present."""
+
+    def __init__(self) -> None:
+        self.lists: dict[str, DeviceList] = {}
+        self.introduced: list[tuple[list[str], list[str]]] = []
+
+    async def device_list(self, user_id: str) -> DeviceList:
+        if user_id not in self.lists:
+            raise MatrixError(404, "M_NOT_FOUND", "no such user")
+        return self.lists[user_id]
+
+    def introduce(self, user_ids: Collection[str], servers: Sequence[str]) -> None:
+        self.introduced.append((list(user_ids), list(servers)))
+
+
 class RoomConsumerTests(ConsumerTestCase):
     kind = RoomConsumer
 
     def more_needs(self) -> tuple[Any, ...]:
-        return (self.sending.post,)
+        self.keys = Met()
+        rooms, keys = cast(RoomAPI, self.rooms), cast(KeyAPI, self.keys)
+        return self.sending.post, Introductions(rooms, keys, OWN, self.keys)
 
     def test_ours_go_to_the_other_servers_in_the_room(self) -> None:
         self.take(told(room_event(1)), told(room_event(2)), told(room_event(3), distribute=False))
@@ -199,6 +219,59 @@ class RoomConsumerTests(ConsumerTestCase):
         told_to = {sent.server for sent in self.world.sent} - {"a.test", "b.test"}
         self.assertEqual(told_to, {"kicked.test", "banned.test", "uninvited.test", "refused.test"})
         self.assertEqual(self.world.events_to("a.test"), [f"$e{number}" for number in range(1, 7)])
+
+    def joins(self, position: int, user_id: str, room_id: str = "!r", before: str | None = None) -> None:
+        self.rooms.members.setdefault(room_id, set()).add(user_id)
+        self.take(self.membership(position, user_id, "join", before, sender=user_id, room_id=room_id))
+
+    def have_devices(self) -> None:
+        devices = [DeviceEntry(device_id=name, keys=b'{"a":1}', display_name=name.lower()) for name in ("ONE", "TWO")]
+        self.keys.lists[ALICE] = DeviceList(user_id=ALICE, stream_id=7, devices=devices)
+
+    def test_servers_that_meet_a_user_are_told_of_their_devices(self) -> None:
+        self.have_devices()
+        self.rooms.servers["!other"] = [OWN, "b.test", "c.test"]
+        self.joins(1, ALICE)
+        for server in ("a.test", "b.test"):
+            (content,) = self.contents(server, "m.device_list_update")
+            update = read_edu(EDU("m.device_list_update", msgspec.Raw(orjson.dumps(content))), OWN)
+            assert isinstance(update, DeviceListUpdate)
+            self.assertEqual((update.device_id, update.stream_id, update.prev_id), ("TWO", 7, (6,)))
+            self.assertEqual((update.keys, update.device_display_name), ({"a": 1}, "two"))
+        self.joins(2, ALICE, "!other")
+        self.joins(3, ALICE, before="join")
+        self.joins(4, ALICE, "!own")
+        told_of = {
+            server: len(self.contents(server, "m.device_list_update")) for server in ("a.test", "b.test", "c.test")
+        }
+        self.assertEqual(told_of, {"a.test": 1, "b.test": 1, "c.test": 1})
+        self.assertEqual(self.keys.introduced, [([ALICE], ["a.test", "b.test"]), ([ALICE], ["c.test"])])
+
+    def test_there_is_nothing_to_tell_of_who_has_no_devices(self) -> None:
+        self.joins(1, ALICE)
+        self.keys.lists[ALICE] = DeviceList(user_id=ALICE, stream_id=7, devices=[])
+        self.joins(2, ALICE)
+        self.assertEqual(self.contents("a.test", "m.device_list_update"), [])
+
+    def test_thousands_of_servers_are_told_a_few_at_a_time(self) -> None:
+        self.have_devices()
+        self.rooms.servers["!r"] = [OWN, *(f"s{number:04}.test" for number in range(SERVERS_AT_ONCE * 3))]
+        self.rooms.members["!r"] = {ALICE}
+        joined = self.membership(1, ALICE, "join", None, sender=ALICE)
+        self.take(msgspec.structs.replace(joined, distribute=False))
+        for part in range(1, 4):
+            self.assertEqual(len({sent.server for sent in self.world.sent}), part * SERVERS_AT_ONCE)
+            self.clock.advance(PAUSE_SECONDS)
+
+    def test_a_server_that_comes_is_told_once_who_is_present(self) -> None:
+        self.joins(1, ALICE)
+        self.keys.introduced.clear()
+        self.joins(2, BOB)
+        self.joins(3, "@carol:b.test")
+        self.assertEqual(self.keys.introduced, [([ALICE], ["b.test"])])
+        self.rooms.members["!r"].update(f"@u{number}:{OWN}" for number in range(PRESENT_LIMIT))
+        self.joins(4, "@dora:c.test")
+        self.assertEqual(len(self.keys.introduced), 1, "in a large room nobody is told")
 
     def test_an_invitation_taken_back_is_told_where_nobody_else_is(self) -> None:
         taken_back = self.membership(1, BOB, "leave", "invite", room_id="!own")
@@ -508,6 +581,14 @@ class PresenceTests(TellerTestCase):
         self.settle()
         (sent,) = self.world.to("a.test")
         self.assertEqual((len(sent.edus), len(self.pushed())), (1, 20))
+
+    def test_who_is_there_is_told_to_those_who_come(self) -> None:
+        self.be("online", status="here")
+        self.be("offline", user_id=f"@away:{OWN}")
+        self.presence.introduce([ALICE, f"@away:{OWN}", f"@unknown:{OWN}"], ["c.test"])
+        self.clock.advance(SHORTEST_LINGER)
+        (update,) = self.pushed("c.test")
+        self.assertEqual((update["user_id"], update["presence"], update["status_msg"]), (ALICE, "online", "here"))
 
     def test_users_of_others_are_not_ours_to_tell(self) -> None:
         self.rooms.of_users[BOB] = ["a.test"]

@@ -188,6 +188,9 @@ class FormatTests(SynchronousTestCase):
             self.accepted(version, prev_events=one * 20, auth_events=one * 10)
             self.refused(version, "more than 20", prev_events=one * 21)
             self.refused(version, "more than 10", auth_events=one * 11)
+            old = valid_pdu(version, prev_events=one * 21, auth_events=one * 11)
+            self.assertRaises(EventFormatError, events.receive_event, old, version)
+            self.assertEqual(len(events.receive_event(old, version, limited=False).event.prev_events), 21)
 
     def test_depth(self):
         for version in ALL:

@@ -625,6 +625,8 @@ class InviteTests(Case):
             reply = None if body is None else Reply(200, orjson.dumps(body))
             error = self.refused("M_UNKNOWN", self.ask, room, event, reply)
             self.assertEqual(error.status, 502)
+        unfit = Reply(200, orjson.dumps({"event": {**event.pdu_dict(), "extra": 1.5}}))
+        self.assertEqual(self.refused("M_BAD_JSON", self.ask, room, event, unfit).status, 400)
         refusal = Reply(403, b'{"errcode":"M_INVITE_BLOCKED","error":"no"}')
         self.assertEqual(self.refused("M_INVITE_BLOCKED", self.ask, room, event, refusal).status, 403)
 

@@ -9,13 +9,14 @@ import orjson
 from twisted.internet.defer import Deferred
 
 from dendrite_tw.federation_api.api import FederationRequest, RawAnswer
-from dendrite_tw.matrix.events import Event, finish_event
+from dendrite_tw.matrix import event_format
+from dendrite_tw.matrix.events import Event, finish_event, receive_event
 from dendrite_tw.matrix.room_versions import ROOM_VERSIONS
 from dendrite_tw.room_api import backfilling
 from dendrite_tw.room_api.api import Page
 from dendrite_tw.room_api.backfilling import FAILED_SECONDS
 from dendrite_tw.room_api.gaps import PAGE_SECONDS, ROUNDS
-from dendrite_tw.room_api.room import Way
+from dendrite_tw.room_api.room import Arrival, Way
 from dendrite_tw.room_api.tables.events import REJECTED
 from tests.room_api.federated import Server, count
 from tests.room_api.history import ALICE, BERTA, BOB, CAROL, DAN, MEMBER, MESSAGE, VISIBILITY, HistoryStory
@@ -445,6 +446,24 @@ class GapTests(Backfill):
             self.refused(self.b.rooms.event(self.room_id, BERTA, event_id), "M_NOT_FOUND", 404)
             self.refused(self.b.rooms.context(self.room_id, BERTA, event_id, 5, None, False), "M_NOT_FOUND", 404)
 
+    def test_old_events_may_refer_to_more_than_new_ones(self) -> None:
+        tip = self.a.event(self.a.room(self.room_id).head.extremities[0])
+        branches = [
+            self.b.make_on(self.a, self.room_id, BOB, MESSAGE, {"body": f"b{number}"}, prev=[tip])
+            for number in range(24)
+        ]
+        self.a.take(self.room_id, branches)
+        times_gone = self.patch(event_format, "MAX_PREV_EVENTS", 30)
+        wide = self.a.make_on(self.a, self.room_id, ALICE, MESSAGE, {"body": "wide"}, prev=branches)
+        times_gone.restore()
+        last = self.a.make_on(self.a, self.room_id, ALICE, MESSAGE, {"body": "last"}, prev=[wide])
+        version = ROOM_VERSIONS["10"]
+        arrivals = [Arrival(receive_event(one.pdu, version, limited=False)) for one in (wide, last)]
+        self.a.do(self.a.rooms.writer.take(self.a.room(self.room_id), arrivals))
+        self.b.take(self.room_id, [last], before=self.b.room(self.room_id).head.state)
+        self.assertEqual(set(self.ids(self.b, self.room_id, BOB)), set(self.history(self.room_id)))
+        self.assertIsNotNone(self.b.row(wide.event_id))
+
     def test_members_at_a_place_in_fetched_history(self) -> None:
         place = self.b.row(self.b.state(self.room_id)["m.room.power_levels", ""])
         assert place is not None
@@ -460,6 +479,17 @@ class GapTests(Backfill):
         self.network.memory.clock.advance(1)
         for table in ("events", "backward_edges", "state_snapshots", "auth_chains", "relations"):
             self.assertEqual(self.b.database.prepare(count, table), 0, table)
+
+
+    def test_one_who_is_joined_sees_shared_history_of_every_branch(self) -> None:
+        """An event on a branch that does not know of the join, and which comes after it."""
+        create = self.a.event(self.a.state(self.room_id)["m.room.power_levels", ""])
+        before = self.a.state_before(create.event_id)
+        side = self.a.make(
+            ROOM_VERSIONS["10"], self.room_id, ALICE, MESSAGE, {"body": "x"}, prev=[create], state=[*before, create]
+        )
+        self.assertEqual([one.verdict for one in self.b.take(self.room_id, [side])], ["accepted"])
+        self.assertIn(side.event_id, self.ids(self.b, self.room_id, BOB))
 
 
 class RandomTests(Backfill):

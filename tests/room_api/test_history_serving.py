@@ -334,9 +334,8 @@ class BigRoomTests(Serving):
     def test_the_state_of_a_room_is_read_in_pieces(self) -> None:
         """Chains that were never made are made without reading all of the state's events at once."""
         room_id = self.room()
-        for name in ("FEW", "STORED_AT_ONCE"):
-            self.patch(graph, name, 7)
-        self.patch(store, "FEW", 5)
+        for module, name in ((graph, "FEW"), (graph, "AT_ONCE"), (store, "FEW")):
+            self.patch(module, name, 7)
         self.patch(serving, "PIECE", 7)
         for number in range(40):
             self.join(room_id, f"@u{number}:b")

@@ -17,7 +17,7 @@ from dendrite_tw.matrix.keys import signing_key
 from dendrite_tw.matrix.room_versions import ROOM_VERSIONS
 from dendrite_tw.matrix.signing import encode_base64, sign_bytes
 from dendrite_tw.room_api.api import NewEvent
-from dendrite_tw.room_api.tables.events import ACCEPTED, SOFT_FAILED
+from dendrite_tw.room_api.tables.events import ACCEPTED, REJECTED, SOFT_FAILED
 from tests.room_api.federated import count
 from tests.room_api.test_arrivals import ALICE, BOB, CAROL, MEMBER, MESSAGE, NAME, TOPIC, TwoServers
 
@@ -81,7 +81,7 @@ class MissingEventTests(TwoServers):
         self.a.change(room_id, ALICE, "ban", BOB)
         dream = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "dream"}, prev=start, state=state)
         said = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "evading"}, prev=[dream], state=state)
-        self.network.answers["b", "get_missing_events"] = lambda request: {"events": []}
+        self.network.answers["b", "get_missing_events"] = lambda request: RawAnswer(404, b"{}")
         self.network.answers["b", "event"] = lambda request: {"pdus": [orjson.loads(dream.pdu)]}
         self.network.answers["b", "state_ids"] = lambda request: {
             "pdu_ids": [one.event_id for one in state],
@@ -146,16 +146,48 @@ class MissingEventTests(TwoServers):
         self.network.deaf.add("a")
         self.assertIn("missing", self.pass_on("a", room_id, said[3:4])[said[3]])
         self.assertIsNone(self.b.status(said[3]))
+        self.assertGreater(len(self.network.asked), 0)
+        self.assertIn(said[4], self.pass_on("a", room_id, said[4:5]))
         asked = len(self.network.asked)
-        self.assertGreater(asked, 0)
-        for one in said[4:]:
+        for one in said[5:]:
             self.assertIn(one, self.pass_on("a", room_id, [one]))
-        self.assertEqual(len(self.network.asked), asked, "it was asked again at once")
+        self.assertEqual(len(self.network.asked), asked, "it was asked again and again")
         # Later it answers again, and one event brings the others along.
         self.network.deaf.clear()
         self.network.memory.clock.advance(5)
         self.assertEqual(self.pass_on("a", room_id, said[9:]), {})
         self.assertEqual(self.b.bodies(room_id), [str(number) for number in range(10)])
+
+    def test_a_past_that_is_kept_back(self) -> None:
+        """An event is dropped if its server does not give what is before it; further questions are not asked."""
+        room_id = self.shared_room()
+        said = [self.a.say(room_id, ALICE, str(number)) for number in range(4)]
+        for given in ([], said[:2], [{**self.a.event(said[2]).pdu_dict(), "content": {"body": 1.5}}]):
+            events = [self.a.event(one).pdu_dict() if isinstance(one, str) else one for one in given]
+            self.network.answers["a", "get_missing_events"] = lambda request, events=events: {"events": events}  # type: ignore[misc]
+            self.network.memory.clock.advance(10_000)
+            self.network.asked.clear()
+            self.assertIn("missing", self.pass_on("a", room_id, said[3:])[said[3]])
+            self.assertEqual(self.network.asked, [("b", "a", "get_missing_events")])
+            self.assertIsNone(self.b.status(said[3]))
+        self.network.answers.clear()
+        self.network.memory.clock.advance(10_000)
+        self.assertEqual(self.pass_on("a", room_id, said[3:]), {})
+        self.assertEqual(self.b.bodies(room_id), [str(number) for number in range(4)])
+
+    def test_an_answer_with_room_for_more_is_the_last(self) -> None:
+        """Of what the server does not give the state is asked for: once, not event after event."""
+        room_id = self.shared_room()
+        topic = self.a.send(room_id, ALICE, TOPIC, {"topic": "t"}, "")
+        said = [self.a.say(room_id, ALICE, str(number)) for number in range(2)]
+        self.network.answers["a", "get_missing_events"] = lambda request: {"events": [self.a.event(said[0]).pdu_dict()]}
+        self.assertEqual(self.pass_on("a", room_id, said[1:]), {})
+        endpoints = [endpoint for _, _, endpoint in self.network.asked]
+        self.assertEqual((endpoints.count("get_missing_events"), endpoints.count("state_ids")), (1, 1))
+        self.assertEqual(self.b.bodies(room_id), ["0", "1"])
+        self.assertEqual(self.b.row(said[0]).gap, 1)  # type: ignore[union-attr]
+        self.assertEqual(self.b.row(topic).position, 0)  # type: ignore[union-attr]
+        self.assert_same_state(room_id)
 
     def test_authority_is_asked_for(self) -> None:
         for endpoint_fails in (False, True):
@@ -187,20 +219,27 @@ class HostileServerTests(TwoServers):
     """A server that has a member in the room, and means no good."""
 
     def branches(self, room_id: str, width: int) -> list[Event]:
-        """Events that refer to events that nobody has."""
+        """Events that refer to some that nobody has, and one that refers to them."""
         version = self.a.room(room_id).version
         state = [self.a.event(one) for one in self.a.state(room_id).values()]
-        dreams = [
-            self.b.make(version, room_id, BOB, MESSAGE, {"body": f"dream {n}"}, prev=[], state=state, depth=9)
-            for n in range(width)
-        ]
-        return [self.b.make(version, room_id, BOB, MESSAGE, {"body": "real"}, prev=dreams, state=state)]
+
+        def make(body: str, prev: list[Event], depth: int = 9) -> Event:
+            return self.b.make(version, room_id, BOB, MESSAGE, {"body": body}, prev=prev, state=state, depth=depth)
+
+        dreams = [make(f"dream {n}", [make(f"before {n}", [], 8)]) for n in range(width)]
+        return [*dreams, make("real", dreams, 10)]
 
     def test_lies_about_the_past(self) -> None:
+        for width in (3, 20):
+            self.lie(width)
+
+    def lie(self, width: int) -> None:
         room_id = self.shared_room()
-        [event] = self.branches(room_id, 20)
+        *dreams, event = self.branches(room_id, width)
         lies: list[Any] = [
             {"events": []},
+            {"events": [orjson.loads(one.pdu) for one in dreams]},
+            {"events": [orjson.loads(one.pdu) for one in dreams[1:]]},
             {"events": [1, {}, {"room_id": room_id}] * 10},
             {"events": "none"},
             [],
@@ -219,6 +258,45 @@ class HostileServerTests(TwoServers):
                 self.assertLess(len(self.network.asked), 40)
         said = self.b.say(room_id, BOB, "fine")
         self.assertEqual(self.pass_on("b", room_id, [said]), {})
+
+    def test_a_state_with_what_nobody_would_accept(self) -> None:
+        """What is rejected is left out of a state that is told; what it leaves counts, and what came after it."""
+        for version in ("1", "10"):
+            room_id = self.shared_room(version)
+            state = [self.a.event(one) for one in self.a.state(room_id).values()]
+            start = [self.a.event(one) for one in self.a.room(room_id).head.extremities]
+
+            def make(
+                type: str,
+                content: dict[str, Any],
+                key: str | None = None,
+                prev: list[Event] = start,
+                room_id: str = room_id,
+                state: list[Event] = state,
+            ) -> Event:
+                version = self.a.room(room_id).version
+                return self.b.make(version, room_id, BOB, type, content, key, prev=prev, state=state)
+
+            evil = make("m.room.power_levels", {"users": {BOB: 100}}, "")
+            named = make(NAME, {"name": "n"}, "")
+            topic = make(TOPIC, {"topic": "t"}, "", prev=[named])
+            said = make(MESSAGE, {"body": "x"}, prev=[topic])
+            last = make(MESSAGE, {"body": "y"}, prev=[said])
+            told = {(one.type, one.state_key): one for one in [*state, evil, named]}
+            events = {one.event_id: one.pdu_dict() for one in [*told.values(), topic]}
+            self.network.answers["b", "get_missing_events"] = lambda request, said=said: {"events": [said.pdu_dict()]}  # type: ignore[misc]
+            self.network.answers["b", "state_ids"] = lambda request, told=told: {  # type: ignore[misc]
+                "pdu_ids": [one.event_id for one in told.values()],
+                "auth_chain_ids": [],
+            }
+            self.network.answers["b", "event"] = lambda request, events=events: {  # type: ignore[misc]
+                "pdus": [events[unquote(request.path.rsplit("/", 1)[1])]]
+            }
+            before = self.a.state(room_id)
+            self.assertEqual(self.pass_on("b", room_id, [last]), {})
+            self.assertEqual(self.a.status(evil.event_id), REJECTED)
+            fresh = {(NAME, ""): named.event_id, (TOPIC, ""): topic.event_id}
+            self.assertEqual(self.a.state(room_id), before | fresh)
 
     def test_a_past_without_end(self) -> None:
         """Each event that is given refers to further ones, ever more of them."""
@@ -239,7 +317,7 @@ class HostileServerTests(TwoServers):
         def answer(request: Any) -> Any:
             latest = [given[one] for one in request.body["latest_events"] if one in given]
             found = [given[one] for event in latest for one in event.prev_events if one in given]
-            return {"events": [orjson.loads(one.pdu) for one in found]}
+            return {"events": [orjson.loads(one.pdu) for one in found] * 20}
 
         self.network.answers["b", "get_missing_events"] = answer
         self.network.answers["b", "state_ids"] = lambda request: RawAnswer(404, b"{}")
@@ -295,11 +373,10 @@ class HostileServerTests(TwoServers):
         others = [event for event in state if event.type != "m.room.power_levels"]
         tip = self.a.event(ban)
         dream = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "d"}, prev=[tip], state=state)
-        event = self.b.make(
-            ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "x"}, prev=[tip, dream], state=[*others, state[0]]
-        )
+        said = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "x"}, prev=[tip, dream], state=others)
+        event = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "y"}, prev=[said], state=others)
         events = {one.event_id: one for one in [*state, levels, dream]}
-        self.network.answers["b", "get_missing_events"] = lambda request: {"events": []}
+        self.network.answers["b", "get_missing_events"] = lambda request: {"events": [orjson.loads(said.pdu)]}
         self.network.answers["b", "state_ids"] = lambda request: {
             "pdu_ids": [one.event_id for one in [*others, levels]],
             "auth_chain_ids": [one.event_id for one in state],
@@ -307,7 +384,9 @@ class HostileServerTests(TwoServers):
         self.network.answers["b", "event"] = lambda request: {
             "pdus": [orjson.loads(events[request.path.rsplit("/", 1)[1].replace("%24", "$")].pdu)]
         }
-        self.pass_on("b", room_id, [event])
+        self.assertEqual(self.pass_on("b", room_id, [event]), {})
+        self.assertEqual(self.a.timeline(room_id)[-2:], [said.event_id, event.event_id])
+        self.assertIsNotNone(self.a.row(levels.event_id), "what was told was looked at")
         self.assertEqual(self.a.state(room_id)["m.room.power_levels", ""], ban)
         self.assertEqual(self.a.content(room_id, "m.room.power_levels")["users"][BOB], 10)
 

@@ -123,6 +123,24 @@ class TwoHousesTests(ServerTestCase):
         self.settle(70)
         self.assertEqual(self.texts(self.bob), [f"a{number}" for number in range(60)])
 
+    def test_what_was_said_before_one_came_is_read_page_by_page(self) -> None:
+        room = self.alice.create_room(preset="public_chat")
+        said = [f"a{number}" for number in range(130)]
+        for text in said:
+            self.alice.say(room, text)
+        self.bob.ok(self.bob.post(f"/join/{quote(room)}?server_name=test"))
+        self.settle()
+        found: list[str] = []
+        token = ""
+        for _ in range(10):
+            page = self.bob.ok(self.bob.get(f"/rooms/{quote(room)}/messages?dir=b&limit=30{token}"))
+            found += [event["content"]["body"] for event in page["chunk"] if event["type"] == "m.room.message"]
+            if "end" not in page:
+                break
+            token = f"&from={page['end']}"
+        self.assertEqual(found[::-1], said)
+        self.assertEqual(page["chunk"][-1]["type"], "m.room.create")
+
     def test_a_restart_in_the_middle(self) -> None:
         self.there.cut()
         self.alice.say(self.room, "before")

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 import msgspec
 import orjson
 
+from dendrite_tw.matrix import canonical_json
 from dendrite_tw.matrix.admission import FetchKeys, verify
 from dendrite_tw.matrix.errors import MatrixError, bad_json, forbidden, invalid_param, missing_param
 from dendrite_tw.matrix.event_format import EventFormatError
@@ -73,6 +74,11 @@ def _countersigned(event: Event, reply: Reply, server: str, now_ms: int) -> Gene
     returned = content.get("event") if isinstance(content, dict) else None
     signatures = returned.get("signatures") if isinstance(returned, dict) else None
     added = signatures.get(server) if isinstance(signatures, dict) else None
+    if event.version.strict_canonical_json:
+        try:
+            canonical_json.check(returned)
+        except canonical_json.CanonicalJSONError as error:
+            raise bad_json(f"The invite that {server} answered with cannot be in the room: {error}.") from None
     if not isinstance(added, dict) or not 0 < len(added) <= 10:
         raise HandshakeError("the invite is not signed")
     try:
