@@ -28,6 +28,8 @@ OF_OTHERS = (
     "/directory/room/{room_alias}",
     "/publicRooms",
     "/room_summary/{room_id_or_alias}",
+    "/summary/{room_id_or_alias}",
+    "/rooms/{room_id_or_alias}/summary",
 )
 """Client endpoints that may need an answer of another server: 502 where there is none."""
 
@@ -107,7 +109,7 @@ class BadInputTests(ServerTestCase):
         self.assertTrue(answer.done, where)
         if answer.status == 502:
             # What another server has was asked for, and there is no way to any.
-            self.assertIn(re.sub("^/_matrix/client/v[13]", "", route.path), OF_OTHERS, where)
+            self.assertIn(re.sub("^/_matrix/client/(v[13]|unstable/[a-z.]+)", "", route.path), OF_OTHERS, where)
             self.assertEqual(answer.errcode, "M_UNKNOWN", where)
             return
         self.assertLess(answer.status, 500, where)

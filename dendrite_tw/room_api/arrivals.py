@@ -204,6 +204,8 @@ class Arrivals:
         target_nid = target = None
         if status == ACCEPTED and event.redacts is not None:
             target_nid, target = await self._redactions.of_arrival(batch, event, before.slots)
+        if is_live and target is None and _is_withheld(arrival, event) and not (missing or place.changes):
+            position = 0
         replaced_nid = before.slots.get(slot_nid) if slot_nid is not None else None
         replaced = (await self._states.events([replaced_nid], batch)).get(replaced_nid) if replaced_nid else None
         return Step(
@@ -263,6 +265,17 @@ class Arrivals:
             known=row is not None,
             distribute=arrival.distribute,
         )
+
+
+def _is_withheld(arrival: Arrival, event: Event) -> bool:
+    """Whether an event of another server, which empties nothing, is of no use to clients.
+
+    A redaction that may not be carried out, or not yet: it is part of the timeline, and not shown.  If its target
+    comes later, that one is shown with the redaction in its ``redacted_because`` (room version 3, "Handling
+    redactions").
+    """
+    is_redaction = event.type == "m.room.redaction" and event.state_key is None
+    return is_redaction and not event.version.redaction_in_auth_rules and arrival.draft is None
 
 
 def _is_settled(row: EventRow, arrival: Arrival) -> bool:

@@ -213,11 +213,16 @@ class Queries:
     # --- state and members for a user ---
 
     async def _state_for(self, room_id: str, user_id: str) -> tuple[int, int]:
-        """The room's number and the snapshot that the user may see: the current one, or that of their leaving."""
+        """The room's number and the snapshot that the user may see: the current one, or that of their leaving.
+
+        Who is banned has not just left: they are shown what the world is, or what /sync told them.
+        """
         room = await self._rooms.find(room_id)
         if room is None:
             raise forbidden("You are not in this room.")
         membership = await self._viewer.require_member(room.room_nid, user_id)
+        if membership is not None and membership.membership == "ban":
+            await self._viewer.require_open(room.room_nid)
         if membership is None or membership.membership == "join":
             return room.room_nid, room.head.snapshot_nid
         return room.room_nid, await self.snapshot_after(room.room_nid, membership.position)

@@ -1,7 +1,7 @@
 """The user directory: whom one can find.
 
 Client-Server API, "User directory".  A user finds those who are joined to a
-room that anybody may join or read, and those with whom they share a room, by
+room that anybody may join or read and that somebody of this server is in, and those with whom they share a room, by
 the beginnings of the words of their names and IDs.
 
 The words are kept up with the events of members.  What members of this server

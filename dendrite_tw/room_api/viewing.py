@@ -122,6 +122,11 @@ class Viewer:
             return None
         raise forbidden("You are not in this room.")
 
+    async def require_open(self, room_nid: int) -> None:
+        """``M_FORBIDDEN`` unless the room is readable by the world."""
+        if not await self._world_readable(room_nid):
+            raise forbidden("You are banned from this room.")
+
     async def _world_readable(self, room_nid: int) -> bool:
         return await self._database.read(self._current_visibility, room_nid) is Visibility.WORLD_READABLE
 

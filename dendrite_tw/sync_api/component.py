@@ -94,7 +94,16 @@ class SyncComponent:
         self.events = EventReader(rooms, users, self.notifier, self.renderer, world.clock)
         self.state = StateReader(rooms, self.renderer, world.clock)
         self.old = OldSync(
-            rooms, users, self.heard, self.notifier, self.model, self.handler, self.events, self.receipts, world.clock
+            rooms,
+            users,
+            self.heard,
+            self.notifier,
+            self.model,
+            self.handler,
+            self.events,
+            self.receipts,
+            self.online,
+            world.clock,
         )
         self.key_changes = KeyChanges(self.model, self.notifier, self.heard, world.clock)
 

@@ -19,6 +19,7 @@ from ..web.routes import Access, Route
 from ..world import Clock
 from .model import SyncChanges, SyncModel
 from .notifier import Notifier
+from .online import OnlineMarker
 from .positions import Heard
 from .presence import presence_event
 from .reading import EventReader, page_limit
@@ -57,6 +58,7 @@ class OldSync:
         handler: SyncHandler,
         events: EventReader,
         receipts: ReceiptLog,
+        online: OnlineMarker,
         clock: Clock,
     ) -> None:
         self._rooms = rooms
@@ -67,6 +69,7 @@ class OldSync:
         self._handler = handler
         self._events = events
         self._receipts = receipts
+        self._online = online
         self._clock = clock
 
     def routes(self) -> list[Route]:
@@ -100,6 +103,7 @@ class OldSync:
                 raise forbidden("You are not in this room.")
             rooms["rooms"] = [query.room_id]
         wanted = parse_filter({"room": rooms})
+        await self._online.mark(caller, "online")
         since = parse_sync_token(query.from_token) if query.from_token else self._heard.token()
         request = await self._request(caller, wanted, since)
         changes = await self._handler.changes(request, since, query.timeout)

@@ -204,7 +204,8 @@ class CrossSigning:
         key = orjson.loads(stored)
         old = key_checks.signatures_of(key, signer.user_id)
         own = f"ed25519:{device_id}"
-        new = {own: old[own], name: signature}
+        # A device need not have signed its own keys.
+        new = {**({own: old[own]} if own in old else {}), name: signature}
         if old != new:
             await device_table.store(txn, signer.user_id, device_id, key_checks.stored_form(key, signer.user_id, new))
             await self._changes.record(txn, signer.user_id, device_id)

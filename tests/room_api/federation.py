@@ -289,6 +289,8 @@ async def _serve(
     if endpoint == "query":
         found = await rooms.resolve_alias(query["room_alias"])
         return {"room_id": found.room_id, "servers": found.servers}
+    if endpoint == "hierarchy":
+        return await rooms.hierarchy_for_server(origin, parts[0], query["suggested_only"] == "true")
     if endpoint == "event":
         found = await rooms.events_for_server(origin, parts)
         return {"pdus": [orjson.Fragment(pdu) for pdu in found.values()]}

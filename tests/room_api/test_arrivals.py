@@ -320,7 +320,46 @@ class RedactionTests(TwoServers):
                 [one.verdict for one in self.a.take(room_id, [said, redaction][::order])], ["accepted"] * 2
             )
             self.assertEqual(self.a.event(said.event_id).content, {"body": "stays"})
+            self.assertEqual(self.a.told[-1].event.event_id, said.event_id, "the redaction is not shown")
             self.assertIsNone(self.a.told[-1].redacts)
+            self.assertEqual(self.a.timeline(room_id)[-1], said.event_id)
+
+    def test_who_hears_of_what_redacts_nothing(self) -> None:
+        """What is not carried out is not shown, but part of the room: what follows it is taken, here and elsewhere."""
+        for version, is_shown in (("2", True), ("3", False), ("12", False)):
+            room_id, other = self.shared_room(version), self.shared_room(version)
+            said = self.a.say(other, ALICE, "stays")
+            redaction = self.b.make_on(self.a, room_id, BOB, "m.room.redaction", {}, redacts=said)
+            self.a.told.clear()
+            self.assertEqual(self.pass_on("b", room_id, [redaction]), {})
+            self.assertEqual([one.event.event_id for one in self.a.told], [redaction.event_id] * is_shown)
+            self.assertEqual(self.a.room(room_id).head.extremities, (redaction.event_id,))
+            self.a.restart()
+            after = self.a.say(room_id, ALICE, "after")
+            self.assertEqual(self.a.event(after).prev_events, (redaction.event_id,))
+            self.assertEqual(self.a.timeline(room_id)[-1], after)
+            self.assertEqual(redaction.event_id in self.a.timeline(room_id), is_shown)
+            self.assertEqual(self.pass_on("a", room_id, [redaction, after]), {})
+            self.assertEqual(self.b.timeline(room_id)[-1], after)
+            self.assert_same_state(room_id)
+            self.assertEqual(self.a.event(said).content["body"], "stays")
+
+    def test_a_redaction_that_is_not_shown_brings_branches_together(self) -> None:
+        room_id = self.shared_room()
+        start = [self.a.event(one) for one in self.a.room(room_id).head.extremities]
+        state = [self.a.event(one) for one in self.a.state(room_id).values()]
+        named = self.b.make_on(self.a, room_id, BOB, NAME, {"name": "n"}, "", prev=start)
+        self.b.take(room_id, [named])
+        topic = self.a.send(room_id, ALICE, TOPIC, {"topic": "t"}, "")
+        self.assertEqual(self.pass_on("b", room_id, [named]), {})
+        ends = [named, self.a.event(topic)]
+        redaction = self.b.make(
+            start[0].version, room_id, BOB, "m.room.redaction", {}, prev=ends, state=state, redacts="$" + "x" * 43
+        )
+        self.assertEqual(self.pass_on("b", room_id, [redaction]), {})
+        self.assertEqual(self.a.room(room_id).head.extremities, (redaction.event_id,))
+        after = self.a.say(room_id, ALICE, "after")
+        self.assertEqual(self.a.timeline(room_id)[-2:], [named.event_id, after])
 
 
 class WholeStateTests(TwoServers):

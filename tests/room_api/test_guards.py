@@ -89,6 +89,20 @@ class MembershipGuards(RoomStory):
         self.member(room_id, ALICE, "ban", BOB)
         self.refused(self.change(room_id, BOB, "leave"), "M_FORBIDDEN", 403)
 
+    def test_who_is_banned_is_not_shown_the_state(self) -> None:
+        room_id = self.create(preset="public_chat")
+        self.member(room_id, BOB, "join")
+        self.do(self.rooms.current_state(room_id, BOB))
+        self.member(room_id, ALICE, "ban", BOB)
+        for question in (
+            self.rooms.current_state(room_id, BOB),
+            self.rooms.state_event(room_id, BOB, "m.room.member", BOB),
+            self.rooms.members(room_id, BOB, None, None, None),
+        ):
+            self.refused(question, "M_FORBIDDEN", 403)
+        self.set_state(room_id, ALICE, "m.room.history_visibility", {"history_visibility": "world_readable"})
+        self.assertTrue(self.do(self.rooms.current_state(room_id, BOB)))
+
     def test_historical_user_ids_can_be_banned(self) -> None:
         room_id = self.create()
         self.member(room_id, ALICE, "ban", "@Mr Smith:example.org")

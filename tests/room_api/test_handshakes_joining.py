@@ -166,9 +166,40 @@ class JoinTests(JoinStory):
         room_id = self.room()
         guest = self.b.change(room_id, BOB, "join", via=["a.example"], is_guest=True)
         self.net.refused(guest, "M_GUEST_ACCESS_FORBIDDEN", 403)
+        self.a.set_state(room_id, ALICE, "m.room.guest_access", {"guest_access": "can_join"})
         self.a.member(room_id, ALICE, "invite", BOB)
+        for refuses in ({"room": {"room_id": "!other:a.example", "guest_can_join": True}}, [], {"room": 1}, None):
+            self.a.answers["hierarchy"] = lambda request, answer=refuses: RawAnswer(200, orjson.dumps(answer))
+            guest = self.b.change(room_id, BOB, "join", via=["a.example"], is_guest=True)
+            self.net.refused(guest, "M_GUEST_ACCESS_FORBIDDEN", 403)
+        del self.a.answers["hierarchy"]
         self.b.member(room_id, BOB, "join", is_guest=True)
         self.assertEqual(self.b.joined(room_id), [ALICE, BOB])
+
+    def test_invited_guests_stay_out_where_the_room_is_closed_to_them(self) -> None:
+        for access in ({"guest_access": "forbidden"}, {}):
+            room_id = self.room(preset="private_chat")
+            self.a.set_state(room_id, ALICE, "m.room.guest_access", access)
+            self.a.member(room_id, ALICE, "invite", BOB)
+            guest = self.b.change(room_id, BOB, "join", via=["a.example"], is_guest=True)
+            self.net.refused(guest, "M_GUEST_ACCESS_FORBIDDEN", 403)
+            self.assertEqual(self.a.membership(room_id, BOB), "invite")
+
+    def test_a_room_that_was_left_shows_nobody_in_the_user_directory(self) -> None:
+        room_id = self.room()
+
+        def found(server: Server, user: str) -> list[str]:
+            users, _ = self.net.do(server.rooms.search_users(user, "alice", 10))
+            return [user.user_id for user in users]
+
+        self.assertEqual(found(self.b, BOB), [])
+        self.join(self.b, room_id, BOB)
+        self.assertEqual((found(self.b, BOB), found(self.b, DAN)), ([ALICE], [ALICE]))
+        self.b.member(room_id, BOB, "leave")
+        self.net.deliver()
+        self.assertEqual((found(self.b, BOB), found(self.b, DAN), found(self.a, ALICE)), ([], [], [ALICE]))
+        self.join(self.b, room_id, DAN)
+        self.assertEqual(found(self.b, BOB), [ALICE])
 
     def test_versions_that_the_other_does_not_know(self) -> None:
         room_id = self.room("12")

@@ -44,6 +44,12 @@ class OldSync(SyncCase):
             [("m.room.member", "!other:test"), ("m.receipt", ROOM)],
         )
 
+    def test_who_waits_for_events_is_online(self) -> None:
+        since = self.sync("alice")["next_batch"]
+        self.get("events", "bob")
+        [shown] = self.sync("alice", since)["presence"]["events"]
+        self.assertEqual((shown["sender"], shown["content"]["presence"]), (B, "online"))
+
     def test_events_end_with_the_time(self) -> None:
         answer = self.get("events", timeout=1000)
         self.clock.advance(1)

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.cache import CacheBudget
 from dendrite_tw.database.outbox import OutboxRow
+from dendrite_tw.federation_api.api import RawAnswer
 from dendrite_tw.matrix.events import receive_event
 from dendrite_tw.matrix.room_versions import ROOM_VERSIONS
 from dendrite_tw.room_api.adoption import PartialJoin
@@ -114,7 +115,7 @@ class OnTwoServers(SynchronousTestCase):
         self.pass_on(room_id, first)
         for n in range(60):
             self.far.say(room_id, FAR, f"lost {n}")
-        self.here.network.answers["far", "get_missing_events"] = lambda request: {"events": []}
+        self.here.network.answers["far", "get_missing_events"] = lambda request: RawAnswer(404, b"{}")
         name = self.far.send(room_id, FAR, "m.room.name", {"name": "Cave"}, "")
         last = self.far.say(room_id, FAR, "last")
         self.pass_on(room_id, last)

@@ -174,6 +174,11 @@ class SignaturesTests(SigningCase):
         self.assertEqual(self.phone_as_seen(), both, "the device's own upload does not take it away")
         self.assertEqual(self.changed(position), [])
 
+    def test_a_device_that_did_not_sign_its_own_keys_can_be_signed(self) -> None:
+        self.get(self.upload(self.phone, device_keys={**self.phone.keys(), "signatures": {}}))
+        self.assertEqual(self.sign(ALICE, ALICE, "ALICEDEV", self.signed_phone()), {})
+        self.assertEqual(self.phone_as_seen(), self.signed_phone())
+
     def test_other_keys_of_a_device_lose_the_signature(self) -> None:
         self.sign(ALICE, ALICE, "ALICEDEV", self.signed_phone())
         changed = self.phone.keys(algorithms=[])

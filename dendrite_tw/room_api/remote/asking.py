@@ -16,7 +16,8 @@ from twisted.logger import Logger
 from ...database.engines import Database
 from ...matrix.errors import MatrixError, forbidden, not_found
 from ...matrix.events import Event, build_event, reference_hash
-from ...matrix.handshakes import Joined, Signer, Wish, join, knock, leave
+from ...matrix.handshakes import HandshakeError, Joined, Request, Signer, Wish, join, knock, leave
+from ...matrix.handshakes.messages import path
 from ...matrix.identifiers import is_server_name, server_name_of
 from ...matrix.signing import encode_base64
 from ...world import Clock, Random
@@ -34,6 +35,9 @@ FORMER_MEMBERS = 200
 
 MAX_CANDIDATES = 20
 """Servers that are tried for one wish."""
+
+SERVERS_ASKED = 3
+"""Servers that are asked whether a room lets guests in."""
 
 SET_BY_SERVERS = ("membership", "join_authorised_via_users_server", "third_party_invite")
 """What a client does not decide about its own membership."""
@@ -128,6 +132,8 @@ class Asking:
     async def _join(self, change: MembershipChange, known: Known | None, wish: Wish) -> None:
         if change.is_guest and (known is None or known.membership != "invite"):
             raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "Guests join rooms of other servers only when invited.")
+        if change.is_guest and not await self._lets_guests_in(wish):
+            raise MatrixError(403, "M_GUEST_ACCESS_FORBIDDEN", "The room does not let guests in.")
         log.info("joining {room} through {servers}", room=wish.room_id, servers=", ".join(wish.servers))
         joined = await self._driver.run(join(wish, omit_members=True), self._progress(wish))
         if joined.left_out:
@@ -138,6 +144,23 @@ class Asking:
                 reason=next(iter(joined.left_out.values())),
             )
         await self._take_room(joined)
+
+    async def _lets_guests_in(self, wish: Wish) -> bool:
+        """Whether a server that is in the room says so.
+
+        A guest is nothing that others could know: the guest's own server has to see to it that they stay out.
+        """
+        where = path("v1", "hierarchy", wish.room_id)
+        for server in wish.servers[:SERVERS_ASKED]:
+            reply = await self._driver.ask(Request(server, "GET", where, (("suggested_only", "true"),)))
+            try:
+                answer = reply.content() if reply is not None and reply.status == 200 else None
+            except HandshakeError:
+                continue
+            room = answer.get("room") if isinstance(answer, dict) else None
+            if isinstance(room, dict) and room.get("room_id") == wish.room_id:
+                return room.get("guest_can_join") is True
+        return False
 
     async def join_through_another(self, change: MembershipChange) -> Joined:
         """Have another server let a user into a room that this one is in, where nobody here may vouch for them."""

@@ -69,13 +69,17 @@ async def forget_unjoined(txn: Transaction, nids: Sequence[int]) -> None:
     "(SELECT user_nid FROM directory_words WHERE word >= :low AND word < :high ORDER BY word LIMIT :scanned) w) c "
     "JOIN directory_users d ON d.user_nid = c.user_nid JOIN names n ON n.name_nid = d.user_nid WHERE "
     "EXISTS (SELECT 1 FROM memberships m JOIN open_rooms o ON o.room_nid = m.room_nid "
-    "WHERE m.user_nid = d.user_nid AND m.membership = 'join') "
+    "WHERE m.user_nid = d.user_nid AND m.membership = 'join' AND EXISTS (SELECT 1 FROM memberships l "
+    "WHERE l.room_nid = m.room_nid AND l.local = 1 AND l.membership = 'join')) "
     "OR (d.user_nid <> :asking AND EXISTS (SELECT 1 FROM memberships a JOIN memberships b ON b.room_nid = a.room_nid "
     "WHERE a.user_nid = :asking AND a.membership = 'join' AND b.user_nid = d.user_nid AND b.membership = 'join')) "
     "LIMIT :count",
 )
 def visible_with_word(txn: Transaction, low: bytes, high: bytes, scanned: int, asking: int, count: int) -> None:
-    """Users with a word in [low, high) whom the one who asks may know of, among the first `scanned` of them."""
+    """Users with a word in [low, high) whom the one who asks may know of, among the first `scanned` of them.
+
+    A room that nobody of this server is in any more shows nobody: who is in it now is not known.
+    """
 
 
 @each(
