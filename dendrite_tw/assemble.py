@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -32,15 +32,11 @@ from .client_api.uia import PASSWORD, InteractiveAuth
 from .client_api.user_directory import UserDirectoryRoutes
 from .config import Config
 from .config.key_files import signing_key
-from .database.engines import Database
 from .database.outbox import Outbox
 from .databases import Databases, ended
+from .federation_api.api import DURABLES as FEDERATION_DURABLES
 from .federation_api.api import FederationAPI, NoFederation
-from .federation_api.component import FederationComponent
-from .federation_api.inbound import Inbound
-from .federation_api.outbound import DURABLES as FEDERATION_DURABLES
-from .federation_api.outbound import OutboundComponent
-from .figures import counted_requests, show_inbound, show_outbound, show_resyncs, show_syncs
+from .figures import show_resyncs, show_syncs
 from .jetstream.disk_thread import DiskThread
 from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
@@ -54,14 +50,10 @@ from .room_api.api import RoomAPI
 from .room_api.component import RoomComponent
 from .settings import (
     captcha,
-    client_options,
     client_settings,
     federates,
     limiter,
     metrics_resource,
-    name_cache,
-    own_keys,
-    perspectives,
     user_settings,
 )
 from .sync_api.component import SyncComponent
@@ -73,6 +65,9 @@ from .web.resource import Exchange
 from .web.routes import client_paths
 from .web.site import make_root
 from .world import World
+
+if TYPE_CHECKING:
+    from .federating import Federating
 
 log = Logger()
 
@@ -205,38 +200,25 @@ class Parts:
         to_users.connect(self.users)
         to_keys.connect(self.keys)
         self.components: list[Component] = [self.users, self.rooms, self.sync, self.media]
-        self.federation: FederationComponent | None = None
-        self.inbound: Inbound | None = None
-        self.outbound: OutboundComponent | None = None
+        self.federating: Federating | None = None
+        durables = DURABLES
         if federates(config, world):
-            self.federation = federation_component(config, world, self.databases.of("federation_api"), metrics)
-            self.inbound = Inbound(
+            from .federating import Federating
+
+            self.federating = Federating(
+                config,
+                world,
                 self.databases.of("federation_api"),
+                metrics,
                 rooms,
                 users,
                 keys,
                 client,
-                world,
-                server_name,
-                config.global_.presence.enable_inbound,
-            )
-            self.outbound = OutboundComponent(
-                server_name,
-                self.databases.of("federation_api"),
-                self.federation.destinations,
-                self.federation.client.send_transaction,
-                rooms,
-                keys,
-                client,
-                world,
-                config.global_.presence.enable_outbound,
                 self._told_others,
             )
-            self.components += [self.federation, self.inbound, self.outbound]
-            show_inbound(metrics, self.inbound)
-            show_outbound(metrics, self.outbound)
-        to_federation.connect(self.federation or NoFederation())
-        durables = joined(DURABLES, FEDERATION_DURABLES) if self.outbound is not None else DURABLES
+            self.components += self.federating.parts
+            durables = joined(DURABLES, FEDERATION_DURABLES)
+        to_federation.connect(self.federating.component if self.federating else NoFederation())
         self.relays = [relay(outbox, client, world, durables) for outbox in (self.rooms.outbox, self.users.outbox)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
         self._prune_keys.clock = world.time
@@ -265,7 +247,7 @@ class Parts:
             self.media,
             MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]),
         ]
-        sections += [part for part in (self.federation, self.inbound, self.outbound) if part is not None]
+        sections += self.federating.parts if self.federating else ()
         self.last_seen = LastSeen(users, world)
         show_syncs(metrics, self.sync)
         show_resyncs(metrics, self.keys.resyncs)
@@ -278,14 +260,14 @@ class Parts:
             metrics.observe,
             metrics_resource(config, metrics),
             config.sync_api.real_ip_header,
-            self.federation.servers if self.federation is not None else None,
+            self.federating.component.servers if self.federating else None,
         )
 
     async def start(self) -> None:
         """The queue first, then who consumes from it, then what is told to it."""
         self.databases.begin()
         await self.queue.start()
-        if self.outbound is None:
+        if self.federating is None:
             # Streams keep what a consumer has not read, also one of a time when the server federated.
             for stream, names in FEDERATION_DURABLES.items():
                 for name in names:
@@ -340,25 +322,6 @@ def monolith(config: Config, world: World) -> Server:
     `ConfigError` where the operator can mend it.
     """
     return Server(Parts(config, world))
-
-
-def federation_component(config: Config, world: World, database: Database, metrics: Metrics) -> FederationComponent:
-    """What speaks to other servers."""
-    internet = world.internet
-    assert internet is not None
-    names = internet.names(name_cache(config))
-    return FederationComponent(
-        database,
-        internet.client(names, client_options(config)),
-        names,
-        own_keys(config, world),
-        world,
-        perspectives(config),
-        config.federation_api.prefer_direct_fetch,
-        config.federation_api.send_max_retries,
-        internet.locator,
-        counted_requests(metrics),
-    )
 
 
 def joined(some: dict[str, list[str]], more: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -7,15 +7,10 @@ from twisted.web.resource import IResource
 from .client_api.settings import CaptchaSettings, ClientSettings, Notices, Turn
 from .client_api.uia import Captcha
 from .config import Config
-from .config.key_files import old_verify_keys, signing_key
-from .federation_api.keyring import Perspective, perspective
-from .federation_api.signing_keys import OwnKeys
 from .matrix.room_versions import ROOM_VERSIONS
 from .metrics import Metrics, MetricsResource
 from .user_api.settings import UserSettings
-from .web.internet import ClientOptions, NameCache
 from .web.limits import SlotLimiter
-from .web.networks import Networks
 from .world import World
 
 
@@ -106,44 +101,3 @@ def metrics_resource(config: Config, metrics: Metrics) -> dict[bytes, IResource]
 def federates(config: Config, world: World) -> bool:
     """Whether this server talks to others."""
     return not config.global_.disable_federation and world.internet is not None
-
-
-def client_options(config: Config) -> ClientOptions:
-    """How connections to other homeservers are made."""
-    api = config.federation_api
-    return ClientOptions(
-        Networks(api.deny_networks, api.allow_networks),
-        validate_tls=not api.disable_tls_validation,
-        keep_alive=not api.disable_http_keepalives,
-    )
-
-
-def name_cache(config: Config) -> NameCache | None:
-    cache = config.global_.dns_cache
-    return NameCache(cache.cache_size, int(cache.cache_lifetime * 1000)) if cache.enabled else None
-
-
-def own_keys(config: Config, world: World) -> OwnKeys:
-    """What this server signs with, and what it publishes of it; `ConfigError` for a key that is none."""
-    old, validity_ms = old_verify_keys(config), int(config.global_.key_validity_period * 1000)
-    try:
-        return OwnKeys(config.global_.server_name, signing_key(config), old, validity_ms, world.clock)
-    except ValueError:
-        raise config.error(
-            "global.old_private_keys", "A public key is not base64.", "Copy it anew, or name the file of the key."
-        ) from None
-
-
-def perspectives(config: Config) -> list[Perspective]:
-    """The notaries; `ConfigError` for a key that is none."""
-    found = []
-    for index, one in enumerate(config.federation_api.key_perspectives):
-        try:
-            found.append(perspective(one.server_name, [(key.key_id, key.public_key) for key in one.keys]))
-        except ValueError as error:
-            raise config.error(
-                f"federation_api.key_perspectives[{index}]",
-                f"A public key of {one.server_name[:100]} cannot be read: {error}.",
-                "Public keys are 32 bytes in unpadded base64.",
-            ) from None
-    return found

@@ -18,7 +18,7 @@ class WiringTests(WholeServerTestCase):
             (RoomAPI, parts.rooms),
             (UserAPI, parts.users),
             (KeyAPI, parts.keys),
-            (FederationAPI, parts.federation),
+            (FederationAPI, parts.federating.component),
             (FederationAPI, NoFederation()),
         ):
             for name in methods_of(interface):

@@ -12,7 +12,7 @@ import msgspec
 
 from ..links.codec import InterfaceCodec
 from ..matrix.errors import MatrixError
-from ..web.client import Unreachable
+from ..web.internet import Unreachable
 
 __all__ = [
     "BackingOff",
@@ -28,6 +28,15 @@ __all__ = [
     "SignatureCheck",
     "Unreachable",
 ]
+
+
+DURABLES = {
+    "OutputRoomEvent": ["FederationAPIRoomServerConsumer"],
+    "OutputSendToDeviceEvent": ["FederationAPIESendToDeviceConsumer"],
+    "OutputKeyChangeEvent": ["FederationAPIKeyChangeConsumer"],
+    "OutputReceiptEvent": ["FederationAPIReceiptConsumer"],
+}
+"""The durable consumers of each stream, whose positions hold back the pruning of outboxes."""
 
 
 class BackingOff(Unreachable):

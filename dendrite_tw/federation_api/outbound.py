@@ -31,9 +31,6 @@ PRUNE_SECONDS = 3600
 
 CONSUMERS: list[type[Consumer]] = [RoomConsumer, SendToDeviceConsumer, KeyChangeConsumer, ReceiptConsumer]
 
-DURABLES = {consumer.stream: [consumer.name] for consumer in CONSUMERS}
-"""The durable consumers of each stream."""
-
 
 class OutboundComponent:
     """Sends to other servers what they are to know.

@@ -13,8 +13,8 @@ import msgspec
 
 from ..matrix import discovery
 from ..matrix.discovery import Answer, FetchWellKnown, LookUpSRV, NoAddress, Question, SRVRecord, Target
-from ..web.client import HttpAnswer, Peer, Unreachable
-from ..web.internet import HttpRequests
+from ..web.client import HttpAnswer, Peer
+from ..web.internet import HttpRequests, Unreachable
 from ..web.names import Names, UnknownName
 from ..world import Clock, Random
 from .shared import SharedCalls

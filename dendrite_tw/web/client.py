@@ -46,7 +46,7 @@ from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from ..matrix.errors import MatrixError
-from .internet import Sink, Write
+from .internet import Sink, Unreachable, Write
 from .names import Names, UnknownName
 from .networks import Networks
 from .routes import decode_object
@@ -74,14 +74,6 @@ IDLE_PER_PEER = 2
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 DEFAULT_PORTS = {"https": 443, "http": 80}
-
-
-class Unreachable(MatrixError):
-    """There was no answer, or none that can be used; says why in words that hold nothing secret."""
-
-    def __init__(self, reason: str, **extra: Any) -> None:
-        super().__init__(502, "M_UNKNOWN", reason, **extra)
-        self.reason = reason
 
 
 class Stale(Unreachable):

@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from ..matrix.errors import MatrixError
 from .networks import Networks
 
 if TYPE_CHECKING:
     from ..world import Clock
     from .client import HttpAnswer, Peer
     from .names import Names
+
+
+class Unreachable(MatrixError):
+    """There was no answer, or none that can be used; says why in words that hold nothing secret."""
+
+    def __init__(self, reason: str, **extra: Any) -> None:
+        super().__init__(502, "M_UNKNOWN", reason, **extra)
+        self.reason = reason
 
 
 Write = Callable[[bytes], None]

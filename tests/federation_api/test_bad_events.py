@@ -62,7 +62,7 @@ class BadEventCase(WholeServerTestCase):
 
     @property
     def inbound(self) -> Any:
-        return self.server.parts.inbound
+        return self.server.parts.federating.inbound
 
 
 class BadEventTests(BadEventCase):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dendrite_tw.federation_api.outbound import DURABLES
+from dendrite_tw.federation_api.api import DURABLES
+from dendrite_tw.federation_api.outbound import CONSUMERS
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.web.routes import Access, Route
 from tests.server import Client, ServerTestCase
@@ -208,6 +209,9 @@ class OutboundTests(WholeServerTestCase):
 
 
 class SwitchedOffTests(ServerTestCase):
+    def test_the_names_of_the_consumers(self) -> None:
+        self.assertEqual(DURABLES, {consumer.stream: [consumer.name] for consumer in CONSUMERS})
+
     def test_nothing_is_kept_for_consumers_that_there_are_not(self) -> None:
         server = self.server.parts.queue.client
         alice = self.register("alice")

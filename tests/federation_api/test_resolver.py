@@ -10,7 +10,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.federation_api.resolver import ServerResolver
-from dendrite_tw.web.client import Peer, Unreachable
+from dendrite_tw.web.client import Peer
+from dendrite_tw.web.internet import Unreachable
 from dendrite_tw.web.names import Service
 from dendrite_tw.web.networks import Networks
 from dendrite_tw.world import ReactorClock, SeededRandom

@@ -82,8 +82,8 @@ class EventTests(WholeCase):
         timeline = self.alice.sync(since)["rooms"]["join"][self.room_id]["timeline"]["events"]
         shown = [event["content"].get("body") or event["content"]["membership"] for event in timeline]
         self.assertEqual(shown, ["join", "one", "two", "three"])
-        assert self.server.parts.inbound is not None
-        self.assertEqual(self.server.parts.inbound.inbox.waiting, 0)
+        assert self.server.parts.federating is not None
+        self.assertEqual(self.server.parts.federating.inbound.inbox.waiting, 0)
 
     def test_typing_and_receipts_reach_our_users(self) -> None:
         self.join()
@@ -113,7 +113,7 @@ class EventTests(WholeCase):
     def test_a_crash_between_the_answer_and_the_room(self) -> None:
         self.join()
         event = self.say("still here")
-        inbound = self.server.parts.inbound
+        inbound = self.server.parts.federating.inbound
         assert inbound is not None
         inbound.inbox.stop()
         self.assertEqual(self.other.put("/v1/send/1", self.transaction(pdus=[event.pdu_dict()])).status, 200)
@@ -185,6 +185,6 @@ class WholeTests(WholeCase):
 
     def test_metrics_of_what_came(self) -> None:
         self.test_a_message_to_a_device_arrives_once()
-        counts = self.server.parts.inbound
+        counts = self.server.parts.federating.inbound
         assert counts is not None
         self.assertEqual(dict(counts.edus), {("m.direct_to_device",): 2})

@@ -8,10 +8,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from dendrite_tw.config import ConfigError, loads
+from dendrite_tw.federating import client_options, name_cache, own_keys, perspectives
 from dendrite_tw.federation_api.api import FederationRequest, Unreachable
 from dendrite_tw.matrix import signing
 from dendrite_tw.matrix.keys import signing_key, write_pem
-from dendrite_tw.settings import client_options, name_cache, own_keys, perspectives
 from dendrite_tw.web.internet import NameCache
 from dendrite_tw.world import test_world
 from tests.server import ServerTestCase
@@ -89,7 +89,7 @@ class NotFederatingTests(WholeServerTestCase):
 
 class WithoutOthersTests(ServerTestCase):
     def test_a_world_without_network_has_no_federation(self) -> None:
-        self.assertIsNone(self.server.parts.federation)
+        self.assertIsNone(self.server.parts.federating)
         self.assertEqual(self.request("GET", "/_matrix/key/v2/server").errcode, "M_UNRECOGNIZED")
 
 

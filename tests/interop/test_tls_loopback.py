@@ -13,7 +13,8 @@ from twisted.trial.unittest import TestCase
 
 from dendrite_tw.config.tree import FederationApi
 from dendrite_tw.matrix.errors import MatrixError
-from dendrite_tw.web.client import HttpClient, Peer, Unreachable
+from dendrite_tw.web.client import HttpClient, Peer
+from dendrite_tw.web.internet import Unreachable
 from dendrite_tw.web.names import SystemNames
 from dendrite_tw.web.networks import Networks
 from dendrite_tw.web.routes import Access, Route

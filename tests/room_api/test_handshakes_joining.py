@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.federation_api.api import FederationRequest, RawAnswer
+from dendrite_tw.room_api.api import NewEvent
 from tests.room_api.federation import Net, Server
 
 ALICE, BOB, CAROL, DAN = "@alice:a.example", "@bob:b.example", "@carol:c.example", "@dan:b.example"
@@ -64,6 +65,18 @@ class JoinTests(JoinStory):
         self.net.cut.add("a.example")
         self.join(self.c, room_id, CAROL, via=("a.example", "nonsense!", "b.example"))
         self.assertEqual(self.c.joined(room_id), [ALICE, BOB, CAROL])
+
+    def test_the_last_event_is_one_that_is_not_shown(self) -> None:
+        room_id = self.room()
+        self.join(self.b, room_id, BOB)
+        redaction = NewEvent(room_id=room_id, sender=BOB, type="m.room.redaction", content={}, redacts="$unknown")
+        event_id = self.net.do(self.b.rooms.send(redaction))
+        self.net.deliver()
+        self.assertNotEqual(self.a.told[-1].event.event_id, event_id)
+        self.join(self.c, room_id, CAROL)
+        self.net.deliver()
+        self.assertEqual([server.joined(room_id) for server in (self.a, self.b, self.c)], [[ALICE, BOB, CAROL]] * 3)
+        self.same_state(room_id, (self.a, ALICE), (self.b, BOB), (self.c, CAROL))
 
     def test_two_users_join_once(self) -> None:
         room_id = self.room()

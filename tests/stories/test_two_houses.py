@@ -156,7 +156,7 @@ class TwoHousesTests(ServerTestCase):
         self.there.cut()
         for number in range(12):
             self.alice.say(self.room, f"a{number}")
-        destinations = self.here.server.parts.federation.destinations  # type: ignore[union-attr]
+        destinations = self.here.server.parts.federating.component.destinations  # type: ignore[union-attr]
         for _ in range(17):
             self.clock.advance(86_400)
             self.settle(1)

@@ -8,7 +8,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from dendrite_tw.web.client import HEAD_LIMIT, HttpAnswer, Peer, Stale, Unreachable
+from dendrite_tw.web.client import HEAD_LIMIT, HttpAnswer, Peer, Stale
+from dendrite_tw.web.internet import Unreachable
 from dendrite_tw.web.networks import Networks
 from dendrite_tw.web.tls import ClientTls
 from tests.federation_api.network import SILENT, Network, Script, response

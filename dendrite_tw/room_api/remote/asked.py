@@ -23,7 +23,7 @@ from ..input import RoomWriter
 from ..room import Arrival, Room, Rooms
 from ..store import EventStore, stored_event
 from ..tables import rooms as room_table
-from ..tables.events import ACCEPTED
+from ..tables.events import ACCEPTED, EventRow
 from ..tables.names import Slot
 from ..tables.rooms import ELSEWHERE, PARTIAL
 from .answers import JoinAnswers
@@ -143,7 +143,7 @@ class Asked:
         """The event must follow what this server knows: one who is not in the room cannot know more."""
         wanted = set(received.event.prev_events)
         rows = await self._store.rows(list(wanted))
-        placed = {row.event_id for row in rows if row.room_nid == room.room_nid and row.position > 0}
+        placed = {row.event_id for row in rows if row.room_nid == room.room_nid and _is_live(row)}
         if not wanted or wanted - placed:
             raise invalid_param("The event follows others than those of the template.")
 
@@ -184,6 +184,11 @@ class Asked:
         """What references of the oldest room versions hold beside an event's ID."""
         events = [*authority, *(stored_event(row) for row in await self._store.rows(event_ids))]
         return {one.event_id: encode_base64(reference_hash(one.pdu_dict(), one.version)) for one in events}
+
+
+def _is_live(row: EventRow) -> bool:
+    """Whether an event is part of the live timeline, be it shown or not."""
+    return row.position > 0 or (row.position == 0 and row.snapshot_nid != 0 and row.status == ACCEPTED)
 
 
 def _named(pdu: bytes) -> tuple[str, str | None]:

@@ -25,10 +25,10 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     """An event as it is stored.
 
     ``position``: above 0 the place in the live stream, 0 for an event that is kept and not shown (state or an auth
-    event known apart from the timeline; soft-failed; rejected), below 0 history fetched later.  ``snapshot_nid`` is the
-    state before the event, 0 also where that is not known; ``current_nid`` the room's current state once this live
-    event was taken, of history the state after it.  ``gap``: 1 where events before this one are missing here,
-    2 where they were and came as history.
+    event known apart from the timeline; soft-failed; rejected; a redaction that is not carried out), below 0 history
+    fetched later.  ``snapshot_nid`` is the state before the event, 0 also where that is not known; ``current_nid`` the
+    room's current state once this live event was taken, of history the state after it.  ``gap``: 1 where events before
+    this one are missing here, 2 where they were and came as history.
     """
 
     event_nid: int
