@@ -34,7 +34,19 @@ def timeline(host: Host, room: str) -> list[str]:
 def in_history(host: Host, room: str) -> set[str]:
     """What can be read in a room's history, or was held back."""
     found = statuses(host, room)
-    return {event_id for event_id, (status, place) in found.items() if status != ACCEPTED or place != 0}
+    shown = {event_id for event_id, (status, place) in found.items() if status != ACCEPTED or place != 0}
+    return shown | spent_redactions(host, room)
+
+
+def spent_redactions(host: Host, room: str) -> set[str]:
+    """Redactions that came when they had been redacted themselves: of what, nobody can say, and so none is shown."""
+    sql = f"SELECT event_id, pdu FROM events JOIN rooms USING (room_nid) WHERE room_id = '{room}' AND position = 0"
+    read = {event_id: orjson.loads(pdu) for event_id, pdu in host.rows("room_server", sql)}
+    return {
+        event_id
+        for event_id, event in read.items()
+        if event["type"] == "m.room.redaction" and "redacts" not in event and "redacts" not in event["content"]
+    }
 
 
 def shown_since_all_joined(storm: Storm, room: str) -> set[str]:
@@ -101,16 +113,14 @@ def check_events(storm: Storm, room: str) -> None:
     """
     have = {host.name: statuses(host, room) for host in storm.hosts}
     everything = shown_since_all_joined(storm, room)
-    for name, found in have.items():
+    for host in storm.hosts:
+        found = have[host.name]
         for event_id, (status, _) in sorted(found.items()):
             if status == REJECTED:
-                storm.trace.problem(name, f"rejected {event_id} of {room}")
-        for event_id in sorted(everything):
-            status, place = found.get(event_id, (None, 0))
-            if status is None:
-                storm.trace.problem(name, f"never heard of {event_id} of {room}")
-            elif status == ACCEPTED and place == 0:
-                storm.trace.problem(name, f"does not show {event_id} of {room}")
+                storm.trace.problem(host.name, f"rejected {event_id} of {room}")
+        for event_id in sorted(everything - in_history(host, room)):
+            what = "does not show" if event_id in found else "never heard of"
+            storm.trace.problem(host.name, f"{what} {event_id} of {room}")
 
 
 def check_view(storm: Storm, room: str, person: Person) -> None:
