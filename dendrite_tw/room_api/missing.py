@@ -268,20 +268,25 @@ class Missing:
         ids = await self._peers.state_ids(server, room.room_id, event_id, deadline)
         if ids is None:
             return None
-        await self._fetch_state(room, server, event_id, ids, deadline)
+        if not await self._fetch_state(room, server, event_id, ids, deadline):
+            return None
         return await self._state_of(room, ids.pdu_ids)
 
-    async def _fetch_state(self, room: Room, server: str, event_id: str, ids: StateIds, deadline: Deadline) -> None:
-        """Store what of a state and its auth chain is not here."""
+    async def _fetch_state(self, room: Room, server: str, event_id: str, ids: StateIds, deadline: Deadline) -> bool:
+        """Store what of a state and its auth chain is not here; false if the server does not give all of it.
+
+        A state with holes would be taken for one in which nothing was ever set there.
+        """
         named = dict.fromkeys([*ids.auth_chain_ids, *ids.pdu_ids])
         known = await self._standings(named)
         absent = [one for one in named if one not in known]
         if len(absent) > ONE_BY_ONE:
-            pdus = await self._peers.state(server, room.room_id, event_id, deadline) or []
+            pdus = await self._peers.state(server, room.room_id, event_id, deadline)
         else:
             pdus = await self._single_events(server, absent, deadline)
-        events = await self._state_events(room, pdus)
+        events = await self._state_events(room, pdus or [])
         await self.store_apart(room, [event for event in events if event.event_id in named])
+        return pdus is not None and len(pdus) >= len(absent)
 
     async def _state_of(self, room: Room, event_ids: Sequence[str]) -> _Told | None:
         """The state that events make: those of the room that are here and were not rejected."""

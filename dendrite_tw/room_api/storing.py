@@ -150,19 +150,25 @@ class Storing:
         self, txn: Transaction, room_nid: int, steps: list[Step], names: dict[str, int], positions: dict[int, int]
     ) -> None:
         """Who is in the room, by the current state; and whom our users are invited by elsewhere."""
-        rows: dict[int, tuple[object, ...] | None] = {}
+        rows: dict[int, tuple[object, ...]] = {}
+        removed: dict[int, int] = {}
         for step in steps:
             position = positions[step.event_nid]
             for user_id, nid, event in _members(step):
                 user_nid = names[user_id]
-                rows[user_nid] = None
+                rows.pop(user_nid, None)
+                removed.pop(user_nid, None)
                 if event is not None and event.membership is not None:
                     local = int(is_local(user_id, self._server_name))
                     rows[user_nid] = (user_nid, room_nid, event.membership, nid, position, local)
-        await room_table.upsert_memberships(txn, [row for row in rows.values() if row is not None])
-        removed = [(user_nid, room_nid) for user_nid, row in rows.items() if row is None]
+                else:
+                    removed[user_nid] = position
+        await room_table.upsert_memberships(txn, list(rows.values()))
         if removed:
-            await room_table.delete_memberships(txn, removed)
+            await room_table.remove_local_memberships(
+                txn, [(user_nid, room_nid, position) for user_nid, position in removed.items()]
+            )
+            await room_table.delete_far_memberships(txn, [(user_nid, room_nid) for user_nid in removed])
 
     async def _store_consequences(
         self, txn: Transaction, room_nid: int, steps: list[Step], names: dict[str, int]

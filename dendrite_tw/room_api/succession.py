@@ -36,8 +36,9 @@ class Succession:
 
     async def predecessor(self, room: Room) -> Room | None:
         """The room that `room` replaces, if this server knows it."""
-        create = (await self._actions.state(room, CREATE))[CREATE]
-        named = create.content.get("predecessor")
+        create = (await self._actions.state(room, CREATE)).get(CREATE)
+        # Of a room that our users are only invited to no state is known.
+        named = create.content.get("predecessor") if create is not None else None
         room_id = named.get("room_id") if isinstance(named, dict) else None
         if not isinstance(room_id, str) or room_id == room.room_id:
             return None

@@ -35,9 +35,7 @@ MEMBER_ALICE, MEMBER_BOB, MEMBER_CAROL = (("m.room.member", user) for user in (A
 
 class SelectionTests(SynchronousTestCase):
     def keys(self, version, type="m.room.member", sender=ALICE, state_key=BOB, **content):
-        keys = auth_event_keys(
-            version=version, type=type, sender=sender, state_key=state_key, content=content
-        )
+        keys = auth_event_keys(version=version, type=type, sender=sender, state_key=state_key, content=content)
         self.assertEqual(len(keys), len(set(keys)))
         return set(keys)
 
@@ -136,9 +134,7 @@ class NamedAuthEventsTests(SynchronousTestCase):
     def test_rejected(self):
         for room in self.rooms:
             rejected = {room.state[MEMBER_ALICE].event_id}
-            self.refused(
-                "was rejected", self.message(room), self.named(room, MEMBER_ALICE), rejected=rejected
-            )
+            self.refused("was rejected", self.message(room), self.named(room, MEMBER_ALICE), rejected=rejected)
 
     def test_of_another_room(self):
         for room in self.rooms:

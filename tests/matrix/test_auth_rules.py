@@ -94,9 +94,7 @@ def create(room):
 
 @row("no previous events")
 def create_with_previous_events(room):
-    return room.event(
-        "m.room.create", ALICE, dict(room.create.content), "", [room.create], **hashed_create(room)
-    )
+    return room.event("m.room.create", ALICE, dict(room.create.content), "", [room.create], **hashed_create(room))
 
 
 def hashed_create(room: RoomBuilder) -> dict[str, Any]:
@@ -795,9 +793,7 @@ for _membership in ("ban", "invite", "join"):
         return membership(room, BOB, BOB, "knock")
 
     _knock_late.__name__ = f"knock_after_{_membership}"
-    row("banned, invited or joined", where=lambda v: v.knocking, otherwise="membership is unknown")(
-        _knock_late
-    )
+    row("banned, invited or joined", where=lambda v: v.knocking, otherwise="membership is unknown")(_knock_late)
 
 
 # --- sending ----------------------------------------------------------------------------------------
@@ -1062,9 +1058,7 @@ for _key, _where in (
     levels_row(f"{_key}_added", None, {_key: {"m.x": 60}})
     levels_row(f"{_key}_added_above", "so high", {_key: {"m.x": 61}}, where=_where)
     levels_row(f"{_key}_changed", None, {_key: {"m.x": 1}}, {_key: {"m.x": 60}})
-    levels_row(
-        f"{_key}_changed_from_above", "may not change", {_key: {"m.x": 1}}, {_key: {"m.x": 61}}, where=_where
-    )
+    levels_row(f"{_key}_changed_from_above", "may not change", {_key: {"m.x": 1}}, {_key: {"m.x": 61}}, where=_where)
     levels_row(f"{_key}_changed_to_above", "so high", {_key: {"m.x": 61}}, {_key: {"m.x": 1}}, where=_where)
     levels_row(f"{_key}_removed", None, {_key: {}}, {_key: {"m.x": 60}})
     levels_row(f"{_key}_removed_from_above", "may not change", {}, {_key: {"m.x": 61}}, where=_where)
@@ -1080,9 +1074,7 @@ levels_row("user_removed_from_equal", "may not change", {}, {"users": {CAROL: 60
 levels_row("user_kept_above", None, {"users": {CAROL: 61}}, {"users": {CAROL: 61}})
 levels_row("own_lowered", None, {"users": {BOB: 1}})
 levels_row("own_raised", "so high", {"users": {BOB: 61}})
-levels_row(
-    "creator_listed", "creators do not appear", {"users": {ALICE: 60}}, where=lambda v: v.privileged_creators
-)
+levels_row("creator_listed", "creators do not appear", {"users": {ALICE: 60}}, where=lambda v: v.privileged_creators)
 
 
 @row(None)
@@ -1174,9 +1166,7 @@ class RuleTests(SynchronousTestCase):
                 if callable(expected):
                     expected = expected(version)
                 if (outcome is None) != (expected is None) or (expected or "") not in (outcome or ""):
-                    wrong.append(
-                        f"{name} in version {version.identifier}: {outcome!r} instead of {expected!r}"
-                    )
+                    wrong.append(f"{name} in version {version.identifier}: {outcome!r} instead of {expected!r}")
         self.assertEqual(wrong, [])
 
     def test_levels_of_the_caller_are_taken(self):

@@ -61,9 +61,7 @@ MEANINGFUL = st.sampled_from(
         False,
     ]
 )
-VALUES = (
-    MEANINGFUL | json_values | st.dictionaries(st.sampled_from([ALICE, BOB, "signed", "room"]), json_values)
-)
+VALUES = MEANINGFUL | json_values | st.dictionaries(st.sampled_from([ALICE, BOB, "signed", "room"]), json_values)
 SIGNED = st.fixed_dictionaries(
     {"signed": st.fixed_dictionaries({"mxid": st.just(BOB), "token": st.just(""), "signatures": json_values})}
 )

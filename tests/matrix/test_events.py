@@ -406,9 +406,7 @@ class BuildTests(SynchronousTestCase):
         for version in (ROOM_V1, ROOM_V2):
             room = RoomBuilder(version)
             self.assertEqual(room.event("m.x", ALICE, {}, event_id="abc").event_id, "$abc:a.example")
-            self.assertEqual(
-                room.event("m.x", ALICE, {}, event_id="$abc:b.example").event_id, "$abc:b.example"
-            )
+            self.assertEqual(room.event("m.x", ALICE, {}, event_id="$abc:b.example").event_id, "$abc:b.example")
             for missing in (None, "", "$abc"):
                 self.assertRaises(EventFormatError, room.event, "m.x", ALICE, {}, event_id=missing)
         self.assertNotIn("event_id", RoomBuilder(ROOM_V3).event("m.x", ALICE, {}, event_id="abc").pdu_dict())
@@ -555,9 +553,7 @@ class SignatureTests(SynchronousTestCase):
         event = RoomBuilder(ROOM_V12).event("m.x", ALICE, {"x": "a" * 65_000})
         spare = 65_536 - len(events.add_signature(event, "s", "ed25519:1", "").pdu)
         self.assertEqual(len(events.add_signature(event, "s", "ed25519:1", "x" * spare).pdu), 65_536)
-        self.assertRaises(
-            EventTooLargeError, events.add_signature, event, "s", "ed25519:1", "x" * (spare + 1)
-        )
+        self.assertRaises(EventTooLargeError, events.add_signature, event, "s", "ed25519:1", "x" * (spare + 1))
 
 
 class ShownTests(SynchronousTestCase):

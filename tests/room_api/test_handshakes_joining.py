@@ -214,6 +214,18 @@ class JoinTests(JoinStory):
         self.join(self.b, room_id, DAN)
         self.assertEqual(found(self.b, BOB), [ALICE])
 
+    def test_names_move_to_a_successor_once_it_is_joined(self) -> None:
+        old = self.room()
+        self.join(self.b, old, BOB)
+        self.net.do(self.b.rooms.create_alias("#old:b.example", old, BOB))
+        new = self.room(preset="private_chat", creation_content={"predecessor": {"room_id": old}})
+        self.a.member(new, ALICE, "invite", BOB)
+        self.a.set_state(old, ALICE, "m.room.tombstone", {"body": "", "replacement_room": new})
+        self.net.deliver()
+        self.assertEqual(self.net.do(self.b.rooms.resolve_alias("#old:b.example")).room_id, old)
+        self.join(self.b, new, BOB)
+        self.assertEqual(self.net.do(self.b.rooms.resolve_alias("#old:b.example")).room_id, new)
+
     def test_versions_that_the_other_does_not_know(self) -> None:
         room_id = self.room("12")
         templates = self.a.rooms.make_membership("join", room_id, BOB, "b.example", ["10"])

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
 from dendrite_tw.database.engines import Unavailable
-from dendrite_tw.federation_api.api import RawAnswer
+from dendrite_tw.federation_api.api import FederationRequest, RawAnswer
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.events import Event, parse_event, signed_bytes
 from dendrite_tw.matrix.keys import signing_key
@@ -118,6 +118,27 @@ class MissingEventTests(TwoServers):
         self.assert_same_state(room_id)
         self.assertEqual(self.b.row(said[-1]).gap, 1)  # type: ignore[union-attr]
         self.assertIn(("b", "c", "state_ids"), self.network.asked)
+
+    def test_a_state_with_holes_is_none(self) -> None:
+        """One of the events of a state is not given: the state is not taken without it."""
+        room_id = self.shared_room()
+        topic = self.a.send(room_id, ALICE, TOPIC, {"topic": "t"}, "")
+        name = self.a.send(room_id, ALICE, NAME, {"name": "n"}, "")
+        said = [self.a.say(room_id, ALICE, str(number)) for number in range(150)]
+
+        def event(request: FederationRequest) -> Any:
+            event_id = unquote(request.path.rsplit("/", 1)[-1])
+            return RawAnswer(500, b"") if event_id == topic else self.a.answer_event(event_id)
+
+        self.network.answers["a", "event"] = event
+        self.assertIn(said[-1], self.pass_on("a", room_id, said[-1:]))
+        self.assertNotIn((TOPIC, ""), self.b.state(room_id))
+        del self.network.answers["a", "event"]
+        self.network.memory.clock.advance(5)
+        self.assertEqual(self.pass_on("a", room_id, said[-1:]), {})
+        self.assertEqual(self.b.state(room_id)[TOPIC, ""], topic)
+        self.assertEqual(self.b.state(room_id)[NAME, ""], name)
+        self.assert_same_state(room_id)
 
     def test_nobody_helps(self) -> None:
         room_id = self.shared_room()

@@ -20,9 +20,7 @@ from tests.user_api.fakes import FakeFederation, FakeQueue, FakeRooms
 class Users:
     """A running user component, and what it told."""
 
-    def __init__(
-        self, appservices: Sequence[AppService] = (), cache_bytes: int = 1 << 20, **settings: Any
-    ) -> None:
+    def __init__(self, appservices: Sequence[AppService] = (), cache_bytes: int = 1 << 20, **settings: Any) -> None:
         self.budget = CacheBudget(cache_bytes)
         self.memory = Memory()
         self.clock = self.memory.clock

@@ -14,9 +14,7 @@ class AccountKeysTests(UsersCase):
     def setUp(self) -> None:
         super().setUp()
         users, world, budget = self.users, self.users.memory.world, CacheBudget(1 << 20)
-        self.keys = KeyComponent(
-            users.database, users.outbox, world, "test", budget, users.rooms, users.federation
-        )
+        self.keys = KeyComponent(users.database, users.outbox, world, "test", budget, users.rooms, users.federation)
         self.api.on_device_deleted.append(self.keys.device_deleted)
         self.api.on_account_deactivated.append(self.keys.account_deactivated)
         self.make("alice", device_id="PHONE", display_name="Alice's phone")

@@ -155,8 +155,9 @@ class ToDeviceTests(KeysCase):
         many = self.parts({f"@u{number}:elsewhere": {"A": {}, "B": {}, "C": {}} for number in range(400)})
         self.assertEqual(sorted(many.values()), [204, 498, 498])
         big = self.parts({f"@u{number}:s{number % 2}": {"A": {"x": "x" * 60_000}} for number in range(12)})
-        self.assertEqual(sorted((server, count) for (server, _), count in big.items()),
-                         [("s0", 2), ("s0", 4), ("s1", 2), ("s1", 4)])
+        self.assertEqual(
+            sorted((server, count) for (server, _), count in big.items()), [("s0", 2), ("s0", 4), ("s1", 2), ("s1", 4)]
+        )
         self.assertEqual(len({message_id for _, message_id in big}), 4)
 
     def test_a_client_that_repeats_itself_sends_nothing_again(self) -> None:

@@ -172,6 +172,22 @@ def joined_rooms(txn: Transaction, user_nid: int) -> None: ...
 def delete_memberships(txn: Transaction, rows: object) -> None: ...
 
 
+@each(
+    "UPDATE memberships SET membership = 'leave', position = :position "
+    "WHERE user_nid = :user_nid AND room_nid = :room_nid AND local = 1",
+    row="user_nid room_nid position",
+)
+def remove_local_memberships(txn: Transaction, rows: object) -> None:
+    """Of users of this server without a member event any more: they are out, which a sync has to tell them yet."""
+
+
+@each(
+    "DELETE FROM memberships WHERE user_nid = :user_nid AND room_nid = :room_nid AND local = 0",
+    row="user_nid room_nid",
+)
+def delete_far_memberships(txn: Transaction, rows: object) -> None: ...
+
+
 _MEMBERSHIP = (
     "SELECT m.room_nid, r.room_id, u.name, m.membership, m.event_nid, e.event_id, s.name, m.position, m.forgotten "
     "FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid JOIN events e ON e.event_nid = m.event_nid "
