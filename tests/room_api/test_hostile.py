@@ -24,7 +24,8 @@ class AnswerTests(TwoServers):
 
     def test_a_membership_that_nests_without_end_is_refused(self) -> None:
         room_id = self.shared_room()
-        taking = self.a.rooms.take_membership("join", room_id, "$x", "b", b'{"sender":"@x:b","content":{},"x":%b}' % DEEP)
+        pdu = b'{"sender":"@x:b","content":{},"x":%b}' % DEEP
+        taking = self.a.rooms.take_membership("join", room_id, "$x", "b", pdu)
         error = self.failureResultOf(Deferred.fromCoroutine(taking), MatrixError).value
         self.assertEqual((error.status, error.errcode), (400, "M_BAD_JSON"))
 
