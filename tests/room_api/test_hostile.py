@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
 import orjson
 from twisted.internet.defer import Deferred
 
 from dendrite_tw.database.outbox import OutboxRow
 from dendrite_tw.federation_api.api import RawAnswer
+from dendrite_tw.matrix import event_format, events
 from dendrite_tw.matrix.errors import MatrixError
-from tests.room_api.test_arrivals import ALICE, BOB, MEMBER, TOPIC, TwoServers
+from dendrite_tw.matrix.events import receive_event
+from dendrite_tw.matrix.room_versions import ROOM_VERSIONS
+from dendrite_tw.room_api.room import Arrival, Outcome, Way
+from tests.room_api.federated import count
+from tests.room_api.test_arrivals import ALICE, BOB, MEMBER, MESSAGE, TOPIC, TwoServers
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
@@ -56,6 +65,67 @@ class LongNumberTests(TwoServers):
         found, _ = self.a.do(self.a.rooms.hierarchy(ALICE, space, False, None, None, None))
         self.assertEqual([room.summary.room_id for room in found], [space])
         self.assertEqual([orjson.loads(one)["state_key"] for one in found[0].children_state], ["!x:b"])
+
+
+class ChosenIdTests(TwoServers):
+    def test_an_event_does_not_take_the_place_of_one_in_another_room(self) -> None:
+        """Where servers choose IDs, one ID may be given twice; the first event with it stays what it is."""
+        for version in ("1", "2"):
+            room_id = self.shared_room(version)
+            other = self.b.create(BOB, preset="public_chat", room_version=version)
+            self.b.let_join(self.a, other, ALICE)
+            name = f"chosen{version}"
+            first = self.b.make_on(self.a, room_id, BOB, "m.x", {}, "k", event_id=name)
+            self.a.do(self.a.rooms.adoption.store_outliers(self.a.room(room_id), [first]))
+            second = self.b.make_on(self.b, other, BOB, MESSAGE, {"body": "from elsewhere"}, event_id=name)
+            self.assertEqual(first.event_id, second.event_id)
+            self.assertIn("another room", self.a.receive(self.b, other, [second])[second.event_id])
+            self.assertNotIn("from elsewhere", [*self.a.bodies(room_id), *self.a.bodies(other)])
+            third = self.b.make_on(self.b, other, BOB, "m.x", {}, "k", event_id=name)
+            found = self.a.do(self.a.rooms.adoption.store_outliers(self.a.room(other), [third]))
+            self.assertEqual(found, {})
+            self.assertEqual(self.a.event(first.event_id).pdu, first.pdu)
+
+
+class PurgeTests(TwoServers):
+    def test_nothing_is_stored_of_a_room_that_was_deleted_meanwhile(self) -> None:
+        room_id = self.shared_room()
+        state = [self.a.event(event_id) for event_id in self.a.state(room_id).values()]
+        room = self.b.room(room_id)
+        self.b.do(self.b.rooms.purge_room(room_id))
+        self.network.memory.clock.pump([1.0] * 20)
+        self.assertEqual(self.b.database.prepare(count, "events"), 0)
+        late = Deferred.fromCoroutine(self.b.rooms.adoption.store_outliers(room, state))
+        self.assertEqual(self.failureResultOf(late, MatrixError).value.status, 404)
+        self.assertEqual(self.b.database.prepare(count, "events"), 0)
+        self.a.let_join(self.b, room_id, "@berta:b")
+        self.assert_same_state(room_id)
+
+
+class OldEventTests(TwoServers):
+    def test_the_state_before_an_event_that_follows_very_many_is_taken_as_it_is_told(self) -> None:
+        room_id = self.shared_room()
+        said = [self.a.event(self.a.say(room_id, ALICE, str(number))) for number in range(30)]
+        self.pass_on("a", room_id, said[:5])
+        state = [self.a.event(event_id) for event_id in self.a.state(room_id).values()]
+        with patch.object(events, "check_fields", partial(event_format.check_fields, limited=False)):
+            old = self.b.make(ROOM_VERSIONS["10"], room_id, BOB, MESSAGE, {"body": "old"}, prev=said, state=state)
+        received = receive_event(old.pdu, ROOM_VERSIONS["10"], limited=False)
+        room = self.b.room(room_id)
+
+        def take(**options: Any) -> Outcome:
+            [outcome] = self.b.do(self.b.rooms.writer.take(room, [Arrival(received, Way.HISTORY, **options)]))
+            return outcome  # type: ignore[no-any-return]
+
+        self.assertEqual(take().verdict, "dropped")
+        before = self.b.room(room_id).head.state
+        self.assertEqual(take(before=before).verdict, "accepted")
+        row = self.b.row(old.event_id)
+        assert row is not None
+        self.assertLess(row.position, 0)
+        self.assertEqual(row.gap, 1)
+        edges = self.b.database.prepare(count, "backward_edges")
+        self.assertGreaterEqual(edges, 25)
 
 
 class MuchStateTests(TwoServers):

@@ -89,6 +89,7 @@ class KnownRow(msgspec.Struct, frozen=True):
     event_id: str
     status: int
     position: int
+    room_nid: int
 
 
 @none(
@@ -111,8 +112,17 @@ def give_place(
     """An event that was known apart from the timeline becomes part of it."""
 
 
-@many(KnownRow, "SELECT event_nid, event_id, status, position FROM events WHERE event_id = ANY(:event_ids)")
+@many(KnownRow, "SELECT event_nid, event_id, status, position, room_nid FROM events WHERE event_id = ANY(:event_ids)")
 def known_events(txn: Transaction, event_ids: Sequence[str]) -> None: ...
+
+
+@many(
+    str,
+    "SELECT event_id FROM events WHERE event_id = ANY(:event_ids) AND room_nid = :room_nid "
+    "AND (position <> 0 OR snapshot_nid <> 0)",
+)
+def placed_of(txn: Transaction, event_ids: Sequence[str], room_nid: int) -> None:
+    """Those of some events that are part of the room's timeline, be they shown or not."""
 
 
 class SlotOf(msgspec.Struct, frozen=True):
