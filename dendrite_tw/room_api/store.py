@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import orjson
-
 from ..cache import Cache, CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
-from ..matrix.canonical_json import tight
-from ..matrix.events import Event, client_json, event_from_storage, shared
+from ..matrix.events import Event, client_json, event_from_storage, shared, shown_json
 from ..matrix.relations import relation_of
 from ..matrix.room_versions import ROOM_VERSIONS
 from .api import RoomEvent
@@ -148,7 +145,7 @@ def room_event(
         rel_type=relation.rel_type if relation else None,
         relates_to=relation.event_id if relation else None,
         replaces=replaced.event_id if replaced else None,
-        prev_content=tight(orjson.dumps(replaced.content)) if replaced else None,
+        prev_content=shown_json(replaced.content, replaced.version) if replaced else None,
         prev_sender=replaced.sender if replaced else None,
         transaction_id=txn_id,
         transaction_device=txn_device,
