@@ -11,11 +11,11 @@ from typing import Any
 from ..matrix import admission
 from ..matrix.admission import Admission, KnownEvent
 from ..matrix.errors import forbidden
-from ..matrix.events import MAX_PREV_EVENTS, Event, redact_event
+from ..matrix.events import Event, redact_event
 from .placing import Placing
 from .policies import Policies
 from .redactions import Redaction, Redactions
-from .room import Arrival, Outcome, State, Way
+from .room import FOLLOWED, Arrival, Outcome, State, Way
 from .states import States
 from .steps import Batch, Step
 from .store import EventStore
@@ -93,7 +93,7 @@ class Arrivals:
     async def _before(self, batch: Batch, arrival: Arrival) -> tuple[State | None, tuple[str, ...]]:
         """The state before an arrival, if it can be known; and which of its ``prev_events`` are not here."""
         prev_events = arrival.received.event.prev_events
-        if len(prev_events) > MAX_PREV_EVENTS:
+        if len(prev_events) > FOLLOWED:
             return await self._before_many(batch, arrival)
         given = [State(slots, 0) for slots in (arrival.before, *arrival.branches) if slots is not None]
         if not given:
