@@ -105,15 +105,20 @@ class Inbox:
             raise limit_exceeded(BUSY_MS)
 
     async def take(self, origin: str, txn_id: str, events: Sequence[Staged], answer: bytes) -> None:
-        """Store events and the answer to their transaction, together."""
+        """Store events and the answer to their transaction, together.
+
+        Without events nothing is stored: who repeats such a transaction is answered alike, and may do so as often as
+        they like without filling the disk.
+        """
+        if not events:
+            return
         rows = [(event.room_id, origin, event.pdu) for event in events]
         counts = Counter(event.room_id for event in events)
 
         async def store(txn: Transaction) -> None:
             await store_answer(txn, origin, txn_id, self._clock.now_ms(), answer)
-            if rows:
-                await stage(txn, rows)
-                txn.after_commit(lambda: self._add(origin, counts))
+            await stage(txn, rows)
+            txn.after_commit(lambda: self._add(origin, counts))
 
         try:
             await self._database.write(store)

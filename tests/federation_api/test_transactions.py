@@ -62,6 +62,13 @@ class TransactionTests(TransactionCase):
         self.assertEqual(self.put(event_of(3), txn_id="t").body, first.body)
         self.assertEqual(self.bodies(), ["message 1"])
 
+    def test_transactions_without_events_leave_nothing(self) -> None:
+        typing = {"edu_type": "m.typing", "content": {"room_id": ROOM, "user_id": "@bob:beta.test", "typing": True}}
+        for number in range(3):
+            self.assertEqual(self.put(edus=[typing]).json, {"pdus": {}})
+            self.assertEqual(self.put(event_of(number, "!unknown:alpha.test")).json, {"pdus": {}})
+        self.assertEqual(ask(self.database, "SELECT COUNT(*) FROM received_transactions"), [(0,)])
+
     def test_transactions_of_different_servers_may_have_one_id(self) -> None:
         gamma = self.stranger("gamma.test", 78)
         self.put(event_of(1), txn_id="t")
