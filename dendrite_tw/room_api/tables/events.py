@@ -51,6 +51,19 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     """Its place in the state; `None` for a message event."""
 
 
+class PlacedRow(msgspec.Struct, frozen=True, gc=False):
+    """An event as far as a page of history asks for it at first: fields as of `EventRow`."""
+
+    event_nid: int
+    room_nid: int
+    depth: int
+    position: int
+    snapshot_nid: int
+    slot_nid: int | None
+    replaces_nid: int | None
+    redacted_by_nid: int | None
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where an event stands in its room."""
 
@@ -205,21 +218,21 @@ def live_after(txn: Transaction, room_nid: int, after: int, count: int) -> None:
     """Live events after a position, oldest first."""
 
 
+_PLACED = (
+    "SELECT event_nid, room_nid, depth, position, snapshot_nid, slot_nid, replaces_nid, redacted_by_nid FROM events "
+    "WHERE room_nid = :room_nid AND position <> 0 AND status = 0"
+)
+
+
 @many(
-    EventRow,
-    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth, e.position) <= (:depth, "
-    ":position) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth DESC, e.position DESC "
-    "LIMIT :count",
+    PlacedRow,
+    f"{_PLACED} AND (depth, position) <= (:depth, :position) ORDER BY depth DESC, position DESC LIMIT :count",
 )
 def history_back(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
     """Events at or before a place, latest first."""
 
 
-@many(
-    EventRow,
-    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth, e.position) > (:depth, "
-    ":position) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth, e.position LIMIT :count",
-)
+@many(PlacedRow, f"{_PLACED} AND (depth, position) > (:depth, :position) ORDER BY depth, position LIMIT :count")
 def history_on(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
     """Events after a place, earliest first."""
 
