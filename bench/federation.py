@@ -116,9 +116,15 @@ async def measure_inbound(candidates: Sequence[Candidate], folder: Path, quick: 
 
 async def measure_join(host: Federating, guest: Federating, members: int) -> str:
     """A line: how a user of one server comes into a room of so many members of the other."""
-    owner, *others = await each(range(members), lambda number: register(host, f"m{members}_{number}"))
+    owner = await register(host, f"owner{members}")
     room = await owner.create_room(room_version="10", name="Everybody")
-    await each(others, lambda member: member.join(room), at_once=4)
+
+    async def come(number: int) -> None:
+        member = await register(host, f"m{members}_{number}")
+        await member.join(room)
+        member.connection.close()
+
+    await each(range(members - 1), come, at_once=4)
     newcomer = await register(guest, f"newcomer{members}")
     guest.process.look_for_children()
     before = guest.process.resident_bytes() / MEGABYTE

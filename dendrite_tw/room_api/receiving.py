@@ -53,6 +53,9 @@ The first time may be the fault of one event.
 
 PATIENCE_KEPT = 2000
 
+REFUSED_LOGGED = 5
+"""Events that are named, with the reason, in the line that tells of those not accepted."""
+
 Aside = Callable[[str, Room, Sequence[bytes]], Awaitable[dict[str, str]]]
 """Takes events of a room that this server is not in: it may be told how an invite or a knock ended."""
 
@@ -103,7 +106,7 @@ class Receiving:
             await self._participation.check_server(room_id, origin)
         except MatrixError as error:
             unread = await self._verifying.parse(room, pdus, refused)
-            return {**refused, **{one.event.event_id: error.error for one in unread}}
+            return _told({**refused, **{one.event.event_id: error.error for one in unread}}, origin, room_id)
         received = await self._verifying.read(room, pdus, refused)
         outcomes = await self._writer.take(room, [Arrival(one) for one in received]) if received else []
         for one, first in zip(received, outcomes, strict=True):
@@ -112,15 +115,7 @@ class Receiving:
                 outcome = await self._complete(room, origin, one)
             if outcome.reason:
                 refused[outcome.event_id] = outcome.reason
-                log.debug(
-                    "{verdict}: {event_id} of {origin} in {room_id}: {reason}",
-                    verdict=outcome.verdict,
-                    event_id=outcome.event_id,
-                    origin=origin,
-                    room_id=room_id,
-                    reason=outcome.reason,
-                )
-        return refused
+        return _told(refused, origin, room_id)
 
     # --- what events refer to ---
 
@@ -167,9 +162,7 @@ class Receiving:
             arrivals = []
             for one in earlier:
                 is_loose = one.event.event_id in loose
-                arrivals.append(
-                    await self._with_state(room, origin, one, deadline) if is_loose else Arrival(one)
-                )
+                arrivals.append(await self._with_state(room, origin, one, deadline) if is_loose else Arrival(one))
             await self._take_all(room, origin, arrivals, deadline)
         return not await self._missing.loose(room, [received])
 
@@ -197,9 +190,7 @@ class Receiving:
             return Arrival(received, before=before)
         branches = []
         for event_id in absent:
-            after = await _first(
-                self._missing.state_after(room, server, event_id, deadline) for server in candidates
-            )
+            after = await _first(self._missing.state_after(room, server, event_id, deadline) for server in candidates)
             if after is None:
                 return Arrival(received)
             branches.append(after)
@@ -232,6 +223,20 @@ class Receiving:
         self._impatience[key] = _Impatience(failures, self._time.seconds() + wait)
         if len(self._impatience) > PATIENCE_KEPT:
             self._impatience.popitem(last=False)
+
+
+def _told(refused: dict[str, str], origin: str, room_id: str) -> dict[str, str]:
+    """What was not accepted, after it was logged: in one line, however much a server sends at once."""
+    if refused:
+        some = "; ".join(f"{event_id}: {reason}" for event_id, reason in list(refused.items())[:REFUSED_LOGGED])
+        log.info(
+            "{count} events of {origin} in {room_id} were not accepted: {some}",
+            count=len(refused),
+            origin=origin,
+            room_id=room_id,
+            some=some,
+        )
+    return refused
 
 
 def _has_state(arrival: Arrival) -> bool:

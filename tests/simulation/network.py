@@ -204,10 +204,13 @@ def describe(request: Request) -> str:
         path = path.removeprefix(prefix)
     path = path.replace("%24", "$").replace("%21", "!").replace("%3A", ":").replace("%40", "@")
     if "/send/" in path and request.body is not None and path.startswith("v1"):
-        body = orjson.loads(request.body)
-        events = [_event(event) for event in body.get("pdus", ())]
-        edus = [edu.get("edu_type", "?") for edu in body.get("edus", ())]
-        return f"{path} [{', '.join(events + edus)}]"
+        try:
+            body = orjson.loads(request.body)
+            events = [_event(event) for event in body.get("pdus", ())]
+            edus = [edu.get("edu_type", "?") for edu in body.get("edus", ())]
+            return f"{path} [{', '.join(events + edus)}]"
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return f"{path} [{len(request.body)} bytes of nonsense]"
     return path
 
 
