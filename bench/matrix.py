@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 import orjson
 
 from bench.http import Connection, Response
-from bench.servers import SERVER_NAME, ServerUnderTest
+from bench.servers import ServerUnderTest
 
 CLIENT = "/_matrix/client/v3"
 Item = TypeVar("Item")
@@ -92,8 +92,9 @@ async def register(server: ServerUnderTest, localpart: str, password: str = "ben
     if response.status != 200:
         raise RefusedError("POST", path, response)
     connection.close()
-    token = response.json()["access_token"]
-    return Account(Connection(server.host, server.port, token), f"@{localpart}:{SERVER_NAME}", token)
+    told = response.json()
+    token = told["access_token"]
+    return Account(Connection(server.host, server.port, token), told["user_id"], token)
 
 
 async def each(
