@@ -32,15 +32,17 @@ class ResidentRoom:
     room_id: str
     state: State
     newest: Event
+    omits: bool
+    """Whether it answers a join without the members where it is asked to; servers need not."""
     _events: dict[str, Event] = field(default_factory=dict)
 
     @classmethod
-    def make(cls, remote: Remote, members: int) -> ResidentRoom:
+    def make(cls, remote: Remote, members: int, omits: bool) -> ResidentRoom:
         """Make the room and its members, the creator among them."""
         room_id, creator = f"!big:{remote.name}", f"@member0:{remote.name}"
         content = {"creator": creator, "room_version": VERSION.identifier}
         create = remote.build(room_id, {}, creator, "m.room.create", content, after=[], depth=1, state_key="")
-        room = cls(remote, room_id, {("m.room.create", ""): create}, create)
+        room = cls(remote, room_id, {("m.room.create", ""): create}, create, omits)
         room._add("m.room.member", creator, {"membership": "join", "displayname": "Member 0"}, creator)
         for kind, content in BASE:
             users = {"users": {creator: 100}} if kind == "m.room.power_levels" else {}
@@ -74,7 +76,7 @@ class ResidentRoom:
             case "make_join":
                 return self._template(parts[1])
             case "send_join":
-                return self._joined(body, query.get("omit_members") == ["true"])
+                return self._joined(body, self.omits and query.get("omit_members") == ["true"])
             case "state":
                 return self._lists("pdus", self.state.values(), "auth_chain", self._auth_chain())
             case "state_ids":
