@@ -20,7 +20,7 @@ import orjson
 from bench.processes import cores
 from bench.report import Figures, ServerFigures, as_json, machine, percentile, table
 from bench.scenarios import QUICK, SCENARIOS, Outcome, Scale, Scenario, Site, Work
-from bench.servers import SERVERS, ServerUnderTest, Synapse
+from bench.servers import SERVERS, ServerUnderTest
 
 IDLE_SECONDS = 2.0
 SETTLE_SECONDS = 0.5
@@ -154,8 +154,8 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(f"{scenario.name:18} {scenario.operation}" for scenario in SCENARIOS))
         return 0 if options.list else 2
     names = ["ours", "synapse"] if options.server == "both" else [options.server]
-    if Synapse.name in names:
-        Synapse.install()
+    for name in names:
+        SERVERS[name].install()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     pinned = None if options.no_pin else cores()
     scale = scale_of(options)

@@ -58,6 +58,11 @@ class ServerUnderTest(ABC):
     def prepare(self) -> None:
         """Write the configuration and the keys; called once, before the first start."""
 
+    @classmethod
+    @abstractmethod
+    def install(cls) -> None:
+        """Make the environment that the server runs in unless it is there."""
+
     @abstractmethod
     def command(self) -> list[str]:
         """The command that serves in the foreground."""
@@ -172,9 +177,25 @@ Key-ID: ed25519:{identifier}
 
 
 class Ours(ServerUnderTest):
-    """dendrite_tw from this checkout, as ``make run`` starts it."""
+    """dendrite_tw from this checkout, as ``make run`` starts it: in this environment, or in one made by `install`."""
 
     name = "ours"
+    environment_folder: ClassVar[Path] = Path(sys.prefix)
+
+    @classmethod
+    def install(cls) -> None:
+        """Use an environment with the runtime requirements alone, as users have; made anew when they change.
+
+        Twisted loads further packages (HTTP/2) where it finds them, and the tests need such.
+        """
+        cls.environment_folder = CACHE / "ours-venv"
+        wanted = (REPOSITORY / "requirements.txt").read_text()
+        stamp = cls.environment_folder / "requirements.txt"
+        if stamp.exists() and stamp.read_text() == wanted:
+            return
+        print(f"installing the requirements into {cls.environment_folder}", file=sys.stderr)
+        make_environment(cls.environment_folder, REPOSITORY / "requirements.txt")
+        stamp.write_text(wanted)
 
     def version(self) -> str:
         described = subprocess.run(
@@ -199,7 +220,7 @@ class Ours(ServerUnderTest):
         (self.folder / "matrix_key.pem").write_text(key)
 
     def command(self) -> list[str]:
-        twistd = str(Path(sys.executable).with_name("twistd"))
+        twistd = str(self.environment_folder / "bin" / "twistd")
         return [
             *(twistd, "--nodaemon", "--pidfile=", "--logger=dendrite_tw.logs.standard_output", "dendrite"),
             *("--config", str(self.folder / "dendrite.yaml")),
@@ -208,6 +229,13 @@ class Ours(ServerUnderTest):
 
     def environment(self) -> dict[str, str]:
         return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+
+def make_environment(folder: Path, requirements: Path) -> None:
+    """A virtual environment in `folder`, with `requirements`."""
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    subprocess.run([*pip, "-r", str(requirements)], check=True)
 
 
 HOMESERVER_YAML = """\
@@ -265,13 +293,10 @@ class Synapse(ServerUnderTest):
     @classmethod
     def install(cls) -> None:
         """Make the virtual environment unless it is there: the pinned release, under ``bench/.cache``."""
-        python = cls.environment_folder / "bin" / "python"
         if (cls.environment_folder / "bin" / "synapse_homeserver").exists():
             return
         print(f"installing Synapse into {cls.environment_folder}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(cls.environment_folder)], check=True)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        subprocess.run([*pip, "-r", str(SYNAPSE_REQUIREMENTS)], check=True)
+        make_environment(cls.environment_folder, SYNAPSE_REQUIREMENTS)
 
     def version(self) -> str:
         ask = "from importlib.metadata import version; print(version('matrix-synapse'))"

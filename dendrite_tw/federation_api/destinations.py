@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..database.engines import Database
+from ..database.statements import Transaction
 from ..world import Clock
 from .api import BackingOff
 from .tables.unreachable import (
@@ -96,9 +97,8 @@ class Destinations:
         )
         self._failing[server_name] = row
         self._failing.move_to_end(server_name)
-        if len(self._failing) > REMEMBERED:
-            self._failing.popitem(last=False)
-        await self._database.write(store_unreachable, [msgspec.structs.astuple(row)])
+        forgotten = [self._failing.popitem(last=False)[0]] if len(self._failing) > REMEMBERED else []
+        await self._database.write(_store_failure, row, forgotten)
 
     async def reached(self, server_name: str) -> None:
         """The server answered, or was heard of."""
@@ -117,3 +117,9 @@ class Destinations:
         for name in [name for name, row in self._failing.items() if row.failed_ts < before]:
             del self._failing[name]
         await self._database.write(forget_unreachable, before)
+
+
+async def _store_failure(txn: Transaction, row: UnreachableRow, forgotten: list[str]) -> None:
+    """Store that a server did not answer, and forget others: strangers can have any number of names tried."""
+    await store_unreachable(txn, [msgspec.structs.astuple(row)])
+    await store_reachable(txn, [(name,) for name in forgotten])

@@ -28,6 +28,9 @@ log = Logger()
 TYPING_MS = 60_000
 """How long somebody types if nothing else is heard of them: their server repeats it more often than that."""
 
+UPDATES = 2_000
+"""How many updates of presence and receipts one transaction may have; each costs more to take than to make up."""
+
 
 class Ephemeral:
     """Takes EDUs and tells whom they concern."""
@@ -53,9 +56,15 @@ class Ephemeral:
 
     async def take(self, origin: str, received: Sequence[EDU]) -> None:
         """Do what the EDUs of one transaction say; raise only what makes it worth while to send them again."""
+        room = UPDATES
         for edu in received:
             try:
-                await self._take(origin, edu)
+                content = read_edu(edu, origin)
+                if isinstance(content, edus.Presence | edus.Receipts):
+                    content, room = _shortened(content, room)
+                if content is not None:
+                    self._observe(edu.edu_type)
+                    await self._take(origin, content)
             except EDUError as error:
                 log.debug("{origin}: {error}", origin=origin, error=str(error))
             except MatrixError as error:
@@ -67,11 +76,7 @@ class Ephemeral:
             except Exception:
                 log.failure("{type} of {origin} could not be taken", type=edu.edu_type[:50], origin=origin)
 
-    async def _take(self, origin: str, edu: EDU) -> None:
-        content = read_edu(edu, origin)
-        if content is None:
-            return
-        self._observe(edu.edu_type)
+    async def _take(self, origin: str, content: edus.Content) -> None:
         denied = {room_id for room_id in rooms_of(content) if not await self._may_speak(room_id, origin)}
         allowed = without_rooms(content, denied)
         if isinstance(allowed, edus.Typing):
@@ -152,3 +157,10 @@ class Ephemeral:
             await self._queue.publish(stream, msgspec.msgpack.encode(news))
         except MatrixError as error:
             log.debug("{stream} is not told: {error}", stream=stream, error=error.error)
+
+
+def _shortened(content: edus.Presence | edus.Receipts, room: int) -> tuple[edus.Content, int]:
+    """The first `room` of what an EDU says, and how many more there may be."""
+    if isinstance(content, edus.Presence):
+        return edus.Presence(content.push[:room]), max(0, room - len(content.push))
+    return edus.Receipts(content.receipts[:room]), max(0, room - len(content.receipts))

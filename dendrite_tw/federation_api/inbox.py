@@ -105,15 +105,20 @@ class Inbox:
             raise limit_exceeded(BUSY_MS)
 
     async def take(self, origin: str, txn_id: str, events: Sequence[Staged], answer: bytes) -> None:
-        """Store events and the answer to their transaction, together."""
+        """Store events and the answer to their transaction, together.
+
+        Without events nothing is stored: who repeats such a transaction is answered alike, and may do so as often as
+        they like without filling the disk.
+        """
+        if not events:
+            return
         rows = [(event.room_id, origin, event.pdu) for event in events]
         counts = Counter(event.room_id for event in events)
 
         async def store(txn: Transaction) -> None:
             await store_answer(txn, origin, txn_id, self._clock.now_ms(), answer)
-            if rows:
-                await stage(txn, rows)
-                txn.after_commit(lambda: self._add(origin, counts))
+            await stage(txn, rows)
+            txn.after_commit(lambda: self._add(origin, counts))
 
         try:
             await self._database.write(store)
@@ -191,11 +196,12 @@ class Inbox:
         while self._running:
             attempt += 1
             try:
+                known = Counter(self._waiting[room_id])
                 rows = _batch(await self._database.read(staged_of_room, room_id, 1 if attempt > 1 else BATCH))
                 if rows:
                     await self._hand_over(room_id, rows, attempt)
                     await self._database.write(unstage, [row.staged_id for row in rows])
-                self._settle(room_id, rows)
+                self._settle(room_id, rows, known)
                 return
             except MatrixError as error:
                 log.info("events of {room_id} have to wait: {error}", room_id=room_id, error=error.error)
@@ -225,12 +231,12 @@ class Inbox:
             self._observe("refused", len(refused))
             self._observe("accepted", max(0, len(rows) - len(refused)))
 
-    def _settle(self, room_id: str, rows: Sequence[StagedRow]) -> None:
-        """These events are done with; where there were none, none wait."""
+    def _settle(self, room_id: str, rows: Sequence[StagedRow], known: Mapping[str, int]) -> None:
+        """These events are done with; where there were none, none wait of those that were `known` before."""
         if rows:
             self._take_off(room_id, rows[0].origin, len(rows))
             return
-        for origin, count in list(self._waiting[room_id].items()):
+        for origin, count in known.items():
             self._take_off(room_id, origin, count)
 
 

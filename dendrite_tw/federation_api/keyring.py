@@ -32,12 +32,14 @@ from .key_documents import CURRENT_LIMIT, KEY_ID_LIMIT, DocumentError, Published
 from .shared import SharedCalls
 from .signing_keys import OwnKeys
 from .tables.keys import (
+    KEYS_OF_SERVER,
     PRUNED_AT_ONCE,
     RETIRED_OF_SERVER,
     KeyRow,
     document_of,
     keys_of,
     prune,
+    prune_keys_of,
     prune_retired_of,
     store_documents,
     store_keys,
@@ -238,6 +240,9 @@ class KeyRing:
             before = known.get(row.key_id)
             if before is None or row.told_until_ts >= before.told_until_ts:
                 known[row.key_id] = row
+        if len(known) > KEYS_OF_SERVER:
+            newest = sorted(known.values(), key=lambda row: (-row.fetched_ts, row.key_id))[:KEYS_OF_SERVER]
+            known = {row.key_id: row for row in newest}
         self._known[server_name] = known
         self._known.move_to_end(server_name)
         if len(self._known) > SERVERS_IN_MEMORY:
@@ -254,6 +259,8 @@ class KeyRing:
 
         async def store(txn: Transaction) -> None:
             await store_keys(txn, rows)
+            for one in published:
+                await prune_keys_of(txn, one.keys[0].server_name, KEYS_OF_SERVER)
             for one in published if direct else ():
                 await _retire(txn, one)
             await store_documents(txn, documents)

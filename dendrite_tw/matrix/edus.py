@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from dendrite_tw.matrix.errors import MALFORMED
 from dendrite_tw.matrix.identifiers import (
     is_event_id,
     is_historical_user_id,
@@ -132,7 +133,7 @@ def read_edu(edu: EDU, origin: str) -> Content | None:
         return None
     try:
         return reader(bytes(edu.content), origin)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise EDUError(f"malformed {edu.edu_type}: {error}") from None
 
 
@@ -163,7 +164,7 @@ def _read_presence(content: bytes, origin: str) -> Presence:
     for raw in push:
         try:
             update = _presence_update.decode(raw)
-        except msgspec.DecodeError:
+        except MALFORMED:
             continue
         status = update.status_msg
         if not _is_of(update.user_id, origin) or (status is not None and not within_limit(status, MAX_STATUS_BYTES)):
@@ -203,7 +204,7 @@ def _read_receipts(content: bytes, origin: str) -> Receipts:
 def _read_receipt(room_id: str, user_id: str, raw: msgspec.Raw) -> Receipt | None:
     try:
         entry = _user_receipt.decode(raw)
-    except msgspec.DecodeError:
+    except MALFORMED:
         return None
     thread_id = entry.data.thread_id
     # Older servers list several events; the last is where the user is.

@@ -10,6 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What `msgspec` raises for bytes of a stranger that are not what they should be, or nest without end."""
+
 
 class MatrixError(Exception):
     """A refusal with the status and ``errcode`` that the specification gives it.

@@ -58,6 +58,7 @@ __all__ = [
     "receive_event",
     "redact_event",
     "reference_hash",
+    "shown_json",
     "sign_event",
     "signatures",
     "signed_bytes",
@@ -544,8 +545,15 @@ def client_json(event: Event) -> bytes:
     ``client_json(e)[:-1] + b',"unsigned":' + unsigned + b"}"`` is the event with
     the ``unsigned`` of one user.
     """
-    shown = client_dict(event, room_id=False)
-    if not event.version.strict_canonical_json:
+    return shown_json(client_dict(event, room_id=False), event.version)
+
+
+def shown_json(shown: object, version: RoomVersion) -> bytes:
+    """Something made of an event, or of its content, as JSON.
+
+    In old room versions an event may hold numbers that orjson does not write.
+    """
+    if not version.strict_canonical_json:
         return canonical_json.encode_lenient(shown)
     return canonical_json.tight(orjson.dumps(shown))
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from dendrite_tw.matrix.errors import bad_json, forbidden, not_json, too_large
+from dendrite_tw.matrix.errors import MALFORMED, bad_json, forbidden, not_json, too_large
 from dendrite_tw.matrix.event_format import MAX_PDU_BYTES, MAX_UNSIGNED_BYTES
 from dendrite_tw.matrix.identifiers import is_room_id, within_limit
 
@@ -69,7 +69,7 @@ def read_transaction(body: bytes, origin: str) -> Transaction:
         envelope = _envelope.decode(body)
     except msgspec.ValidationError as error:
         raise bad_json(f"The body is not a transaction: {error}.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         raise not_json() from None
     if envelope.origin != origin:
         raise forbidden("The transaction names another origin than the request.")
@@ -84,7 +84,7 @@ def read_transaction(body: bytes, origin: str) -> Transaction:
 def _read_edu(raw: msgspec.Raw) -> EDU | None:
     try:
         edu = _edu.decode(raw)
-    except msgspec.DecodeError:
+    except MALFORMED:
         return None
     return EDU(edu.edu_type, edu.content.copy()) if within_limit(edu.edu_type) else None
 
@@ -99,7 +99,7 @@ def room_id_of(pdu: bytes) -> str:
         raise ValueError("the event is too large")
     try:
         room_id = _where.decode(pdu).room_id
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         raise ValueError("the event names no room") from None
     if not is_room_id(room_id):
         raise ValueError("the event names no room")

@@ -12,6 +12,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from ..database.engines import Database
@@ -60,7 +61,14 @@ RECHECK_MS = 2000
 """How soon a waiting request sees an upload that another process took."""
 
 WAITER_LIMIT = 1000
+BUSY_MS = 5_000
 REMOTE_FETCHES = 32
+FETCHES_OF_SERVER = 8
+"""How many files of other servers, and of one of them, are fetched at the same time."""
+
+FETCHES_WAITING = 2_000
+"""How many more may wait for their turn: anybody may ask for media of servers that take their time."""
+
 ACCESS_SECONDS = 60
 SWEEP_SECONDS = 900
 ACCESSES_HELD = 10_000
@@ -112,7 +120,9 @@ class MediaComponent:
         self._arrivals = Arrivals(world.time, WAITER_LIMIT)
         self._work = Shared()
         self._fetches = DeferredSemaphore(REMOTE_FETCHES)
-        self._asking: set[Deferred[RemoteMedia]] = set()
+        self._fetches_of: dict[str, DeferredSemaphore] = {}
+        self._wanted = 0
+        self._asking: dict[tuple[str, str], Deferred[None]] = {}
         self._accesses: dict[tuple[str, str], int] = {}
         self._calls: dict[str, IDelayedCall] = {}
 
@@ -134,7 +144,8 @@ class MediaComponent:
         for call in calls.values():
             if call.active():
                 call.cancel()
-        for asking in list(self._asking):
+        # The newest first: of those that wait none shall begin with what another one lets go of.
+        for asking in reversed(list(self._asking.values())):
             asking.cancel()
         await self._work.idle()
         await self._thumbnails.idle()
@@ -359,24 +370,56 @@ class MediaComponent:
         return row
 
     async def _fetch(self, server_name: str, media_id: str, timeout_ms: int) -> None:
-        """Fetch another server's media and store it."""
-        assert self._remote is not None
-        await self._fetches.acquire()
+        """Fetch another server's media and store it, when it is its turn.
+
+        A server that takes its time keeps no other one waiting: turns at it come before turns at all.
+        """
+        if self._wanted >= REMOTE_FETCHES + FETCHES_WAITING:
+            raise limit_exceeded(BUSY_MS)
+        self._wanted += 1
+        turns = self._fetches_of.setdefault(server_name, DeferredSemaphore(FETCHES_OF_SERVER))
+        key = (server_name, media_id)
+        fetching = Deferred.fromCoroutine(self._fetch_in_turn(turns, key, timeout_ms))
+        if not fetching.called:
+            self._asking[key] = fetching
         try:
-            path = self._store.incoming_path()
-            asking = Deferred.fromCoroutine(self._remote(server_name, media_id, str(path), self._limit, timeout_ms))
-            self._asking.add(asking)
+            await fetching
+        except CancelledError:
+            raise MatrixError(503, "M_UNKNOWN", "The server is being stopped.") from None
+        finally:
+            self._asking.pop(key, None)
+            self._wanted -= 1
+            if turns.tokens == turns.limit:
+                self._fetches_of.pop(server_name, None)
+
+    async def _fetch_in_turn(self, turns: DeferredSemaphore, key: tuple[str, str], timeout_ms: int) -> None:
+        assert self._remote is not None
+        path = self._store.incoming_path()
+        await self._turn(turns)
+        try:
+            await self._turn(self._fetches)
             try:
-                said = await asking
-                received = Received(path, said.size, said.sha256)
-                await self._keep(received, self._remote_row(server_name, media_id, said))
-            except CancelledError:
-                raise MatrixError(503, "M_UNKNOWN", "The server is being stopped.") from None
+                said = await self._remote(*key, str(path), self._limit, timeout_ms)
+                # What is here is stored, also while the server is being stopped.
+                self._asking.pop(key, None)
+                await self._keep(Received(path, said.size, said.sha256), self._remote_row(*key, said))
             finally:
-                self._asking.discard(asking)
+                self._fetches.release()
                 path.unlink(missing_ok=True)
         finally:
-            self._fetches.release()
+            turns.release()
+
+    async def _turn(self, turns: DeferredSemaphore) -> None:
+        """Wait for a turn.  Whoever waited begins on their own: a long row of quick ones would nest too deeply."""
+        turn = turns.acquire()
+        if turn.called:
+            return
+        await turn
+        try:
+            await deferLater(self._world.time, 0)
+        except CancelledError:
+            turns.release()
+            raise
 
     def _remote_row(self, server_name: str, media_id: str, said: RemoteMedia) -> RowWriter:
         kind = clean_content_type(said.content_type)

@@ -17,7 +17,7 @@ import orjson
 from ..database.engines import Database
 from ..database.outbox import Outbox
 from ..database.statements import Transaction
-from ..matrix.errors import MatrixError
+from ..matrix.errors import MatrixError, not_found
 from ..matrix.events import Event, ReceivedEvent, redact_event
 from ..matrix.room_versions import RoomVersion
 from ..matrix.state_res import auth_order
@@ -143,13 +143,18 @@ class Adoption:
         waiting: Mapping[str, Redaction],
     ) -> dict[str, int]:
         cited = {one for event in events for one in (event.event_id, *_authorities(event))}
+        if await room_table.room_by_nid(txn, room_nid) is None:
+            # It was deleted meanwhile: nobody would ever delete what is stored now.
+            raise not_found("This server does not know the room.")
         found = await event_table.known_events(txn, list(cited))
+        elsewhere = {row.event_id for row in found if row.room_nid != room_nid}
+        events = [event for event in events if event.event_id not in elsewhere]
         known = {row.event_id: row.event_nid for row in found}
         apart = {row.event_id for row in found if not row.position}
         names = await self._names.intern(txn, {name for event in events for name in (event.sender, event.type)})
         slots = await self._names.intern_slots(txn, {_slot(event) for event in events if event.state_key is not None})
         rows = []
-        for event, nid in zip(events, nids, strict=True):
+        for event, nid in zip(events, nids, strict=False):
             authorities = [known.get(one) for one in _authorities(event)]
             here = known.get(event.event_id)
             if (

@@ -79,8 +79,9 @@ class OutputRoomEvent(msgspec.Struct, frozen=True, kw_only=True):
     with the position that it has of its own, which may be older or 0;
     ``also_removed`` the places (type and state key) that are now empty.
     ``rewrites_state``: the state of the room was replaced as a whole, as by a
-    join through another server; what changed is not listed, who keeps the state
-    loads `RoomAPI.room_view` anew.  ``redacts`` is the event whose content went
+    join through another server, or much of it at once; what changed is not listed
+    but for members who are gone (in ``also_removed``, the first of them), and who
+    keeps the state loads `RoomAPI.room_view` anew.  ``redacts`` is the event whose content went
     with this one.  ``distribute``: this server sends the event to the others in the room.
     """
 

@@ -15,7 +15,7 @@ from ..matrix.events import Event, redact_event
 from .placing import Placing
 from .policies import Policies
 from .redactions import Redaction, Redactions
-from .room import Arrival, Outcome, State, Way
+from .room import FOLLOWED, Arrival, Outcome, State, Way
 from .states import States
 from .steps import Batch, Step
 from .store import EventStore
@@ -55,6 +55,9 @@ class Arrivals:
         """
         event = arrival.received.event
         row = await self._store.row(event.event_id)
+        if row is not None and row.room_nid != batch.room.room_nid:
+            # Possible where servers choose the IDs of their events.
+            return Outcome(event.event_id, "dropped", "an event of another room has its ID"), None
         if event.event_id in batch.nids or (row is not None and _is_settled(row, arrival)):
             return Outcome(event.event_id, "known"), None
         if arrival.way is Way.ASIDE:
@@ -90,6 +93,8 @@ class Arrivals:
     async def _before(self, batch: Batch, arrival: Arrival) -> tuple[State | None, tuple[str, ...]]:
         """The state before an arrival, if it can be known; and which of its ``prev_events`` are not here."""
         prev_events = arrival.received.event.prev_events
+        if len(prev_events) > FOLLOWED:
+            return await self._before_many(batch, arrival)
         given = [State(slots, 0) for slots in (arrival.before, *arrival.branches) if slots is not None]
         if not given:
             before = await self._placing.before(batch, prev_events)
@@ -107,6 +112,15 @@ class Arrivals:
         if arrival.way is Way.TAKEOVER:
             return given[0], tuple(missing)
         return await self._placing.resolved(batch, [*given, *known]), tuple(missing)
+
+    async def _before_many(self, batch: Batch, arrival: Arrival) -> tuple[State | None, tuple[str, ...]]:
+        """As `_before`, for an old event that follows so many others that their states are not looked at."""
+        if arrival.before is None:
+            return None, ()
+        prev_events = arrival.received.event.prev_events
+        rows = [row for row in await self._store.rows(prev_events) if row.room_nid == batch.room.room_nid]
+        here = {row.event_id for row in rows if row.position or row.snapshot_nid} | batch.nids.keys()
+        return State(arrival.before, 0), tuple(event_id for event_id in prev_events if event_id not in here)
 
     async def _judge(self, batch: Batch, arrival: Arrival, before: State) -> Admission:
         """The steps of the specification after the signatures."""

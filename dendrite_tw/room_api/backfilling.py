@@ -31,7 +31,7 @@ from .current import CurrentState
 from .input import RoomWriter
 from .missing import Missing
 from .peers import Deadline, Peers
-from .room import Arrival, Room, Way
+from .room import FOLLOWED, Arrival, Room, Way
 from .servers import Servers
 from .snapshots import StateMap
 from .steps import CREATE, POWER_LEVELS
@@ -241,7 +241,7 @@ class Backfilling:
             for one in chosen[start : start + PIECE]:
                 await self._missing.authority(room, servers[0], one.event, deadline, among)
                 before = None
-                if one.event.event_id in loose:
+                if one.event.event_id in loose or len(one.event.prev_events) > FOLLOWED:
                     before = await self._state_before(room, one, servers, deadline)
                 arrivals.append(Arrival(one, Way.HISTORY, before))
             await self._writer.take(room, arrivals)

@@ -24,7 +24,7 @@ from .room import Room
 from .snapshots import StateMap
 from .states import States
 from .steps import Batch
-from .store import EventStore, Standing
+from .store import FEW, EventStore, Standing
 from .tables import events as event_table
 from .tables.events import REJECTED
 from .verifying import Verifying
@@ -128,19 +128,21 @@ class Missing:
     async def loose(self, room: Room, received: Sequence[ReceivedEvent]) -> list[ReceivedEvent]:
         """Those of some events that refer to what is neither here nor among them."""
         among = {one.event.event_id for one in received}
-        loose = []
-        for one in received:
-            rest = [event_id for event_id in one.event.prev_events if event_id not in among]
-            if not all([await self.is_here(room, event_id) for event_id in rest]):
-                loose.append(one)
-        return loose
+        among |= await self._here(room, {prev for one in received for prev in one.event.prev_events} - among)
+        return [one for one in received if not among.issuperset(one.event.prev_events)]
 
     async def is_here(self, room: Room, event_id: str) -> bool:
         """Whether an event is part of the room's timeline here."""
-        if event_id in room.placed or event_id in room.head.extremities:
-            return True
-        row = await self._store.row(event_id)
-        return row is not None and row.room_nid == room.room_nid and bool(row.position or row.snapshot_nid)
+        return bool(await self._here(room, [event_id]))
+
+    async def _here(self, room: Room, event_ids: Collection[str]) -> set[str]:
+        """Those of some events that are part of the room's timeline here."""
+        here = {event_id for event_id in event_ids if event_id in room.placed or event_id in room.head.extremities}
+        wanted = [event_id for event_id in event_ids if event_id not in here]
+        read = self._database.read if len(wanted) <= FEW else self._database.read_long
+        for start in range(0, len(wanted), READ_AT_ONCE):
+            here.update(await read(event_table.placed_of, wanted[start : start + READ_AT_ONCE], room.room_nid))
+        return here
 
     # --- authority ---
 
@@ -230,7 +232,8 @@ class Missing:
 
     async def absent_before(self, room: Room, event: Event) -> list[str]:
         """Those of the ``prev_events`` of an event that are not here."""
-        return [event_id for event_id in event.prev_events if not await self.is_here(room, event_id)]
+        here = await self._here(room, event.prev_events)
+        return [event_id for event_id in event.prev_events if event_id not in here]
 
     async def state_after(self, room: Room, server: str, event_id: str, deadline: Deadline) -> StateMap | None:
         """The state after an event that is not here, as another server tells it; `None` if it does not.

@@ -18,8 +18,8 @@ from .room import Room, Rooms
 from .store import RoomEvents, stored_event
 from .tables import events as event_table
 from .tables import rooms as room_table
-from .tables.events import EventRow
-from .viewing import Viewer
+from .tables.events import PlacedRow
+from .viewing import Seen, Viewer
 
 PAGE_LIMIT = 1000
 """Events in one page at the most."""
@@ -74,7 +74,7 @@ class Pages:
             left = await self._place_of(room.room_nid, membership.position)
             start = min(start, left)
         rows, following = await self._page_rows(room, user_id, direction, start, to_token, limit, filter)
-        events = await self._shown.show(rows)
+        events = await self._shown.show_placed(rows)
         state = await self._senders_of(room.room_nid, rows, events) if lazy_load_members else []
         if following is None and rows and direction == "f" and to_token is None and _is_in(membership):
             # The newest event for now: more will come after it.
@@ -108,17 +108,17 @@ class Pages:
         to_token: str | None,
         limit: int,
         filter: EventFilter | None,
-    ) -> tuple[list[EventRow], Place | None]:
+    ) -> tuple[list[PlacedRow], Place | None]:
         """Visible, chosen events from `start` on, and the place to go on from; `None` at the end."""
         limit = max(1, min(limit, PAGE_LIMIT))
         stop = await self.start(room.room_nid, direction, to_token) if to_token is not None else None
         walk = self._gaps.walk(room, user_id, direction, stop)
-        kept: list[EventRow] = []
+        kept: list[PlacedRow] = []
         place = start
         for _ in range(SCAN_LIMIT):
             batch, following = await self._batch(walk, room.room_nid, direction, place, limit, stop)
             visible = await self._viewer.visible_rows(user_id, batch)
-            wanted = [row for row in visible if filter is None or await self._is_chosen(row, filter)]
+            wanted = visible if filter is None else await self._chosen(visible, filter)
             room_left = limit - len(kept)
             kept += wanted[:room_left]
             if len(wanted) > room_left:
@@ -130,7 +130,7 @@ class Pages:
 
     async def _batch(
         self, walk: Walk, room_nid: int, direction: str, place: Place, limit: int, stop: Place | None
-    ) -> tuple[list[EventRow], Place | None]:
+    ) -> tuple[list[PlacedRow], Place | None]:
         """At most `limit` events from a place on, and the place to go on from; `None` at the end."""
         edge = await walk.reach(place, limit)
         read = event_table.history_back if direction == "b" else event_table.history_on
@@ -145,11 +145,16 @@ class Pages:
             return within, Place(edge.depth, edge.position - 1)
         return batch, _after(batch[-1], direction) if len(rows) > limit else None
 
-    async def _is_chosen(self, row: EventRow, filter: EventFilter) -> bool:
-        return chosen((await self._shown.show([row]))[0], filter)
+    async def _chosen(self, rows: Sequence[PlacedRow], filter: EventFilter) -> list[PlacedRow]:
+        """Those of the rows whose events a filter lets through."""
+        return [
+            row
+            for row, event in zip(rows, await self._shown.show_placed(rows), strict=True)
+            if chosen(event, filter)
+        ]
 
     async def _senders_of(
-        self, room_nid: int, rows: Sequence[EventRow], events: Sequence[RoomEvent]
+        self, room_nid: int, rows: Sequence[PlacedRow], events: Sequence[RoomEvent]
     ) -> list[RoomEvent]:
         """The member events of the senders of a page, as of its events."""
         if not rows:
@@ -175,19 +180,20 @@ class Pages:
         here = Place(row.depth, row.position)
         just_before = Place(row.depth, row.position - 1)
         half = max(0, min(limit, PAGE_LIMIT)) // 2
-        before = after = ([], None)  # type: tuple[list[EventRow], Place | None]
+        before = after = ([], None)  # type: tuple[list[PlacedRow], Place | None]
         if half:
             before = await self._page_rows(room, user_id, "b", just_before, None, half, filter)
         if limit - half > 0:
             after = await self._page_rows(room, user_id, "f", here, None, limit - half, filter)
-        last = after[0][-1] if after[0] else row
+        last: Seen = after[0][-1] if after[0] else row
         state = await self._queries.state_at(room_id, last.position)
-        shown_before, shown_after = await self._shown.show(before[0]), await self._shown.show(after[0])
+        shown_before = await self._shown.show_placed(before[0])
+        shown_after = await self._shown.show_placed(after[0])
         event = (await self._shown.show([row]))[0]
         if lazy_load_members:
             senders = {other.sender for other in [event, *shown_before, *shown_after]}
             state = [item for item in state if item.type != MEMBER or item.state_key in senders]
-        first = before[0][-1] if before[0] else row
+        first: Seen = before[0][-1] if before[0] else row
         return Context(
             event=event,
             events_before=shown_before,
@@ -217,11 +223,11 @@ def _is_in(membership: room_table.MembershipRow | None) -> bool:
     return membership is not None and membership.membership == "join"
 
 
-def _after(row: EventRow, direction: str) -> Place:
+def _after(row: Seen, direction: str) -> Place:
     """The place just beyond an event in a direction: reading goes on there."""
     return Place(row.depth, row.position - 1) if direction == "b" else Place(row.depth, row.position)
 
 
-def before_stop(row: EventRow, stop: Place, direction: str) -> bool:
+def before_stop(row: Seen, stop: Place, direction: str) -> bool:
     place = Place(row.depth, row.position)
     return place > stop if direction == "b" else place <= stop

@@ -14,7 +14,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from ..federation_api.api import FederationAPI, FederationRequest, RawAnswer, Unreachable
-from ..matrix.errors import MatrixError
+from ..matrix.errors import MALFORMED, MatrixError
 from ..matrix.events import Event
 from ..matrix.identifiers import is_event_id
 
@@ -217,7 +217,7 @@ def _decoded(answer: RawAnswer | None, type: type[T]) -> T | None:
         return None
     try:
         return msgspec.json.decode(answer.body, type=type)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         return None
 
 
@@ -225,7 +225,7 @@ def _refusal(answer: RawAnswer) -> MatrixError:
     """What a policy server answered, for the client whose event it is about."""
     try:
         refusal = msgspec.json.decode(answer.body, type=_Refusal)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         refusal = _Refusal()
     text = refusal.error[:500] or "The policy server of the room does not recommend the event."
     if answer.status in (400, 403, 404, 429):

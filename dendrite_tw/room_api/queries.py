@@ -13,7 +13,7 @@ import orjson
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, forbidden, not_found
-from ..matrix.events import stripped
+from ..matrix.events import shown_json, stripped
 from .api import ChangedSlot, EventFilter, LiveEvents, Membership, RoomEvent, RoomView
 from .current import STRIPPED_STATE
 from .paging import TokenPlace, chosen, parse_token
@@ -140,7 +140,7 @@ class Queries:
         if inviter is not None and inviter != user_id:
             found = await self.look_up(room.head.snapshot_nid, [(MEMBER, inviter)])
             events |= await self._store.by_nid(found)
-        return [orjson.dumps(stripped(event)) for event in events.values()]
+        return [shown_json(stripped(event), event.version) for event in events.values()]
 
     async def pdus(self, event_ids: Sequence[str]) -> dict[str, bytes]:
         """Stored events as they travel between servers."""

@@ -5,12 +5,10 @@ Client-Server API, "Reporting Content".
 
 from __future__ import annotations
 
-import orjson
-
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, invalid_param, not_found
-from ..matrix.events import client_dict
+from ..matrix.events import client_dict, shown_json
 from ..matrix.identifiers import is_historical_user_id, server_name_of
 from ..user_api.api import UserAPI
 from ..world import Clock
@@ -111,8 +109,9 @@ class Reports:
         row = await self._database.read(table.report, report_id)
         if row is None:
             raise not_found("There is no such report.")
-        event = await self._store.row(row.event_id) if row.event_id else None
-        shown = orjson.dumps(client_dict(stored_event(event))) if event is not None else None
+        stored = await self._store.row(row.event_id) if row.event_id else None
+        event = stored_event(stored) if stored is not None else None
+        shown = shown_json(client_dict(event), event.version) if event is not None else None
         return ReportDetails(report=await self._shown(row), event=shown)
 
     async def delete_report(self, report_id: int) -> None:

@@ -44,6 +44,10 @@ class Draft:
     transaction_id: str | None = None
 
 
+FOLLOWED = 100
+"""How many events an old one may follow, if their states are to be resolved; new ones have a lower limit."""
+
+
 class Way(Enum):
     """How an event that exists already comes into a room."""
 
@@ -64,6 +68,7 @@ class Arrival:
     Its ``prev_events`` are stored with their states.  Where some are not, ``before`` is the state before it (slots to
     event numbers, as `Adoption.state_map` gives it), or ``branches`` are the states after those that are missing;
     either is resolved with the states after those that are here.  The event is then one with a gap before it.
+    Of old events that follow more than `FOLLOWED` others, ``before`` is all that counts.
 
     ``strict``: an event that would not be accepted refuses the whole work with 403 and is not stored.
     ``distribute``: this server sends the event to the others in the room, as the first that took it.

@@ -9,17 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import orjson
-
 from ..cache import Cache, CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
-from ..matrix.canonical_json import tight
-from ..matrix.events import Event, client_json, event_from_storage, shared
+from ..matrix.events import Event, client_json, event_from_storage, shared, shown_json
 from ..matrix.relations import relation_of
 from ..matrix.room_versions import ROOM_VERSIONS
 from .api import RoomEvent
-from .tables.events import REJECTED, EventRow, event_by_id, events_by_id, events_by_nid, known_events
+from .tables.events import (
+    REJECTED,
+    EventRow,
+    PlacedRow,
+    event_by_id,
+    events_by_id,
+    events_by_nid,
+    known_events,
+)
 
 if TYPE_CHECKING:
     from .steps import Batch
@@ -140,7 +145,7 @@ def room_event(
         rel_type=relation.rel_type if relation else None,
         relates_to=relation.event_id if relation else None,
         replaces=replaced.event_id if replaced else None,
-        prev_content=tight(orjson.dumps(replaced.content)) if replaced else None,
+        prev_content=shown_json(replaced.content, replaced.version) if replaced else None,
         prev_sender=replaced.sender if replaced else None,
         transaction_id=txn_id,
         transaction_device=txn_device,
@@ -171,6 +176,20 @@ class RoomEvents:
             for found, row in zip(known, rows, strict=True)
         ]
 
+    async def show_placed(self, rows: Sequence[PlacedRow]) -> list[RoomEvent]:
+        """As `show`, of rows that are read whole only where the events are not in memory."""
+        known = self._shown.get_many(row.event_nid for row in rows)
+        found = {
+            row.event_nid: event
+            for row, event in zip(rows, known, strict=True)
+            if event is not None and _may_remember(row)
+        }
+        absent = [row.event_nid for row in rows if row.event_nid not in found]
+        if absent:
+            whole = await self._database.read(events_by_nid, absent)
+            found.update(zip([row.event_nid for row in whole], await self.show(whole), strict=True))
+        return [found[row.event_nid] for row in rows if row.event_nid in found]
+
     def _show(self, row: EventRow, others: Mapping[int, Event]) -> RoomEvent:
         shown = _shown(row, others)
         if _may_remember(row):
@@ -189,7 +208,7 @@ class RoomEvents:
         return [_shown(row, others) for row in rows]
 
 
-def _may_remember(row: EventRow) -> bool:
+def _may_remember(row: EventRow | PlacedRow) -> bool:
     """Whether nothing but a redaction changes how the event is shown; one that was redacted may be remembered as
     it was before."""
     return row.redacted_by_nid is None and row.replaces_nid is None

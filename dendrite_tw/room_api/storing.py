@@ -24,6 +24,10 @@ from .tables.names import Names, Slot
 from .tables.state import insert_snapshots
 from .user_directory import UserDirectory
 
+ALSO_LIMIT = 500
+ALSO_BYTES = 256 << 10
+"""Other changes of the state that are told one by one with an event, and the bytes of their events."""
+
 
 class Storing:
     """Stores what the writer has accepted."""
@@ -84,7 +88,7 @@ class Storing:
             if step.missing or step.awaited or step.event.redacts is not None or step.redaction is not None:
                 await self._store_references(txn, room_nid, step)
         for step in steps:
-            if step.way is Way.TAKEOVER and positions[step.event_nid] > 0:
+            if positions[step.event_nid] > 0 and _rewrites(step):
                 await room_table.set_rewritten(txn, room_nid, positions[step.event_nid])
         last = steps[-1].after
         await room_table.update_room(
@@ -108,8 +112,10 @@ class Storing:
         also_removed: list[Slot] = []
         if step.changes:
             is_current = any(change.event_nid == step.event_nid for change in step.changes)
-            if step.way is not Way.TAKEOVER and len(step.changes) > is_current:
-                others = [change for change in step.changes if change.event_nid != step.event_nid]
+            others = [change for change in step.changes if change.event_nid != step.event_nid]
+            if step.way is not Way.TAKEOVER and _rewrites(step):
+                also_removed = [change.slot for change in others if _is_departure(change)][:ALSO_LIMIT]
+            elif step.way is not Way.TAKEOVER and others:
                 also_replaced = await self._also_replaced(txn, others)
                 also_removed = [change.slot for change in others if change.event is None]
         return await self._outbox.append(
@@ -253,6 +259,20 @@ def _lets_guests_in(event: Event) -> bool:
     return event.content.get("guest_access") == "can_join"
 
 
+def _rewrites(step: Step) -> bool:
+    """Whether so much of the state is another with an event that it is told of as a whole: no queue takes all of it."""
+    if step.way is Way.TAKEOVER or len(step.changes) < 2:
+        return step.way is Way.TAKEOVER
+    events = [event for change in step.changes for event in (change.event, change.replaced) if event is not None]
+    return len(step.changes) > ALSO_LIMIT or sum(len(event.pdu) for event in events) > ALSO_BYTES
+
+
+def _is_departure(change: Change) -> bool:
+    """Whether a user is joined no more by a change."""
+    joined = (event is not None and event.membership == "join" for event in (change.replaced, change.event))
+    return change.slot[0] == "m.room.member" and tuple(joined) == (True, False)
+
+
 def _message(
     shown: RoomEvent,
     step: Step,
@@ -271,7 +291,7 @@ def _message(
             redacts=step.redacted.event_id if step.redacted else None,
             also_replaced=also_replaced,
             also_removed=also_removed,
-            rewrites_state=step.way is Way.TAKEOVER,
+            rewrites_state=_rewrites(step),
             distribute=step.distribute,
         )
     )

@@ -13,20 +13,21 @@ were fetched later, or are known apart from the timeline, are compared by their 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import orjson
 
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import forbidden
+from ..matrix.events import Event
 from ..matrix.visibility import HISTORY_VISIBILITY, MEMBER, Visibility, may_see, may_see_event, visibility_from
 from .snapshots import Snapshots
 from .store import EventStore
 from .tables.edges import GapRow
 from .tables.events import EventRow, event_by_id
 from .tables.names import Names
-from .tables.rooms import MemberEventRow, MembershipRow, member_events_of, membership_in, room_by_id, room_by_nid
+from .tables.rooms import MemberEventRow, MembershipRow, member_events_of, membership_in, room_by_nid
 
 
 class Joined(NamedTuple):
@@ -36,7 +37,7 @@ class Joined(NamedTuple):
     position: int
     is_current: bool = False
 
-    def follows(self, row: EventRow) -> bool:
+    def follows(self, row: Seen) -> bool:
         """Whether the join happened after an event.
 
         What happened on another branch before the room heard of the join counts as earlier for one who is joined.
@@ -48,6 +49,26 @@ class Joined(NamedTuple):
         return row.depth < self.depth
 
 
+class Seen(Protocol):
+    """What decides who may see an event: fields as of `tables.events.EventRow`."""
+
+    @property
+    def event_nid(self) -> int: ...
+    @property
+    def room_nid(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def snapshot_nid(self) -> int: ...
+    @property
+    def slot_nid(self) -> int | None: ...
+
+
+S = TypeVar("S", bound=Seen)
+
+
 class Viewer:
     """Decides for one database of rooms."""
 
@@ -57,24 +78,23 @@ class Viewer:
         self._snapshots = snapshots
         self._store = store
 
-    async def visible_rows(self, user_id: str, rows: Sequence[EventRow]) -> list[EventRow]:
+    async def visible_rows(self, user_id: str, rows: Sequence[S]) -> list[S]:
         """Those of `rows`, all of one room, that the user may see."""
         if not rows:
             return []
-        room = await self._database.read(room_by_id, rows[0].room_id)
-        if room is None:
-            return []
-        current = await self.membership(room.room_nid, user_id)
+        room_nid = rows[0].room_nid
+        current = await self.membership(room_nid, user_id)
         forgotten = current is not None and current.forgotten
         sides = await self._sides({row.snapshot_nid for row in rows}, user_id)
-        last_join = await self._last_join(room.room_nid, user_id, current)
+        setting = await self._setting(rows, user_id)
+        last_join = await self._last_join(room_nid, user_id, current)
         if forgotten:
             last_join = None
         visible = []
         verdicts: dict[tuple[int, bool], bool] = {}
         for row in rows:
             joined_since = last_join is not None and last_join.follows(row)
-            after = _after(row, user_id)
+            after = _after(setting[row.event_nid]) if row.event_nid in setting else None
             # What changes neither side is judged like all others on the same snapshot.
             verdict = verdicts.get((row.snapshot_nid, joined_since)) if after is None else None
             if verdict is None:
@@ -153,6 +173,12 @@ class Viewer:
             )
         return sides
 
+    async def _setting(self, rows: Sequence[Seen], user_id: str) -> dict[int, Event]:
+        """Those events that set one of the two sides themselves, by number."""
+        slots = [slot for slot in await self._database.read(self._slots, user_id) if slot]
+        nids = [row.event_nid for row in rows if row.slot_nid in slots]
+        return await self._store.by_nid(nids) if nids else {}
+
     async def _slots(self, txn: Transaction, user_id: str) -> tuple[int | None, int | None]:
         visibility = await self._names.find_slot(txn, (HISTORY_VISIBILITY, ""))
         return visibility, await self._names.find_slot(txn, (MEMBER, user_id))
@@ -187,14 +213,8 @@ def newest_join(rows: Iterable[MemberEventRow]) -> Joined | None:
     return None
 
 
-def _after(row: EventRow, user_id: str) -> tuple[Visibility | None, str | None] | None:
-    """What the event itself sets of the two sides; `None` where it sets neither."""
-    if row.slot_nid is None or (b"m.room.member" not in row.pdu and b"m.room.history_visibility" not in row.pdu):
-        return None
-    pdu = orjson.loads(row.pdu)
-    if pdu.get("type") == HISTORY_VISIBILITY and pdu.get("state_key") == "":
-        return visibility_from(pdu["content"]), None
-    if pdu.get("type") == MEMBER and pdu.get("state_key") == user_id:
-        membership = pdu["content"].get("membership")
-        return None, membership if isinstance(membership, str) else None
-    return None
+def _after(event: Event) -> tuple[Visibility | None, str | None]:
+    """What an event sets of the two sides."""
+    if event.type == HISTORY_VISIBILITY:
+        return visibility_from(event.content), None
+    return None, event.membership

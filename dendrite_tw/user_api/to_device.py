@@ -103,7 +103,7 @@ class ToDevice:
             ({"destination": name, "sender": sender, "type": event_type, "message_id": self._random.token(24)}, one)
             for name, one in edus(remote)
         ]
-        # Another server's message is known by its ID alone.
+        # Another server's message is known by its ID alone; not at all where it reaches no device.
         transaction = (sender, device_id, event_type, txn_id) if from_here else (sender, "", "", txn_id)
         await self._database.write(self._send, transaction, local, leaving)
         await self._drop_oldest()
@@ -115,11 +115,14 @@ class ToDevice:
         local: Sequence[Outgoing],
         leaving: Sequence[tuple[Mapping[str, str], Sequence[Outgoing]]],
     ) -> None:
+        devices = await self._devices_of(txn, sorted({one.user_id for one in local})) if local else {}
+        reached = addressed(local, devices)
+        if not reached and not transaction[2]:
+            return
         if not await table.begin(txn, *transaction, self._clock.now_ms()):
             return
-        devices = await self._devices_of(txn, sorted({one.user_id for one in local})) if local else {}
         rows = []
-        for (user_id, device_id), event in addressed(local, devices).items():
+        for (user_id, device_id), event in reached.items():
             message = encoder(Outgoing(user_id, device_id, event))
             position = await self._outbox.append(txn, OUTPUT_SEND_TO_DEVICE_EVENT, message)
             rows.append((position, user_id, device_id, event))
@@ -253,7 +256,10 @@ def prepare(
             key_checks.identifier(device_id, "device ID")
             if not isinstance(content, dict):
                 raise bad_json("The content of a message must be an object.")
-            event = orjson.dumps({"content": content, "sender": sender, "type": event_type})
+            try:
+                event = orjson.dumps({"content": content, "sender": sender, "type": event_type})
+            except TypeError:
+                raise bad_json("A message nests too deeply or has an integer that is too large.") from None
             if len(event) <= MESSAGE_LIMIT:
                 outgoing.append(Outgoing(user_id, device_id, event))
             elif strict:

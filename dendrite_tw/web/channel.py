@@ -159,7 +159,7 @@ class DirectRequest:
             send(part, self)  # type: ignore[arg-type]
         elif response.pieces is not None:
             later, send_chunk = self._channel.site.reactor.callLater, lambda piece: self.write(chunk(piece))
-            send_pieces(response.pieces, self, later, send_chunk, self._end_chunks)
+            send_pieces(response.pieces, self, later, send_chunk, self._end_chunks, self._abort)
         else:
             self.finish()
 
@@ -169,6 +169,10 @@ class DirectRequest:
     def _end_chunks(self) -> None:
         self.write(LAST_CHUNK)
         self.finish()
+
+    def _abort(self) -> None:
+        transport: Any = self._channel.transport
+        transport.abortConnection()
 
     def finish(self) -> None:
         self.finished = True

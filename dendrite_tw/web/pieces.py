@@ -40,8 +40,6 @@ class Receiver(Protocol):
 
     def notifyFinish(self) -> Deferred[None]: ...
 
-    def loseConnection(self) -> object: ...
-
 
 @implementer(IPushProducer)
 class _Flow:
@@ -95,8 +93,12 @@ def send_pieces(
     call_later: CallLater,
     write: Callable[[bytes], object],
     end: Callable[[], object],
+    abort: Callable[[], object],
 ) -> None:
-    """Send what `pieces` yields through `write`, then call `end`; close the connection where that is not possible."""
+    """Send what `pieces` yields through `write`, then call `end`; `abort` the connection where that is not possible.
+
+    To close it in order would be to keep what was written until the client takes it, which it may never do.
+    """
     flow = _Flow(call_later)
     receiver.notifyFinish().addErrback(flow.connectionLost)
     receiver.registerProducer(flow, True)
@@ -111,7 +113,7 @@ def send_pieces(
             log.failure("an answer broke off", failure=failure)
         if not flow.lost:
             receiver.unregisterProducer()
-            receiver.loseConnection()
+            abort()
 
     sending.addCallbacks(over, broken)
 

@@ -413,7 +413,15 @@ def write(request: Request, response: Response, cors: bool) -> None:
             send(part, request)
             return
         if response.pieces is not None:
-            send_pieces(response.pieces, request, request.channel.callLater, request.write, request.finish)
+            channel: Any = request.channel
+            send_pieces(
+                response.pieces,
+                request,
+                channel.callLater,
+                request.write,
+                request.finish,
+                lambda: channel.transport.abortConnection(),
+            )
             return
     request.finish()
 

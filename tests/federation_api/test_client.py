@@ -11,6 +11,7 @@ from twisted.web.http_headers import Headers
 
 from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.database.migrate import migrate, steps_of
+from dendrite_tw.federation_api import destinations
 from dendrite_tw.federation_api.api import BackingOff, FederationRequest, RemoteRefused, Unreachable
 from dendrite_tw.federation_api.client import (
     RUNNING_PER_DESTINATION,
@@ -21,7 +22,7 @@ from dendrite_tw.federation_api.client import (
 )
 from dendrite_tw.federation_api.destinations import Destinations
 from dendrite_tw.federation_api.signing_keys import OwnKeys
-from dendrite_tw.federation_api.tables.unreachable import KEPT_MS
+from dendrite_tw.federation_api.tables.unreachable import KEPT_MS, unreachable_servers
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.web.client import HttpAnswer, Peer, Stale
 from dendrite_tw.world import ReactorClock
@@ -292,6 +293,14 @@ class DestinationsTests(ClientCase):
             self.clock.advance(24 * 3600)
         self.failed()
         self.assertEqual(self.wait(), 24 * 3_600_000)
+
+    def test_names_that_strangers_invent_do_not_fill_the_disk(self) -> None:
+        self.patch(destinations, "REMEMBERED", 10)
+        for number in range(25):
+            self.successResultOf(Deferred.fromCoroutine(self.destinations.failed(f"s{number}.test")))
+        self.assertEqual(len(self.destinations), 10)
+        rows = self.database.prepare(unreachable_servers, 100)
+        self.assertEqual({row.server_name for row in rows}, {f"s{number}.test" for number in range(15, 25)})
 
     def test_servers_that_nobody_tries_are_forgotten(self) -> None:
         self.failed()

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from dendrite_tw.database.engines import Unavailable
-from dendrite_tw.federation_api.ephemeral import TYPING_MS
+from dendrite_tw.federation_api.ephemeral import TYPING_MS, UPDATES
 from dendrite_tw.jetstream.errors import UnavailableError
 from dendrite_tw.matrix.errors import bad_json
 from dendrite_tw.sync_api.api import OUTPUT_PRESENCE_EVENT, OUTPUT_TYPING_EVENT, Presence, Typing
@@ -126,6 +126,24 @@ class PresenceTests(EphemeralCase):
                 )
             ],
         )
+
+
+class FloodTests(EphemeralCase):
+    def test_one_transaction_may_say_so_much(self) -> None:
+        users = [f"@u{number}:beta.test" for number in range(900)]
+        self.rooms.joined.update((ROOM, user) for user in users)
+        read = {"event_ids": ["$event"], "data": {"ts": 5}}
+        presence = {
+            "edu_type": "m.presence",
+            "content": {"push": [{"user_id": user, "presence": "online"} for user in users]},
+        }
+        receipts = {"edu_type": "m.receipt", "content": {ROOM: {"m.read": dict.fromkeys(users, read)}}}
+        typing = {"edu_type": "m.typing", "content": {"room_id": ROOM, "user_id": BOB, "typing": True}}
+        body = self.transaction(edus=[presence, receipts, presence, receipts, presence, typing])
+        self.assertEqual(self.beta.put("/v1/send/1", body).status, 200)
+        self.assertEqual(len(self.users.receipts), 900)
+        self.assertEqual(len(self.published(OUTPUT_PRESENCE_EVENT, Presence)), UPDATES - 900)
+        self.assertEqual(len(self.published(OUTPUT_TYPING_EVENT, Typing)), 1)
 
 
 class NoPresenceTests(EphemeralCase):

@@ -212,6 +212,21 @@ class KeyRingTests(KeyRingCase):
         self.assertEqual(len(self.fetcher.asked), 2000)
         self.assertNotIn(None, self.successResultOf(answer))
 
+    def test_a_server_that_has_ever_new_keys_is_not_remembered_for_all_of_them(self) -> None:
+        self.fetcher.documents["a.test"] = document()
+        self.good()
+        for number in range(100):
+            self.clock.advance(3600)
+            keys = [key_of(10, f"ed25519:{number}_{one}") for one in range(20)]
+            self.fetcher.documents["a.test"] = document(keys=keys, until=NOW + 100 * DAY_MS)
+            self.successResultOf(Deferred.fromCoroutine(self.ring.renew("a.test")))
+        self.good(NOW + 4 * DAY_MS, key=keys[0])
+        self.assertEqual(len(self.database.prepare(tables.keys_of, ["a.test"])), tables.KEYS_OF_SERVER)
+        self.assertEqual(len(self.ring._known["a.test"]), tables.KEYS_OF_SERVER)
+        self.bad(kind=KeyUnavailable)
+        self.ring = self.make()
+        self.good(NOW + 4 * DAY_MS, key=keys[-1])
+
     def test_keys_that_nobody_confirms_are_pruned(self) -> None:
         self.fetcher.documents["a.test"] = document()
         self.good()

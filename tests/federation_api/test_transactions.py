@@ -62,6 +62,13 @@ class TransactionTests(TransactionCase):
         self.assertEqual(self.put(event_of(3), txn_id="t").body, first.body)
         self.assertEqual(self.bodies(), ["message 1"])
 
+    def test_transactions_without_events_leave_nothing(self) -> None:
+        typing = {"edu_type": "m.typing", "content": {"room_id": ROOM, "user_id": "@bob:beta.test", "typing": True}}
+        for number in range(3):
+            self.assertEqual(self.put(edus=[typing]).json, {"pdus": {}})
+            self.assertEqual(self.put(event_of(number, "!unknown:alpha.test")).json, {"pdus": {}})
+        self.assertEqual(ask(self.database, "SELECT COUNT(*) FROM received_transactions"), [(0,)])
+
     def test_transactions_of_different_servers_may_have_one_id(self) -> None:
         gamma = self.stranger("gamma.test", 78)
         self.put(event_of(1), txn_id="t")
@@ -280,6 +287,22 @@ class StagingTests(TransactionCase):
         self.patch(self.database, "write", type(self.database).write.__get__(self.database))
         self.assertEqual(self.put(event_of(1), txn_id="t").status, 200)
         self.assertEqual(self.bodies(), ["message 1"])
+
+    def test_what_comes_while_nothing_is_found_is_handed_over_too(self) -> None:
+        read = self.database.read
+
+        async def slow(function: Any, *args: Any) -> Any:
+            found = await read(function, *args)
+            if function is staging.staged_of_room:
+                self.patch(self.database, "read", read)
+                self.assertEqual((found, self.put(event_of(1)).status), ([], 200))
+            return found
+
+        self.patch(self.database, "read", slow)
+        # As where storing failed, or seemed to.
+        self.inbound.inbox._add("beta.test", {ROOM: 1})
+        self.turns()
+        self.assertEqual((self.bodies(), self.staged(), self.inbound.inbox.waiting), (["message 1"], 0, 0))
 
     def test_what_was_stored_without_anybody_knowing_is_handed_over_too(self) -> None:
         write = self.database.write

@@ -187,4 +187,4 @@ class WholeTests(WholeCase):
         self.test_a_message_to_a_device_arrives_once()
         counts = self.server.parts.federating.inbound
         assert counts is not None
-        self.assertEqual(dict(counts.edus), {("m.direct_to_device",): 2})
+        self.assertEqual(dict(counts.edus), {("m.direct_to_device",): 3})

@@ -709,6 +709,56 @@ class RemoteTests(MediaCase):
         self.assertEqual(waiting.status, 503)
         self.assertEqual(self.files(), [])
 
+    def ask_for(self, media_id: str, server_name: str) -> Answer:
+        return self.download(media_id, server_name=server_name)
+
+    def turns(self, count: int = 20) -> None:
+        for _ in range(count):
+            self.clock.advance(0)
+
+    async def hang(self, *args: Any) -> RemoteMedia:
+        return await Deferred()
+
+    def test_nor_for_what_had_not_been_begun(self) -> None:
+        self.make(self.hang)
+        servers = ["a.test", "b.test", "c.test", "d.test", "e.test"]
+        waiting = [self.ask_for(f"x{n}", name) for name in servers for n in range(10)]
+        self.run_(self.media.stop())
+        self.assertEqual({answer.status for answer in waiting}, {503})
+        self.assertEqual(self.files(), [])
+
+    def test_a_server_that_is_slow_does_not_keep_others_waiting(self) -> None:
+        gate = self.gate = Deferred()
+        slow = [self.ask_for(f"x{n}", "slow.test") for n in range(40)]
+        self.gate = None
+        self.assertEqual(self.get("abc").status, 200)
+        gate.callback(None)
+        self.turns()
+        self.assertEqual({answer.status for answer in slow}, {200})
+
+    def test_a_long_row_that_is_refused_at_once(self) -> None:
+        gate = self.gate = Deferred()
+        waiting = [self.ask_for(f"x{n}", "far.test") for n in range(1000)]
+        self.gate = None
+        self.patch(self.media, "_remote", self.refuse)
+        gate.callback(None)
+        self.turns(1100)
+        self.assertTrue(all(answer.done for answer in waiting))
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    async def refuse(self, *args: Any) -> RemoteMedia:
+        raise not_found("No.")
+
+    def test_only_so_many_may_wait(self) -> None:
+        self.patch(component_module, "FETCHES_WAITING", 40)
+        self.gate = Deferred()
+        waiting = [self.ask_for(f"x{n}", f"s{n}.test") for n in range(72)]
+        self.check_refused(self.get("abc"), 429, "M_LIMIT_EXCEEDED")
+        self.gate.callback(None)
+        self.turns(80)
+        self.assertEqual({answer.status for answer in waiting}, {200})
+        self.assertEqual(self.get("abc").status, 200)
+
     def test_a_disk_that_fails(self) -> None:
         self.patch(self.media._store, "_keep", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
         self.check_refused(self.get("abc"), 503, "M_UNKNOWN")

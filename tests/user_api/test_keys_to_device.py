@@ -11,7 +11,7 @@ from dendrite_tw.user_api import to_device
 from dendrite_tw.user_api.api import OUTPUT_SEND_TO_DEVICE_EVENT, ToDeviceMessage
 from dendrite_tw.user_api.keys_component import KeyComponent
 from dendrite_tw.user_api.tables import to_device as table
-from tests.harness import trace
+from tests.harness import ask, trace
 from tests.user_api.keys_support import ALICE, BOB, CAROL, KeysCase
 
 
@@ -139,6 +139,21 @@ class ToDeviceTests(KeysCase):
             )
         self.assertEqual(self.contents(ALICE, "ALICEDEV"), [{"n": 1}])
         self.assertEqual(len(self.told), 1)
+
+    def test_another_servers_messages_to_nobody_leave_nothing(self) -> None:
+        for number, messages in enumerate([{}, {ALICE: {"GONE": {}}}, {"@nobody:test": {"*": {}}}, {CAROL: {"*": {}}}]):
+            self.get(self.keys.send_to_device(CAROL, "", "m.test", f"edu-{number}", messages))
+        self.assertEqual(ask(self.database, "SELECT COUNT(*) FROM to_device_transactions"), [(0,)])
+
+    def test_what_no_client_could_read_is_refused(self) -> None:
+        deep: dict[str, Any] = {}
+        for _ in range(300):
+            deep = {"a": deep}
+        for content in (deep, {"n": 10**30}):
+            for sender in (ALICE, CAROL):
+                self.check_refused(
+                    self.keys.send_to_device(sender, "", "m.test", "1", {ALICE: {"*": content}}), 400, "M_BAD_JSON"
+                )
 
     def parts(self, messages: dict[str, dict[str, Any]]) -> dict[tuple[str, str], int]:
         """How many messages leave in each EDU: destination and message ID."""

@@ -10,7 +10,8 @@ from ...database.statements import Transaction, each, many, maybe, none
 
 RETENTION = (
     "A key or document goes when its server did not confirm it for KEPT_MS, or when there are more than "
-    "ROWS_LIMIT and it was confirmed least lately: prune deletes a few of them at a time."
+    "ROWS_LIMIT and it was confirmed least lately: prune deletes a few of them at a time. Of one server there are no "
+    "more than KEYS_OF_SERVER keys."
 )
 
 KEPT_MS = 2 * 365 * 86_400_000
@@ -18,6 +19,9 @@ ROWS_LIMIT = 1_000_000
 """A stranger who owns a domain can make this server ask for the keys of any number of names below it."""
 
 PRUNED_AT_ONCE = 500
+
+KEYS_OF_SERVER = 500
+"""How many keys of one server are kept, those that it confirmed last: it could have new ones each time it is asked."""
 
 RETIRED_OF_SERVER = 20
 """How many keys that a server forgot are remembered for it as a notary would."""
@@ -62,6 +66,13 @@ def keys_of(txn: Transaction, server_names: Sequence[str]) -> None: ...
 )
 def store_keys(txn: Transaction, rows: object) -> None:
     """Store keys; what a newer document said of one stays."""
+
+
+@none(
+    "DELETE FROM server_keys WHERE server_name = :server_name AND key_id NOT IN (SELECT key_id FROM "
+    "server_keys WHERE server_name = :server_name ORDER BY fetched_ts DESC, key_id LIMIT :count)"
+)
+def prune_keys_of(txn: Transaction, server_name: str, count: int) -> None: ...
 
 
 @maybe(

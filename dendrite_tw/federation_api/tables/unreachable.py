@@ -8,7 +8,7 @@ from ...database.statements import Transaction, each, many, none
 
 RETENTION = (
     "A row goes when its server is reached or heard of; forget_unreachable deletes those of servers that nobody "
-    "tried for KEPT_MS, and loading at the start reads no more than LOADED."
+    "tried for KEPT_MS, and there are no more than LOADED: one more takes the place of another one."
 )
 
 KEPT_MS = 90 * 86_400_000

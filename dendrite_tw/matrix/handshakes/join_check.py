@@ -14,6 +14,7 @@ import msgspec
 
 from dendrite_tw.matrix.admission import FetchKeys, check_signatures, key_requests
 from dendrite_tw.matrix.auth_rules import AuthError, auth_state, check_auth, check_event_auth_events
+from dendrite_tw.matrix.errors import MALFORMED
 from dendrite_tw.matrix.event_format import EventFormatError
 from dendrite_tw.matrix.events import Event, ReceivedEvent, receive_event
 from dendrite_tw.matrix.handshakes.messages import HandshakeError, Pause, Reply
@@ -92,7 +93,7 @@ def check_join(sent: Event, reply: Reply, resident: str, *, now_ms: int) -> Step
 def _read(reply: Reply) -> _Answer:
     try:
         answer = _answer.decode(reply.body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise HandshakeError(f"the answer is malformed: {error}") from None
     return answer
 

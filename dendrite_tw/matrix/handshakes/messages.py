@@ -8,7 +8,7 @@ from urllib.parse import quote
 import msgspec
 import orjson
 
-from dendrite_tw.matrix.errors import MatrixError
+from dendrite_tw.matrix.errors import MALFORMED, MatrixError
 from dendrite_tw.matrix.room_versions import RoomVersion
 
 
@@ -133,6 +133,6 @@ def unwrap(reply: Reply | None) -> Reply | None:
         return reply
     try:
         pair = msgspec.json.decode(reply.body, type=tuple[int, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         raise HandshakeError("the answer is not a pair of status and object") from None
     return Reply(pair[0], bytes(pair[1]))

@@ -18,6 +18,7 @@ import msgspec
 
 from dendrite_tw.matrix.admission import MAX_SIGNATURES, FetchKeys, KeyRequest, Keys, check_signatures
 from dendrite_tw.matrix.auth_rules import AuthError, auth_state, check_auth, check_event_auth_events
+from dendrite_tw.matrix.errors import MALFORMED
 from dendrite_tw.matrix.event_format import EventFormatError
 from dendrite_tw.matrix.events import Event, receive_event
 from dendrite_tw.matrix.handshakes.messages import HandshakeError, Pause
@@ -116,7 +117,7 @@ def _wanted_keys(
             yield Pause(index, len(raws))
         try:
             one = _signed.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except MALFORMED:
             continue
         for server in _likely_signers(one, version):
             made = list(one.signatures.get(server, ()))[:MAX_SIGNATURES]
@@ -137,7 +138,7 @@ def _likely_signers(one: _Signed, version: RoomVersion) -> set[str]:
     if version.restricted_joins and b"join_authorised_via_users_server" in bytes(one.content):
         try:
             named.append(_authorised_by.decode(one.content).join_authorised_via_users_server)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except MALFORMED:
             pass
     servers = {name.partition(":")[2] for name in named if isinstance(name, str)}
     return set(filter(is_server_name, servers))

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from ...database.engines import Database
-from ...matrix.errors import bad_json, forbidden, invalid_param, not_found
+from ...matrix.errors import MALFORMED, bad_json, forbidden, invalid_param, not_found
 from ...matrix.events import Event, ReceivedEvent, reference_hash
 from ...matrix.handshakes import JOIN, KNOCK, LEAVE, Place, Signer, make_template, receive_membership
 from ...matrix.identifiers import is_historical_user_id, server_name_of
@@ -195,7 +195,7 @@ def _named(pdu: bytes) -> tuple[str, str | None]:
     """The sender of a member event, and who vouches for it, before anything is known to be right about it."""
     try:
         found = _sender.decode(pdu)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         raise bad_json("The event is malformed.") from None
     return found.sender, found.content.join_authorised_via_users_server
 

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from ...database.engines import Database
 from ...matrix.auth_rules import AuthError, check_auth
-from ...matrix.errors import MatrixError
+from ...matrix.errors import MALFORMED, MatrixError
 from ...matrix.handshakes import Described, HandshakeError, Pile, Reply, Request, check_room
 from ...matrix.handshakes.messages import path
 from ...matrix.identifiers import is_server_name
@@ -230,6 +230,6 @@ def _pile(reply: Reply | None) -> Pile:
         raise HandshakeError("there is no answer" if reply is None else f"the answer is {reply.status}")
     try:
         answer = _state_answer.decode(reply.body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise HandshakeError(f"the answer is malformed: {error}") from None
     return Pile(answer.pdus, answer.auth_chain)

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from ...matrix.admission import verify
 from ...matrix.auth_rules import AuthError, auth_state, check_auth, check_event_auth_events
+from ...matrix.errors import MALFORMED
 from ...matrix.events import Event, EventFormatError, ReceivedEvent, receive_event
 from ...matrix.handshakes import (
     HandshakeError,
@@ -168,7 +169,7 @@ class Invitations:
             raise HandshakeError("it cannot be checked")
         try:
             chain = _event_auth.decode(reply.body).auth_chain
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except MALFORMED:
             raise HandshakeError("what authorises it is malformed") from None
         if len(chain) > AUTH_EVENTS_LIMIT:
             raise HandshakeError("too much authorises it")
@@ -190,7 +191,7 @@ class Invitations:
             return []
         try:
             return _transaction.decode(reply.body).pdus[:1]
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except MALFORMED:
             return []
 
 

@@ -15,6 +15,7 @@ import orjson
 
 from ...cache import Cache, CacheBudget
 from ...federation_api.api import FederationAPI, FederationRequest, Unreachable
+from ...matrix.canonical_json import CanonicalJSONError, encode_lenient
 from ...matrix.identifiers import is_historical_user_id, is_room_id, is_server_name, server_name_of
 from ...world import Clock
 from ..api import PublicRoom
@@ -205,11 +206,15 @@ def child_of(content: dict[str, Any], room_id: str, sender: str, ts: int) -> Chi
         "sender": sender,
         "origin_server_ts": ts,
     }
+    try:
+        encoded = encode_lenient(shown)
+    except CanonicalJSONError:
+        return None
     return Child(
         room_id=room_id,
         via=tuple(via[:VIA_LIMIT]),
         suggested=content.get("suggested") is True,
-        shown=orjson.dumps(shown),
+        shown=encoded,
         order=(not order, order, ts, room_id),
     )
 

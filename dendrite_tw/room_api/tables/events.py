@@ -51,6 +51,19 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     """Its place in the state; `None` for a message event."""
 
 
+class PlacedRow(msgspec.Struct, frozen=True, gc=False):
+    """An event as far as a page of history asks for it at first: fields as of `EventRow`."""
+
+    event_nid: int
+    room_nid: int
+    depth: int
+    position: int
+    snapshot_nid: int
+    slot_nid: int | None
+    replaces_nid: int | None
+    redacted_by_nid: int | None
+
+
 class Place(msgspec.Struct, frozen=True):
     """Where an event stands in its room."""
 
@@ -89,6 +102,7 @@ class KnownRow(msgspec.Struct, frozen=True):
     event_id: str
     status: int
     position: int
+    room_nid: int
 
 
 @none(
@@ -111,8 +125,17 @@ def give_place(
     """An event that was known apart from the timeline becomes part of it."""
 
 
-@many(KnownRow, "SELECT event_nid, event_id, status, position FROM events WHERE event_id = ANY(:event_ids)")
+@many(KnownRow, "SELECT event_nid, event_id, status, position, room_nid FROM events WHERE event_id = ANY(:event_ids)")
 def known_events(txn: Transaction, event_ids: Sequence[str]) -> None: ...
+
+
+@many(
+    str,
+    "SELECT event_id FROM events WHERE event_id = ANY(:event_ids) AND room_nid = :room_nid "
+    "AND (position <> 0 OR snapshot_nid <> 0)",
+)
+def placed_of(txn: Transaction, event_ids: Sequence[str], room_nid: int) -> None:
+    """Those of some events that are part of the room's timeline, be they shown or not."""
 
 
 class SlotOf(msgspec.Struct, frozen=True):
@@ -205,21 +228,21 @@ def live_after(txn: Transaction, room_nid: int, after: int, count: int) -> None:
     """Live events after a position, oldest first."""
 
 
+_PLACED = (
+    "SELECT event_nid, room_nid, depth, position, snapshot_nid, slot_nid, replaces_nid, redacted_by_nid FROM events "
+    "WHERE room_nid = :room_nid AND position <> 0 AND status = 0"
+)
+
+
 @many(
-    EventRow,
-    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth, e.position) <= (:depth, "
-    ":position) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth DESC, e.position DESC "
-    "LIMIT :count",
+    PlacedRow,
+    f"{_PLACED} AND (depth, position) <= (:depth, :position) ORDER BY depth DESC, position DESC LIMIT :count",
 )
 def history_back(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
     """Events at or before a place, latest first."""
 
 
-@many(
-    EventRow,
-    f"SELECT {COLUMNS} {FROM} WHERE e.room_nid = :room_nid AND (e.depth, e.position) > (:depth, "
-    ":position) AND e.position <> 0 AND e.status = 0 ORDER BY e.depth, e.position LIMIT :count",
-)
+@many(PlacedRow, f"{_PLACED} AND (depth, position) > (:depth, :position) ORDER BY depth, position LIMIT :count")
 def history_on(txn: Transaction, room_nid: int, depth: int, position: int, count: int) -> None:
     """Events after a place, earliest first."""
 
