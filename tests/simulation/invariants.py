@@ -34,7 +34,22 @@ def timeline(host: Host, room: str) -> list[str]:
 def in_history(host: Host, room: str) -> set[str]:
     """What can be read in a room's history, or was held back."""
     found = statuses(host, room)
-    return {event_id for event_id, (status, place) in found.items() if status != ACCEPTED or place != 0}
+    shown = {event_id for event_id, (status, place) in found.items() if status != ACCEPTED or place != 0}
+    return shown | hidden_redactions(host, room).keys()
+
+
+def hidden_redactions(host: Host, room: str) -> dict[str, bool]:
+    """Redactions that came before what they redact, and so are not shown; whether they still say what that is.
+
+    One that was itself redacted by then does not, and nothing comes of it.
+    """
+    sql = f"SELECT event_id, pdu FROM events JOIN rooms USING (room_nid) WHERE room_id = '{room}' AND position = 0"
+    read = {event_id: orjson.loads(pdu) for event_id, pdu in host.rows("room_server", sql)}
+    return {
+        event_id: "redacts" in event or "redacts" in event["content"]
+        for event_id, event in read.items()
+        if event["type"] == "m.room.redaction"
+    }
 
 
 def shown_since_all_joined(storm: Storm, room: str) -> set[str]:
@@ -75,6 +90,7 @@ def check(storm: Storm) -> None:
     for room in storm.rooms:
         check_states(storm, room)
         check_events(storm, room)
+        check_contents(storm, room)
         for person in storm.people:
             check_view(storm, room, person)
     check_promises(storm)
@@ -101,16 +117,41 @@ def check_events(storm: Storm, room: str) -> None:
     """
     have = {host.name: statuses(host, room) for host in storm.hosts}
     everything = shown_since_all_joined(storm, room)
-    for name, found in have.items():
+    for host in storm.hosts:
+        found = have[host.name]
         for event_id, (status, _) in sorted(found.items()):
             if status == REJECTED:
-                storm.trace.problem(name, f"rejected {event_id} of {room}")
-        for event_id in sorted(everything):
-            status, place = found.get(event_id, (None, 0))
-            if status is None:
-                storm.trace.problem(name, f"never heard of {event_id} of {room}")
-            elif status == ACCEPTED and place == 0:
-                storm.trace.problem(name, f"does not show {event_id} of {room}")
+                storm.trace.problem(host.name, f"rejected {event_id} of {room}")
+        for event_id in sorted(everything - in_history(host, room)):
+            what = "does not show" if event_id in found else "never heard of"
+            storm.trace.problem(host.name, f"{what} {event_id} of {room}")
+
+
+def check_contents(storm: Storm, room: str) -> None:
+    """All servers have the same of each event: what was redacted is gone everywhere.
+
+    Not where one of them held the redaction back, or got it only when it had itself been redacted.
+    """
+    unsettled = {
+        target
+        for person in storm.people
+        for redaction, target in person.redactions.items()
+        if any(not carried_out(host, room, redaction) for host in storm.hosts)
+    }
+    sql = f"SELECT event_id, pdu FROM events JOIN rooms USING (room_nid) WHERE room_id = '{room}' AND status = 0"
+    first, *others = storm.hosts
+    here = dict(first.rows("room_server", sql))
+    for other in others:
+        for event_id, pdu in other.rows("room_server", sql):
+            same = orjson.loads(pdu)["content"] == orjson.loads(here.get(event_id, pdu))["content"]
+            if not same and event_id not in unsettled:
+                storm.trace.problem(first.name, f"has another content of {event_id} of {room} than {other.name}")
+
+
+def carried_out(host: Host, room: str, redaction: str) -> bool:
+    """Whether a server has a redaction, did not hold it back, and can know of what it is."""
+    status, _ = statuses(host, room).get(redaction, (SOFT_FAILED, 0))
+    return status == ACCEPTED and hidden_redactions(host, room).get(redaction, True)
 
 
 def check_view(storm: Storm, room: str, person: Person) -> None:

@@ -58,6 +58,8 @@ class Person:
         self.invited: dict[str, str] = {}
         """Rooms that this person is invited to, with a server to join through."""
         self.said: list[Said] = []
+        self.redactions: dict[str, str] = {}
+        """What was redacted, by the event that did it."""
         self.notes_sent: list[tuple[str, str]] = []
         """To-device messages: to whom, and the text."""
         self.notes: list[tuple[str, str]] = []
@@ -138,7 +140,9 @@ class Person:
 
     async def redact(self, room: str, event_id: str) -> None:
         path = f"/rooms/{quote(room)}/redact/{quote(event_id)}/{self.transaction()}"
-        await self.do(f"redacts {event_id} in {room}", "PUT", path, {"reason": "no"})
+        response = await self.do(f"redacts {event_id} in {room}", "PUT", path, {"reason": "no"})
+        if response.status == 200:
+            self.redactions[response.json["event_id"]] = event_id
 
     async def write_to(self, others: Sequence[Person], text: str) -> None:
         """A message between devices."""
