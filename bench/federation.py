@@ -237,9 +237,7 @@ async def join(folder: Path, authority: Authority, members: int, omits: bool) ->
     room = ResidentRoom.make(remote, members, omits)
     remote.answer = room.answer
     await remote.start()
-    server = OurHomeserver(folder / f"ours-{members}", authority, "localhost")
-    server.start()
-    try:
+    with OurHomeserver(folder / f"ours-{members}", authority, "localhost") as server:
         user = await register(server, "joiner")
         pid, start = server.process.pid, peak_mb(server.process.pid)
         before, begun = server.process.processor_seconds(), time.perf_counter()
@@ -251,9 +249,6 @@ async def join(folder: Path, authority: Authority, members: int, omits: bool) ->
         done = time.perf_counter() - begun
         used = server.process.processor_seconds() - before
         result = Joined(members, answered, sent, done, start, peak_mb(pid), used)
-    finally:
-        # Not in this thread: the server takes leave of the generator, and waits for its answer.
-        await asyncio.to_thread(server.stop)
     await remote.stop()
     asked = ", ".join(f"{path} {count}" for path, count in sorted(remote.asked.items()))
     print(f"{members} members; asked of the resident server: {asked}", file=sys.stderr, flush=True)
