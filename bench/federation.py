@@ -211,6 +211,8 @@ class Joined:
     """Seconds since the client asked to join, and what memory the server had needed."""
 
     members: int
+    through: str
+    """Who answered: the generator, or another server of ours that is in the room."""
     answered: float
     sent: float
     whole: float
@@ -221,7 +223,7 @@ class Joined:
     def cells(self) -> list[str]:
         """The line of the report."""
         times = [f"{seconds:.2f}" for seconds in (self.answered, self.sent, self.whole, self.cpu)]
-        return [f"{self.members:,}", *times, f"{self.start_mb:.0f}", f"{self.peak_mb:.0f}"]
+        return [f"{self.members:,}", self.through, *times, f"{self.start_mb:.0f}", f"{self.peak_mb:.0f}"]
 
 
 def peak_mb(pid: int) -> float:
@@ -231,28 +233,42 @@ def peak_mb(pid: int) -> float:
     return int(found[1]) / 1024
 
 
-async def join(folder: Path, authority: Authority, members: int, omits: bool) -> Joined:
-    """A new server of ours joins a room of so many members; `omits` as of `ResidentRoom`."""
+async def join(folder: Path, authority: Authority, members: int, omits: bool) -> list[Joined]:
+    """A new server of ours joins a room of so many members, and another one through the first.
+
+    `omits` as of `ResidentRoom`; servers of ours know how to omit members.
+    """
     remote = Remote(authority)
     room = ResidentRoom.make(remote, members, omits)
     remote.answer = room.answer
     await remote.start()
-    with OurHomeserver(folder / f"ours-{members}", authority, "localhost") as server:
-        user = await register(server, "joiner")
-        pid, start = server.process.pid, peak_mb(server.process.pid)
-        before, begun = server.process.processor_seconds(), time.perf_counter()
-        await user.call("POST", f"/join/{quote(room.room_id)}?server_name={quote(remote.name)}")
-        answered = time.perf_counter() - begun
-        await user.send(room.room_id)
-        sent = time.perf_counter() - begun
-        await asyncio.wait_for(whole(user, room.room_id, members + 1), JOIN_PATIENCE)
-        done = time.perf_counter() - begun
-        used = server.process.processor_seconds() - before
-        result = Joined(members, answered, sent, done, start, peak_mb(pid), used)
+    with (
+        OurHomeserver(folder / f"first-{members}", authority, "localhost") as first,
+        OurHomeserver(folder / f"second-{members}", authority, "localhost") as second,
+    ):
+        results = [
+            await join_through("generator", remote.name, first, room.room_id, members + 1),
+            await join_through("ours", first.server_name, second, room.room_id, members + 2),
+        ]
     await remote.stop()
     asked = ", ".join(f"{path} {count}" for path, count in sorted(remote.asked.items()))
-    print(f"{members} members; asked of the resident server: {asked}", file=sys.stderr, flush=True)
-    return result
+    print(f"{members} members; asked of the generator: {asked}", file=sys.stderr, flush=True)
+    return results
+
+
+async def join_through(through: str, via: str, server: OurHomeserver, room_id: str, members: int) -> Joined:
+    """A user of a server joins a room by way of another server; done when `members` are told of."""
+    user = await register(server, "joiner")
+    pid, start = server.process.pid, peak_mb(server.process.pid)
+    before, begun = server.process.processor_seconds(), time.perf_counter()
+    await user.call("POST", f"/join/{quote(room_id)}?server_name={quote(via)}")
+    answered = time.perf_counter() - begun
+    await user.send(room_id)
+    sent = time.perf_counter() - begun
+    await asyncio.wait_for(whole(user, room_id, members), JOIN_PATIENCE)
+    done = time.perf_counter() - begun
+    used = server.process.processor_seconds() - before
+    return Joined(members, through, answered, sent, done, start, peak_mb(pid), used)
 
 
 async def whole(user: Account, room_id: str, members: int) -> None:
@@ -271,8 +287,9 @@ async def whole(user: Account, room_id: str, members: int) -> None:
 
 async def join_all(folder: Path, authority: Authority, sizes: Sequence[int], omits: bool) -> bool:
     """Join rooms of these sizes and print the table; whether memory stayed in its limit."""
-    results = [await join(folder, authority, members, omits) for members in sizes]
-    heads = ["members", "join answered, s", "message sent, s", "members whole, s", "CPU s", "MB before", "MB at most"]
+    results = [result for members in sizes for result in await join(folder, authority, members, omits)]
+    heads = ["members", "through", "join answered, s", "message sent, s", "members whole, s", "CPU s"]
+    heads += ["MB before", "MB at most"]
     for line in (heads, ["---"] * len(heads), *(result.cells() for result in results)):
         print("| " + " | ".join(line) + " |")
     return all(result.peak_mb <= LIMIT_MB for result in results)
