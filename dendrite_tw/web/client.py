@@ -410,7 +410,8 @@ class _Pool(HTTPConnectionPool):
         farewell of TLS, and who stops would wait for it.
         """
         for kept in [protocol for protocols in self._connections.values() for protocol in protocols]:
-            kept.transport.abortConnection()
+            if kept.state == "QUIESCENT":  # not lost meanwhile
+                kept.transport.abortConnection()
         closed: Deferred[None] = super().closeCachedConnections()
         return closed
 
