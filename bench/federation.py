@@ -1,8 +1,8 @@
-"""``python -m bench.federation``: what it costs to take other servers' events, and to join big rooms of theirs.
+"""``python -m bench.federation``: what events of other servers cost, and joins of big rooms on other servers.
 
-The first part sends events to our server and to Synapse as another server does; an operation is a PDU, measured until a
-local member can read the last one. The second starts two of our servers, fills a room of one, and joins it from the
-other.
+The generator is another homeserver (:mod:`bench.remote`).  Without options it joins a room on our server and one on
+Synapse and sends messages there, in transactions of one event and of fifty, by turns.  What is sent has arrived when a
+local user can read it.  With ``--join N`` it has a room of N members instead, and a user of our server joins it.
 """
 
 from __future__ import annotations
@@ -10,210 +10,313 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import resource
+import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-import orjson
+from bench.matrix import MESSAGE, Account, RefusedError, register
+from bench.remote import VERSION, Link, Remote, State
+from bench.resident import ResidentRoom
+from bench.servers import SYNAPSE_LOG_YAML
+from dendrite_tw.matrix.events import Event
+from tests.interop.authority import Authority
+from tests.interop.homeservers import Homeserver, OurHomeserver, SynapseHomeserver
 
-from bench.__main__ import Candidate, compare
-from bench.authority import Authority
-from bench.federating import Federating, FederatingOurs, FederatingSynapse
-from bench.matrix import Account, RefusedError, each, register
-from bench.processes import cores
-from bench.remote import Remote
-from bench.report import as_json, machine, table
-from bench.scenarios import Outcome, Scale, Scenario, Site, Work
+SIZES = (1, 50)
+"""Events in a transaction."""
 
-KINDS: dict[str, type[Federating]] = {"ours": FederatingOurs, "synapse": FederatingSynapse}
-ROOMS = 20
-AHEAD = 50
-"""Events of a room that wait at most: Synapse drops those of a room in which more than a hundred do."""
+TURNS = 4
+BURST = 50
+BURST_PATIENCE = 60.0
+IDLE_SECONDS = 3.0
+SETTLE_SECONDS = 0.5
+LOOK_SECONDS = 0.02
+QUIET_SHARE = 0.25
+"""A server that uses less of a core than this is asked whether it has the last event; asking is work for it too."""
 
-POLL_SECONDS = 0.1
-"""Between two looks whether an event is there: each costs the server something."""
+JOIN_PATIENCE = 300.0
+LIMIT_MB = 300
+"""What a server may need at most while it joins."""
 
-READ_PATIENCE = 120.0
-WHOLE_PATIENCE = 900.0
-MEGABYTE = 1 << 20
-
-Remotes = dict[str, Remote]
-
-
-def inbound(remotes: Remotes, rooms: int, count: int, at_once: int) -> Callable[[Site], object]:
-    """``count`` messages in each of some rooms, in transactions that have ``at_once`` of each room."""
-
-    async def prepare(site: Site) -> Work:
-        remote = remotes[site.server.name]
-        member = await site.user()
-        seats = [await remote.join(await member.create_room(room_version="10")) for _ in range(rooms)]
-        events = [remote.messages(seat, count) for seat in seats]
-
-        async def work() -> Outcome:
-            outcome = Outcome()
-            started = time.perf_counter()
-            for first in range(0, count, at_once):
-                batch = [event for said in events for event in said[first : first + at_once]]
-                before = time.perf_counter()
-                await remote.transaction(batch)
-                outcome.latencies += [time.perf_counter() - before] * len(batch)
-                if (first + at_once) % AHEAD == 0:
-                    await readable(member, seats[0].room_id, events[0][first + at_once - 1].event_id)
-            for seat in seats:
-                await readable(member, seat.room_id, seat.last)
-            outcome.seconds = time.perf_counter() - started
-            return outcome
-
-        return work
-
-    return prepare
+REQUIRED_RATIO = 5.0
 
 
-async def readable(member: Account, room_id: str, event_id: str) -> None:
-    """Wait until a member can read an event."""
-    deadline = time.monotonic() + READ_PATIENCE
+class QuietSynapse(SynapseHomeserver):
+    """Synapse, without what it logs for the tests to read."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        (self.folder / "log.yaml").write_text(SYNAPSE_LOG_YAML)
+
+
+# --- events that arrive ---------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Spent:
+    """What the turns of one kind took so far."""
+
+    events: int = 0
+    cpu: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def cpu_ms(self) -> float:
+        """Processor time of one event."""
+        return 1000 * self.cpu / self.events
+
+    @property
+    def per_second(self) -> float:
+        return self.events / self.seconds
+
+
+@dataclass(slots=True)
+class Target:
+    """A server under test, with a room that the generator's user is in."""
+
+    server: Homeserver
+    link: Link
+    local: Account
+    room_id: str
+    newest: Event
+    state: State
+    idle: float = 0.0
+    spent: dict[int, Spent] = field(default_factory=dict)
+
+    @classmethod
+    async def make(cls, remote: Remote, server: Homeserver, authority: Authority) -> Target:
+        """Make the room and join it."""
+        local = await register(server, "reader")
+        room_id = await local.create_room(room_version=VERSION.identifier)
+        link = Link(remote, server, authority)
+        join, state = await link.join(room_id, f"@writer:{remote.name}")
+        target = cls(server, link, local, room_id, join, state)
+        await target.turn(remote, 50, 100)
+        target.spent.clear()
+        return target
+
+    async def measure_idle(self) -> None:
+        """Processor seconds that the server uses a second when nobody asks anything."""
+        before = self.server.process.processor_seconds()
+        await asyncio.sleep(IDLE_SECONDS)
+        self.idle = (self.server.process.processor_seconds() - before) / IDLE_SECONDS
+
+    def messages(self, remote: Remote, count: int) -> list[Event]:
+        """The next messages of the generator's user, each after the one before."""
+        made = []
+        for number in range(count):
+            self.newest = remote.build(
+                self.room_id,
+                self.state,
+                f"@writer:{remote.name}",
+                "m.room.message",
+                {"msgtype": "m.text", "body": f"{MESSAGE} {number}"},
+                after=[self.newest.event_id],
+                depth=self.newest.depth + 1,
+            )
+            made.append(self.newest)
+        return made
+
+    async def turn(self, remote: Remote, size: int, count: int) -> None:
+        """Send so many events in transactions of that size, one after the other.
+
+        After each burst, wait until its last event is there: a server that is flooded may drop what it has not looked
+        at, and ask for it later.
+        """
+        events = self.messages(remote, count)
+        process = self.server.process
+        process.look_for_children()
+        begun, before, seconds = time.perf_counter(), process.processor_seconds(), 0.0
+        for first in range(0, count, BURST):
+            burst, burst_begun = events[first : first + BURST], time.perf_counter()
+            for start in range(0, len(burst), size):
+                await self.link.send(burst[start : start + size])
+            ended = await asyncio.wait_for(self.arrived(burst[-1].event_id), BURST_PATIENCE)
+            seconds += ended - burst_begun
+        await asyncio.sleep(SETTLE_SECONDS)
+        used = process.processor_seconds() - before - self.idle * (time.perf_counter() - begun)
+        spent = self.spent.setdefault(size, Spent())
+        spent.events += count
+        spent.cpu += used
+        spent.seconds += seconds
+
+    async def arrived(self, event_id: str) -> float:
+        """Wait until the local user can read the event; when the server had come to rest with it."""
+        path = f"/rooms/{quote(self.room_id)}/event/{quote(event_id)}"
+        process = self.server.process
+        while True:
+            since, before = time.perf_counter(), process.processor_seconds()
+            await asyncio.sleep(LOOK_SECONDS)
+            if process.processor_seconds() - before > QUIET_SHARE * LOOK_SECONDS:
+                continue
+            try:
+                await self.local.call("GET", path)
+            except RefusedError as error:
+                if error.status != 404:
+                    raise
+            else:
+                return since
+
+
+async def compare(folder: Path, authority: Authority, servers: Sequence[Homeserver], count: int) -> bool:
+    """Send to the servers by turns and print the table; whether ours is as much cheaper as it has to be."""
+    remote = Remote(authority)
+    await remote.start()
+    targets = [await Target.make(remote, server, authority) for server in servers]
+    for target in targets:
+        await target.measure_idle()
+    for size in SIZES:
+        for number in range(TURNS):
+            for target in targets:
+                await target.turn(remote, size, count // TURNS)
+                spent = target.spent[size]
+                line = f"turn {number + 1}, {size} a transaction, {target.server.name}: {spent.cpu_ms:.3g} ms so far"
+                print(line, file=sys.stderr, flush=True)
+    await remote.stop()
+    print("\n".join(table(targets)))
+    return all(ratio(targets, size) >= REQUIRED_RATIO for size in SIZES)
+
+
+def ratio(targets: Sequence[Target], size: int) -> float:
+    """How many times the processor time of the first server the last one needs."""
+    return targets[-1].spent[size].cpu_ms / targets[0].spent[size].cpu_ms
+
+
+def table(targets: Sequence[Target]) -> list[str]:
+    """The report as a Markdown table."""
+    heads = ["events in a transaction", "events"]
+    for target in targets:
+        heads += [f"{target.server.name}: CPU ms an event", "events a second"]
+    lines = [[*heads, "CPU ratio"], ["---"] * (len(heads) + 1)]
+    for size in SIZES:
+        row = [str(size), str(targets[0].spent[size].events)]
+        for target in targets:
+            row += [f"{target.spent[size].cpu_ms:.3g}", f"{target.spent[size].per_second:.3g}"]
+        lines.append([*row, f"{ratio(targets, size):.1f}"])
+    versions = [target.server.version() for target in targets]
+    return ["| " + " | ".join(line) + " |" for line in lines] + ["", "; ".join(versions)]
+
+
+# --- joins of big rooms ---------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Joined:
+    """Seconds since the client asked to join, and what memory the server had needed."""
+
+    members: int
+    through: str
+    """Who answered: the generator, or another server of ours that is in the room."""
+    answered: float
+    sent: float
+    whole: float
+    start_mb: float
+    peak_mb: float
+    cpu: float
+
+    def cells(self) -> list[str]:
+        """The line of the report."""
+        times = [f"{seconds:.2f}" for seconds in (self.answered, self.sent, self.whole, self.cpu)]
+        return [f"{self.members:,}", self.through, *times, f"{self.start_mb:.0f}", f"{self.peak_mb:.0f}"]
+
+
+def peak_mb(pid: int) -> float:
+    """The most resident memory that a process ever had."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+async def join(folder: Path, authority: Authority, members: int, omits: bool) -> list[Joined]:
+    """A new server of ours joins a room of so many members, and another one through the first.
+
+    `omits` as of `ResidentRoom`; servers of ours know how to omit members.
+    """
+    remote = Remote(authority)
+    room = ResidentRoom.make(remote, members, omits)
+    remote.answer = room.answer
+    await remote.start()
+    with (
+        OurHomeserver(folder / f"first-{members}", authority, "localhost") as first,
+        OurHomeserver(folder / f"second-{members}", authority, "localhost") as second,
+    ):
+        results = [
+            await join_through("generator", remote.name, first, room.room_id, members + 1),
+            await join_through("ours", first.server_name, second, room.room_id, members + 2),
+        ]
+    await remote.stop()
+    asked = ", ".join(f"{path} {count}" for path, count in sorted(remote.asked.items()))
+    print(f"{members} members; asked of the generator: {asked}", file=sys.stderr, flush=True)
+    return results
+
+
+async def join_through(through: str, via: str, server: OurHomeserver, room_id: str, members: int) -> Joined:
+    """A user of a server joins a room by way of another server; done when `members` are told of."""
+    user = await register(server, "joiner")
+    pid, start = server.process.pid, peak_mb(server.process.pid)
+    before, begun = server.process.processor_seconds(), time.perf_counter()
+    await user.call("POST", f"/join/{quote(room_id)}?server_name={quote(via)}")
+    answered = time.perf_counter() - begun
+    await user.send(room_id)
+    sent = time.perf_counter() - begun
+    await asyncio.wait_for(whole(user, room_id, members), JOIN_PATIENCE)
+    done = time.perf_counter() - begun
+    used = server.process.processor_seconds() - before
+    return Joined(members, through, answered, sent, done, start, peak_mb(pid), used)
+
+
+async def whole(user: Account, room_id: str, members: int) -> None:
+    """Wait until the server tells of so many members."""
     while True:
         try:
-            await member.call("GET", f"/rooms/{quote(room_id)}/event/{quote(event_id)}")
-            return
-        except RefusedError:
-            if time.monotonic() > deadline:
+            told = (await user.call("GET", f"/rooms/{quote(room_id)}/members")).json()["chunk"]
+        except RefusedError as error:
+            if error.status < 500:
                 raise
-            await asyncio.sleep(POLL_SECONDS)
+            told = []
+        if len(told) == members:
+            return
+        await asyncio.sleep(0.25)
 
 
-def scenarios_of(remotes: Remotes, quick: bool) -> list[Scenario]:
-    """The lines of the report."""
-    share = 4 if quick else 1
-    rows = (
-        ("inbound-1", "PDU, one in a transaction, 1 room", 1, 400 // share, 1),
-        ("inbound-50", "PDU, 50 in a transaction, 1 room", 1, 1000 // share, 50),
-        ("inbound-rooms", f"PDU, {ROOMS} in a transaction, {ROOMS} rooms", ROOMS, 50 // share, 1),
-    )
-    return [
-        Scenario(name, operation, inbound(remotes, rooms, count, at_once))  # type: ignore[arg-type]
-        for name, operation, rooms, count, at_once in rows
-    ]
-
-
-async def measure_inbound(candidates: Sequence[Candidate], folder: Path, quick: bool) -> list[Scenario]:
-    """Run the first part; its scenarios."""
-    async with AsyncExitStack() as stack:
-        remotes: Remotes = {}
-        for candidate in candidates:
-            server = candidate.server
-            assert isinstance(server, Federating)
-            remotes[server.name] = await stack.enter_async_context(Remote(server, folder / f"remote-{server.name}"))
-        scenarios = scenarios_of(remotes, quick)
-        await compare(candidates, scenarios)
-        return scenarios
-
-
-async def measure_join(host: Federating, guest: Federating, members: int) -> str:
-    """A line: how a user of one server comes into a room of so many members of the other."""
-    owner = await register(host, f"owner{members}")
-    room = await owner.create_room(room_version="10", name="Everybody")
-
-    async def come(number: int) -> None:
-        member = await register(host, f"m{members}_{number}")
-        await member.join(room)
-        member.connection.close()
-
-    await each(range(members - 1), come, at_once=4)
-    newcomer = await register(guest, f"newcomer{members}")
-    guest.process.look_for_children()
-    before = guest.process.resident_bytes() / MEGABYTE
-    spent = guest.process.processor_seconds()
-    started = time.perf_counter()
-    await newcomer.call("POST", f"/join/{quote(room)}?via={host.server_name}&server_name={host.server_name}")
-    await newcomer.send(room, "Here I am.")
-    can_send = time.perf_counter() - started
-    while True:
-        told = await newcomer.call("GET", f"/rooms/{quote(room)}/joined_members")
-        if len(told.json()["joined"]) == members + 1:
-            break
-        if time.perf_counter() - started > WHOLE_PATIENCE:
-            raise TimeoutError(f"{len(told.json()['joined'])} members are known")
-        await asyncio.sleep(0.2)
-    whole = time.perf_counter() - started
-    spent = guest.process.processor_seconds() - spent
-    peak = peak_bytes(guest.process.pid) / MEGABYTE
-    return f"| {members:,} | {can_send:.2f} s | {whole:.1f} s | {spent:.1f} s | {before:.0f} MB | {peak:.0f} MB |"
-
-
-def peak_bytes(pid: int) -> int:
-    """The most memory that a process ever had resident."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.federation", description=__doc__)
-    parser.add_argument("part", choices=["inbound", "join"])
-    parser.add_argument("--server", choices=["ours", "synapse", "both"], default="both", help="of inbound")
-    parser.add_argument("--members", type=int, action="append", help="of the rooms to join (2,000 and 20,000)")
-    parser.add_argument("--quick", action="store_true", help="a quarter of the events")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of inbound there as JSON")
-    parser.add_argument("--no-pin", action="store_true", help="do not give server and generator a core each")
-    return parser.parse_args(arguments)
+async def join_all(folder: Path, authority: Authority, sizes: Sequence[int], omits: bool) -> bool:
+    """Join rooms of these sizes and print the table; whether memory stayed in its limit."""
+    results = [result for members in sizes for result in await join(folder, authority, members, omits)]
+    heads = ["members", "through", "join answered, s", "message sent, s", "members whole, s", "CPU s"]
+    heads += ["MB before", "MB at most"]
+    for line in (heads, ["---"] * len(heads), *(result.cells() for result in results)):
+        print("| " + " | ".join(line) + " |")
+    return all(result.peak_mb <= LIMIT_MB for result in results)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run and report; 1 when an operation failed."""
-    options = parse(arguments)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    pinned = None if options.no_pin else cores()
+    """Run and report; 1 when a figure misses what is required."""
+    parser = argparse.ArgumentParser(prog="python -m bench.federation", description=__doc__)
+    parser.add_argument("--events", type=int, default=1000, help="events for each server and size of transaction")
+    parser.add_argument("--join", type=int, action="append", metavar="N", help="join a room of N members instead")
+    parser.add_argument("--full", action="store_true", help="the joined server does not know how to omit members")
+    options = parser.parse_args(arguments)
+    OurHomeserver.install()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         authority = Authority.make(folder)
-        print(f"load of the machine before: {machine()['load'][0]:.1f}")
-        if options.part == "join":
-            return join_part(stack, folder, authority, options.members or [2000, 20000])
-        return inbound_part(stack, folder, authority, options, pinned)
-
-
-def join_part(stack: ExitStack, folder: Path, authority: Authority, sizes: Sequence[int]) -> int:
-    """Two of our servers, the joining one a new process for each size."""
-    host = stack.enter_context(FederatingOurs(folder / "host", authority, "localhost"))
-    print(
-        "| members | can send after | whole after | CPU | memory before | peak |\n| --- | --- | --- | --- | --- | --- |"
-    )
-    for size in sizes:
-        with FederatingOurs(folder / f"guest{size}", authority, "127.0.0.1") as guest:
-            print(asyncio.run(measure_join(host, guest, size)), flush=True)
-    return 0
-
-
-def inbound_part(
-    stack: ExitStack,
-    folder: Path,
-    authority: Authority,
-    options: argparse.Namespace,
-    pinned: tuple[set[int], set[int]] | None,
-) -> int:
-    """Each server in turn, as `bench` does."""
-    names = list(KINDS) if options.server == "both" else [options.server]
-    if "synapse" in names:
-        FederatingSynapse.installed()
-    on_cores = pinned[0] if pinned else None
-    servers = [KINDS[name](folder / name, authority, "localhost", on_cores=on_cores) for name in names]
-    candidates = [Candidate(stack.enter_context(server), Site(server, Scale())) for server in servers]
-    if pinned:
-        os.sched_setaffinity(0, pinned[1])
-    scenarios = asyncio.run(measure_inbound(candidates, folder, options.quick))
-    results = {candidate.server.name: candidate.result() for candidate in candidates}
-    print(table(results, {scenario.name: scenario.operation for scenario in scenarios}))
-    if options.json:
-        options.json.write_bytes(orjson.dumps(as_json(results, {"quick": options.quick}), option=orjson.OPT_INDENT_2))
-    return int(any(found.failures for result in results.values() for found in result.scenarios.values()))
+        if options.join:
+            good = asyncio.run(join_all(folder, authority, options.join, not options.full))
+        else:
+            SynapseHomeserver.installed()
+            servers: list[Homeserver] = [
+                stack.enter_context(OurHomeserver(folder / "ours", authority, "localhost")),
+                stack.enter_context(QuietSynapse(folder / "synapse", authority, "localhost")),
+            ]
+            good = asyncio.run(compare(folder, authority, servers, options.events))
+    print(f"load of the machine after: {os.getloadavg()[0]:.1f}")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

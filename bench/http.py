@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,9 +111,9 @@ class Connection:
     """Requests to one server over one keep-alive connection; one is under way, others wait their turn."""
 
     def __init__(self, host: str, port: int, token: str | None = None, tls: ssl.SSLContext | None = None) -> None:
-        self._tls = tls
         self._host = host
         self._port = port
+        self._tls = tls
         self._exchange: Exchange | None = None
         self._turn = asyncio.Lock()
         self._common = b"Host: localhost\r\nUser-Agent: bench\r\nAccept: application/json\r\n"
@@ -122,23 +121,25 @@ class Connection:
             self._common += b"Authorization: Bearer " + token.encode() + b"\r\n"
 
     async def request(
-        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self, method: str, path: str, body: bytes | None = None, authorization: str | None = None
     ) -> Response:
         """Send a request (``path`` percent-encoded already, ``body`` JSON) and wait for the answer.
 
-        Raises :class:`ConnectionLostError` or :class:`OSError` when the server goes away.
+        ``authorization`` is for this request alone, where there is no token.  Raises :class:`ConnectionLostError` or
+        :class:`OSError` when the server goes away.
         """
         async with self._turn:
-            return await self._request(method, path, body, headers or {})
+            return await self._request(method, path, body, authorization)
 
-    async def _request(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Response:
+    async def _request(self, method: str, path: str, body: bytes | None, authorization: str | None) -> Response:
         exchange = self._exchange
         if exchange is None or exchange.closed:
             loop = asyncio.get_running_loop()
             _, exchange = await loop.create_connection(Exchange, self._host, self._port, ssl=self._tls)
             self._exchange = exchange
         head = f"{method} {path} HTTP/1.1\r\n".encode() + self._common
-        head += b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
+        if authorization is not None:
+            head += b"Authorization: " + authorization.encode() + b"\r\n"
         if body is not None:
             head += b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
         answer = exchange.expect()

@@ -92,8 +92,9 @@ async def register(server: ServerUnderTest, localpart: str, password: str = "ben
     if response.status != 200:
         raise RefusedError("POST", path, response)
     connection.close()
-    token = response.json()["access_token"]
-    return Account(Connection(server.host, server.port, token), f"@{localpart}:{server.server_name}", token)
+    told = response.json()
+    token = told["access_token"]
+    return Account(Connection(server.host, server.port, token), told["user_id"], token)
 
 
 async def each(

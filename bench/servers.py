@@ -38,7 +38,6 @@ class ServerUnderTest(ABC):
     """A homeserver in a folder of its own, on a port of 127.0.0.1."""
 
     name: ClassVar[str]
-    server_name: str = SERVER_NAME
     repeats_to_device: ClassVar[bool] = False  # forgets to-device transaction ids when it is restarted
 
     def __init__(self, folder: Path, *, on_cores: set[int] | None = None) -> None:

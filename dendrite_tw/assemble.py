@@ -1,14 +1,12 @@
 """All wiring on one page: every component made, then introduced to the others.
 
-`monolith` puts all components into one process with the embedded queue.
+`monolith` puts all components into one process, with the queue that is built in or over a NATS server.
 Components call each other through handles, which exist before they do; what a
 component tells the others leaves its outbox through a relay to the queue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.application.service import MultiService
@@ -37,8 +35,6 @@ from .databases import Databases, ended
 from .federation_api.api import DURABLES as FEDERATION_DURABLES
 from .federation_api.api import FederationAPI, NoFederation
 from .figures import show_resyncs, show_syncs
-from .jetstream.disk_thread import DiskThread
-from .jetstream.embedded import EmbeddedQueue
 from .jetstream.outbox import OutboxRelay
 from .links.handle import Direct, handle
 from .media_api.api import Method, ThumbnailSize
@@ -46,6 +42,7 @@ from .media_api.component import MediaComponent
 from .media_api.remote import RemoteFiles
 from .metrics import Metrics
 from .monitor import MonitorRoutes
+from .queues import queue_of, without_consumers
 from .room_api.api import RoomAPI
 from .room_api.component import RoomComponent
 from .settings import (
@@ -119,17 +116,7 @@ class Parts:
         budget = CacheBudget(config.global_.cache.max_size_estimated)
         metrics = Metrics(budget)
         self.databases = Databases(config, world)
-        queue_folder = config.global_.jetstream.storage_path
-        if not config.global_.jetstream.in_memory:
-            self.databases.lock("global.jetstream.storage_path", Path(queue_folder) / "lock")
-        self._disk = DiskThread(world.threads.call_from_thread) if world.threads else None
-        self.queue = EmbeddedQueue(
-            world.time,
-            self._disk.run if self._disk else runner(world),
-            queue_folder,
-            config.global_.jetstream.in_memory,
-            config.global_.jetstream.topic_prefix,
-        )
+        self.queue = queue_of(config, world, self.databases.lock)
         client = self.queue.client
 
         to_rooms, to_users, to_keys, to_federation = Direct(), Direct(), Direct(), Direct()
@@ -218,6 +205,8 @@ class Parts:
             )
             self.components += self.federating.parts
             durables = joined(DURABLES, FEDERATION_DURABLES)
+        else:
+            without_consumers(client, FEDERATION_DURABLES)
         to_federation.connect(self.federating.component if self.federating else NoFederation())
         self.relays = [relay(outbox, client, world, durables) for outbox in (self.rooms.outbox, self.users.outbox)]
         self._prune_keys = LoopingCall(lambda: Deferred.fromCoroutine(self.keys.prune()).addErrback(unpruned))
@@ -267,11 +256,6 @@ class Parts:
         """The queue first, then who consumes from it, then what is told to it."""
         self.databases.begin()
         await self.queue.start()
-        if self.federating is None:
-            # Streams keep what a consumer has not read, also one of a time when the server federated.
-            for stream, names in FEDERATION_DURABLES.items():
-                for name in names:
-                    await self.queue.client.delete_consumer(stream, name)
         for component in self.components:
             await component.start()
         self.users.unread_store.on_stored = self._users_reached
@@ -306,8 +290,6 @@ class Parts:
         for component in reversed(self.components):
             await ended(component.stop())
         await self.queue.stop()
-        if self._disk is not None:
-            self._disk.stop()
         await self.databases.close()
 
 
@@ -316,7 +298,7 @@ def unpruned(failure: Failure) -> None:
 
 
 def monolith(config: Config, world: World) -> Server:
-    """All components in one process, over the embedded queue.
+    """All components in one process.
 
     Opens databases and files at once, so that what is wrong with them stops the start:
     `ConfigError` where the operator can mend it.
@@ -336,29 +318,6 @@ def relay(outbox: Outbox, client: Any, world: World, durables: dict[str, list[st
     offer: Any = made.offer
     outbox.on_commit = offer
     return made
-
-
-def runner(world: World) -> Callable[..., Deferred[Any]]:
-    """Runs blocking work in a thread, or at once where the world has none."""
-
-    def run(function: Callable[..., Any], *args: Any) -> Deferred[Any]:
-        threads = world.threads
-        if threads is None:
-            return maybeDeferred(function, *args)
-        answer: Deferred[Any] = Deferred()
-
-        def work() -> None:
-            try:
-                result = function(*args)
-            except Exception as error:
-                threads.call_from_thread(answer.errback, error)
-            else:
-                threads.call_from_thread(answer.callback, result)
-
-        threads.call_in_thread(work)
-        return answer
-
-    return run
 
 
 def password_again(auth: InteractiveAuth) -> RequireUIA:

@@ -290,6 +290,9 @@ class Listener(Service):
         self.address: Any = bound.getsockname()
 
     def startService(self) -> None:
+        """Serve.  A listener that joins its parent while that one starts is started by both, and serves once."""
+        if self.running:
+            return
         super().startService()
         factory: Any = self.factory
         if self._tls is not None:

@@ -88,7 +88,8 @@ class World:
     ``time`` schedules (`callLater`, `seconds`); ``clock`` gives Matrix
     timestamps; ``threads`` says how blocking work leaves the reactor:
     `None` runs it inline, which tests use.  ``internet`` is where connections
-    to others come from; `None` is a world without others.
+    to others come from; `None` is a world without others.  ``tcp`` (`IReactorTCP`)
+    connects to a NATS server, and listens for the clients of the built-in queue.
     """
 
     time: IReactorTime
@@ -96,6 +97,7 @@ class World:
     random: Random
     threads: ThreadRunner | None
     internet: Internet | None = None
+    tcp: Any = None
 
 
 class ThreadRunner(Protocol):
@@ -119,9 +121,9 @@ def system_world(reactor: Any) -> World:
     from .web.internet import SystemInternet
 
     clock = ReactorClock(reactor)
-    return World(reactor, clock, SystemRandom(), ReactorThreads(reactor), SystemInternet(reactor, clock))
+    return World(reactor, clock, SystemRandom(), ReactorThreads(reactor), SystemInternet(reactor, clock), reactor)
 
 
-def test_world(time: IReactorTime, seed: int | str = 0, internet: Internet | None = None) -> World:
+def test_world(time: IReactorTime, seed: int | str = 0, internet: Internet | None = None, tcp: Any = None) -> World:
     """A world that stands still: inline threads, a clock of the test's, chance from a seed."""
-    return World(time, ReactorClock(time), SeededRandom(seed), None, internet)
+    return World(time, ReactorClock(time), SeededRandom(seed), None, internet, tcp)

@@ -131,10 +131,14 @@ class ServerTestCase(SynchronousTestCase):
         """Where other servers are; `None` is a server that knows of no others, and serves none."""
         return None
 
+    def tcp(self) -> Any:
+        """What connects to a NATS server and listens for its clients; `None` where the test has neither."""
+        return None
+
     def start(self, seed: int = 0) -> Server:
         """A server on the test's folder."""
         config = loads(self.config_text, "dendrite.yaml", allow_open_registration=True)
-        server = monolith(config, test_world(self.clock, f"{self.id()} {seed}", self.internet()))
+        server = monolith(config, test_world(self.clock, f"{self.id()} {seed}", self.internet(), self.tcp()))
         server.startService()
         self.pump()
         self.successResultOf(server.started)

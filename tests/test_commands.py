@@ -574,6 +574,11 @@ class Start(Case):
         self.assertFalse(self.monolith.running)
         self.assertFalse(Path(self.socket).exists())
 
+    def test_what_has_started_at_once_is_served_once(self) -> None:
+        self.monolith.startService = lambda: self.monolith.started.callback(None)  # type: ignore[method-assign]
+        self.start().startService()
+        self.assertEqual(len(self.reactor.adopted), 1)
+
     def test_stopped_before_it_has_started(self) -> None:
         service = self.start()
         service.startService()

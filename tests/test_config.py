@@ -87,6 +87,11 @@ def problems(text: str, **options: Any) -> list[tuple[str, str, int]]:
     return [(problem.kind, problem.key, problem.line) for problem in found]
 
 
+def queue_problems(keys: str) -> list[tuple[str, str, int]]:
+    """What is said about these keys of ``global.jetstream``."""
+    return problems(MINIMAL.replace("  private_key", f"  jetstream: {{{keys}}}\n  private_key"))
+
+
 def minimal(addition: str = "") -> Config:
     return loads(MINIMAL + addition)
 
@@ -469,9 +474,28 @@ class Refused(SynchronousTestCase):
         self.assertEqual(good.logging[0].params, {"path": "./logs", "keep": [1, {"a": None}]})
 
     def test_queue_address(self) -> None:
-        for value, wrong in (("4222", True), ("http://a:1", True), ("127.0.0.1:4222", False), ("[::1]:4222", False)):
-            text = MINIMAL.replace("  private_key", f'  jetstream: {{listen: "{value}"}}\n  private_key')
-            self.assertEqual(("error", "global.jetstream.listen", 4) in problems(text), wrong, value)
+        ours = (":4222", "127.0.0.1:4222", "localhost:4222", "[::1]:4222")
+        open_to_others = ("0.0.0.0:4222", "nats:4222", "[::]:4222")
+        for value in ("4222", "http://a:1", "a:99999", *open_to_others):
+            self.assertIn(("error", "global.jetstream.listen", 4), queue_problems(f'listen: "{value}"'), value)
+        for value in ours:
+            self.assertEqual(queue_problems(f'listen: "{value}"'), [], value)
+        for value in open_to_others:
+            self.assertEqual(queue_problems(f'listen: "{value}", listen_token: s'), [], value)
+        text = 'listen: "127.0.0.1:4222", addresses: [a]'
+        self.assertEqual(queue_problems(text), [("note", "global.jetstream.listen", 4)])
+
+    def test_addresses_of_nats(self) -> None:
+        good = '["a", "a:1", "nats://u:p@a:1", "tls://[::1]:4222"]'
+        self.assertEqual(queue_problems(f"addresses: {good}"), [])
+        for value in ("", "http://a:1", "nats://", "a:b"):
+            found = queue_problems(f'addresses: ["a", "{value}"]')
+            self.assertEqual([(kind, key) for kind, key, _ in found], [("error", "global.jetstream.addresses[1]")])
+
+    def test_prefix_of_streams(self) -> None:
+        for value, wrong in (("", False), ("Dendrite", False), ("a-b_c", False), ("a.b", True), ("a b", True)):
+            found = queue_problems(f'topic_prefix: "{value}"')
+            self.assertEqual(found, [("error", "global.jetstream.topic_prefix", 4)] if wrong else [], value)
 
     def test_not_yaml(self) -> None:
         for text, line in (("a: [", 1), ("\tb: c", 1), ("a: b\n c: d", 2), ('a: "b', 1), ("a: \x00", 0), ("&a", 0)):

@@ -14,19 +14,20 @@ from typing import Any
 import msgspec
 
 from dendrite_tw.config.problems import Problem
-from dendrite_tw.config.tree import LogHook, OldPrivateKey, Section, Tree, fields
+from dendrite_tw.config.tree import JetStream, LogHook, OldPrivateKey, Section, Tree, fields
+from dendrite_tw.jetstream.addresses import is_loopback, parse_address, parse_listen
 from dendrite_tw.matrix.identifiers import is_server_name
 from dendrite_tw.matrix.room_versions import ROOM_VERSIONS
 
 KNOWN_MSCS = frozenset({"msc2444", "msc2753", "msc2836", "msc2946"})
 
+_STREAM_PREFIX = re.compile(r"[^\s.*>/\\]{0,100}")
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^\s:/\[\]]*):[0-9]{1,5}")
 
 # Key, or the section above keys -> what its absence means for the operator.
 NOT_YET: dict[str, str] = {
     "app_service_api.config_files": "Application services are not served yet: these files are not read.",
     "federation_api.enable_relays": "Relay servers are not available yet.",
-    "global.jetstream.addresses": "External NATS servers are not available yet: the built-in queue is used.",
     "global.report_stats.enabled": "Usage figures are not available yet: none are sent.",
     "global.sentry.enabled": "Sentry is not available yet: errors are only logged.",
     "mscs.mscs": "None of these proposals is available yet.",
@@ -196,8 +197,42 @@ def _databases(tree: Tree) -> Findings:
 
 def _queue(tree: Tree) -> Findings:
     queue = tree.global_.jetstream
-    if queue.listen and not _HOST_AND_PORT.fullmatch(queue.listen):
-        yield _error("global.jetstream.listen", f"{queue.listen[:80]!r} is not an address.", "Write host:port.")
+    for index, address in enumerate(queue.addresses):
+        try:
+            parse_address(address)
+        except ValueError:
+            yield _error(
+                f"global.jetstream.addresses[{index}]",
+                "This is not the address of a NATS server.",
+                "Write host:4222, nats://user:password@host:4222 or tls://host:4222.",
+            )
+    if not _STREAM_PREFIX.fullmatch(queue.topic_prefix):
+        yield _error(
+            "global.jetstream.topic_prefix",
+            f"No stream can have a name that begins with {queue.topic_prefix[:80]!r}.",
+            "Use letters, digits, _ and -.",
+        )
+    if queue.listen:
+        yield from _listener(queue)
+
+
+def _listener(queue: JetStream) -> Findings:
+    """The port of the built-in queue."""
+    key = "global.jetstream.listen"
+    if queue.addresses:
+        yield _note(key, "This has no effect with jetstream.addresses: only the built-in queue listens.")
+    try:
+        host, _ = parse_listen(queue.listen)
+    except ValueError:
+        host = ""
+    if not host or not _HOST_AND_PORT.fullmatch(queue.listen):
+        yield _error(key, f"{queue.listen[:80]!r} is not an address.", "Write host:port.")
+    elif not queue.listen_token and not is_loopback(host):
+        yield _error(
+            key,
+            f"Whoever reaches {host[:80]} could read and change what is in the queue.",
+            "Set global.jetstream.listen_token, or listen on 127.0.0.1.",
+        )
 
 
 def _metrics(tree: Tree) -> Findings:

@@ -176,9 +176,18 @@ class JetStream(Section, frozen=True, kw_only=True):
     listen: Annotated[
         str,
         Key(
-            "Address on which the built-in queue also serves NATS clients, host:port. Empty = it does not.",
+            "Ours: address on which the built-in queue also serves NATS clients such as the nats tool, host:port. "
+            "Without a host it is 127.0.0.1. Empty = it does not.",
             commented=True,
             example="127.0.0.1:4222",
+        ),
+    ] = ""
+    listen_token: Annotated[
+        str,
+        Key(
+            "Ours: the token that clients must show there (nats://token@host). Needed on an address that other "
+            "machines reach, for these clients may read and change all that is in the queue.",
+            commented=True,
         ),
     ] = ""
 

@@ -117,7 +117,7 @@ class Ephemeral:
             timeout_ms=TYPING_MS if said.typing else 0,
             ts=self._clock.now_ms(),
         )
-        await self._queue.publish(OUTPUT_TYPING_EVENT, msgspec.msgpack.encode(typing))
+        await self._tell(OUTPUT_TYPING_EVENT, typing)
 
     async def _receipts(self, said: edus.Receipts) -> None:
         receipts = [
@@ -147,7 +147,16 @@ class Ephemeral:
                 status_msg=one.status_msg,
                 currently_active=one.currently_active,
             )
-            await self._queue.publish(OUTPUT_PRESENCE_EVENT, msgspec.msgpack.encode(presence))
+            await self._tell(OUTPUT_PRESENCE_EVENT, presence)
+
+    async def _tell(self, stream: str, news: Typing | Presence) -> None:
+        """Tell the rest of this server.  While the queue is away nobody hears it: later it would be worth nothing, and
+        the transaction that it came in holds more.
+        """
+        try:
+            await self._queue.publish(stream, msgspec.msgpack.encode(news))
+        except MatrixError as error:
+            log.debug("{stream} is not told: {error}", stream=stream, error=error.error)
 
 
 def _shortened(content: edus.Presence | edus.Receipts, room: int) -> tuple[edus.Content, int]:

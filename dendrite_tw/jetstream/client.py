@@ -19,10 +19,11 @@ import orjson
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from dendrite_tw.jetstream import wire
 from dendrite_tw.jetstream.configs import StreamConfig
-from dendrite_tw.jetstream.errors import ApiError, UnavailableError
+from dendrite_tw.jetstream.errors import STREAM_NOT_FOUND, ApiError, NobodyThereError, UnavailableError
 from dendrite_tw.jetstream.listener import Subscription
 from dendrite_tw.jetstream.messages import Message, PubAck
 from dendrite_tw.jetstream.subjects import is_literal, is_valid
@@ -30,6 +31,7 @@ from dendrite_tw.jetstream.wire import Msg, Op, Pub, Sub, Unsub
 from dendrite_tw.jetstream.worker import DEFAULT_ACK_WAIT, DEFAULT_BATCH, Worker, open_consumer
 
 DEFAULT_TIMEOUT: Final = 10.0
+UNAVAILABLE: Final = 503
 _STREAM_NAME_IN_USE: Final = 10058
 _CONSUMER_NOT_FOUND: Final = 10014
 
@@ -81,6 +83,8 @@ class QueueClient:
         self.on_ready: list[Callable[[], None]] = []
         """Called each time a connection has become usable."""
         self.on_lost: list[Callable[[], None]] = []
+        self.on_streams_lost: Callable[[], None] = lambda: None
+        """Called when the server turns out not to have a stream any more; the carrier has them declared again."""
         self._streams = dict(streams or {})
         self._api_prefix = api_prefix
         self._send: Callable[[Op], None] | None = None
@@ -96,7 +100,7 @@ class QueueClient:
     # --- the carrier's side ---
 
     def connected(self, send: Callable[[Op], None]) -> None:
-        """There is a connection, and it is admitted: subscribe, declare the streams, and tell who waits."""
+        """There is a connection, and it is admitted: subscribe.  The carrier has the streams declared next."""
         self._send = send
         for handle in self._handles.values():
             send(Sub(handle.subject, handle.queue, handle.sid))
@@ -201,7 +205,7 @@ class QueueClient:
         if asked is None:
             return
         if op.headers and not op.payload and wire.decode_status(op.headers)[0] == 503:
-            asked[0].errback(UnavailableError("nobody serves that subject"))
+            asked[0].errback(NobodyThereError())
         else:
             asked[0].callback(op)
 
@@ -260,10 +264,16 @@ class QueueClient:
     ) -> PubAck:
         """Put a message into a stream; returns when it is stored (with file storage: on disk).
 
-        Raises `UnavailableError` (it may or may not be stored; with ``msg_id`` it is safe to try again),
-        `ApiError` if the stream refuses it, `ValueError` for a suffix or header that cannot be sent.
+        Raises `UnavailableError` (it may or may not be stored; with ``msg_id`` it is safe to try again; it is also
+        what a server without room or in trouble comes to), `ApiError` if the stream refuses it, `ValueError` for a
+        suffix or header that cannot be sent.
         """
-        return await self.send(stream, payload, subject_suffix=subject_suffix, headers=headers, msg_id=msg_id)
+        try:
+            return await self.send(stream, payload, subject_suffix=subject_suffix, headers=headers, msg_id=msg_id)
+        except ApiError as error:
+            if error.code >= 500:
+                raise UnavailableError(error.description) from error
+            raise
 
     def send(
         self,
@@ -274,14 +284,26 @@ class QueueClient:
         headers: Mapping[str, str] | None = None,
         msg_id: str | None = None,
     ) -> Deferred[PubAck]:
-        """`publish`, as a promise: for callers with many messages under way."""
+        """`publish`, as a promise that fails with what the server says: for callers with many messages under way."""
         if subject_suffix and not (is_valid(subject_suffix) and is_literal(subject_suffix)):
             raise ValueError(f"not part of a subject: {subject_suffix!r}")
         fields = list(headers.items()) if headers else []
         if msg_id:
             fields.append(("Nats-Msg-Id", msg_id))
         block = wire.encode_headers(fields) if fields else b""
-        return self.ask(self.subject(stream, subject_suffix), payload, block).addCallback(_pub_ack)
+        answer = self.ask(self.subject(stream, subject_suffix), payload, block)
+        return answer.addCallbacks(_pub_ack, self._not_stored)
+
+    def _not_stored(self, failure: Failure) -> Failure:
+        if failure.check(NobodyThereError):
+            self._streams_lost()
+        return failure
+
+    def _streams_lost(self) -> None:
+        """Somebody deleted a stream while we were connected."""
+        if self.ready:
+            self.ready = False
+            self.on_streams_lost()
 
     async def api(self, request: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A request of the JetStream API, such as ``STREAM.INFO.name``; raises `ApiError` as the server
@@ -290,6 +312,8 @@ class QueueClient:
         answer = await self.ask(f"{self._api_prefix}.{request}", orjson.dumps(body) if body else b"")
         value: dict[str, Any] = orjson.loads(answer.payload)
         if value.get("error"):
+            if value["error"].get("err_code") == STREAM_NOT_FOUND.err_code:
+                self._streams_lost()
             raise_api_error(value["error"])
         return value
 
@@ -313,6 +337,8 @@ class QueueClient:
         try:
             await self.api(f"STREAM.UPDATE.{config.name}", body)
         except ApiError as error:
+            if error.code == UNAVAILABLE:
+                raise
             log.warn("Stream {name} is made anew: {error}", name=config.name, error=error.description)
             await self.api(f"STREAM.DELETE.{config.name}")
             await self.api(f"STREAM.CREATE.{config.name}", body)

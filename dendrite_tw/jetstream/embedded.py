@@ -11,7 +11,9 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from dendrite_tw.jetstream.accounts import Gate
 from dendrite_tw.jetstream.api import Api
 from dendrite_tw.jetstream.catalogue import CATALOGUE, DEFAULT_PREFIX
 from dendrite_tw.jetstream.client import QueueClient
@@ -25,6 +27,7 @@ MAX_PAYLOAD: Final = 16 * 1024 * 1024
 TURN: Final = 1024
 """Operations handled in one turn of the reactor."""
 STOP_SECONDS: Final = 10.0
+REDECLARE_SECONDS: Final = 2.0
 
 log = Logger(namespace="dendrite_tw.jetstream")
 
@@ -104,7 +107,7 @@ class EmbeddedQueue(Service):
     ``run`` runs a function in a thread and promises its result, as `twisted.internet.threads.deferToThread`
     does; a test passes one that runs it at once.  ``storage_path`` is the folder of the queue; with
     ``in_memory`` nothing is written.  The folder may be deleted while the service is stopped: the outboxes
-    fill the queue again.
+    fill the queue again.  ``token`` is what clients on the port of `server_factory` must show, if anything.
     """
 
     def __init__(
@@ -114,25 +117,30 @@ class EmbeddedQueue(Service):
         storage_path: str | Path,
         in_memory: bool = False,
         topic_prefix: str = DEFAULT_PREFIX,
+        token: str = "",
     ) -> None:
         self._clock = clock
         self._run = run
         self._folder = None if in_memory else Path(storage_path)
         self.syncer = Syncer(run, clock.callLater)
         self.server = Server(Settings(max_payload=MAX_PAYLOAD))
+        if token:
+            self.server.gate = Gate(self.server, token=token)
         self.engine = JetStream(self.server, clock, self.syncer, self._folder)
         self.api = Api(self.engine)
         self.client = QueueClient(clock, inbox="_INBOX.embedded", prefix=topic_prefix, streams=CATALOGUE)
+        self.client.on_streams_lost = self._declare_again
         self._link: Link | None = None
 
     @property
     def degraded(self) -> list[str]:
         """Streams that lost their files and began anew, and the disk's complaint if it takes nothing."""
         failing = [f"disk: {self.syncer.failing}"] if self.syncer.failing else []
-        return [*self.engine.degraded, *failing]
+        missing = [] if self.client.ready or self._link is None else ["the queue's streams are not there"]
+        return [*self.engine.degraded, *failing, *missing]
 
     def server_factory(self) -> ServerFactory:
-        """Serves NATS clients on a port that somebody else opens: no login, so on an address that is ours alone."""
+        """Serves NATS clients on a port that somebody else opens."""
         return ServerFactory(self.server, self._clock, self.syncer.kick)
 
     async def start(self) -> None:
@@ -142,6 +150,19 @@ class EmbeddedQueue(Service):
         self.engine.start()
         self._link = Link(self.server, self.client, self._clock, self.syncer)
         await self.client.declare()
+
+    def _declare_again(self) -> None:
+        """A client on the port has deleted a stream."""
+        log.warn("A stream of the embedded queue was deleted, and is made anew")
+        self._declare()
+
+    def _declare(self) -> None:
+        if self._link is not None:
+            Deferred.fromCoroutine(self.client.declare()).addErrback(self._undeclared)
+
+    def _undeclared(self, failure: Failure) -> None:
+        log.warn("The streams cannot be declared: {error}", error=failure.getErrorMessage())
+        self._clock.callLater(REDECLARE_SECONDS, self._declare)
 
     async def stop(self) -> None:
         """Stop serving; what was accepted is on disk when this returns (or the disk had its chance)."""

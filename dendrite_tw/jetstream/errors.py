@@ -10,6 +10,8 @@ from typing import Final
 
 import msgspec
 
+from dendrite_tw.matrix.errors import MatrixError
+
 
 class ApiError(Exception):
     """The queue does not do what was asked; the fields are those of the API's ``error`` object."""
@@ -24,8 +26,22 @@ class ApiError(Exception):
         return {"code": self.code, "err_code": self.err_code, "description": self.description}
 
 
-class UnavailableError(Exception):
-    """Nobody answered: the server is away, stopping, or the request took too long.  It may be tried again."""
+class UnavailableError(MatrixError):
+    """Nobody answered: the server is away, stopping, or the request took too long.  It may be tried again, which is
+    also what a client is told whose request needs the queue.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            503, "M_UNKNOWN", f"The server's queue is not available: {reason}. Try again later.", retry_after_ms=5000
+        )
+
+
+class NobodyThereError(UnavailableError):
+    """No one has subscribed to the subject; of a stream's subject, that there is no such stream."""
+
+    def __init__(self) -> None:
+        super().__init__("nobody serves that subject")
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -64,7 +64,8 @@ class Subscription:
         Deferred.fromCoroutine(self._create()).addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
-        if isinstance(failure.value, UnavailableError):
+        value = failure.value
+        if isinstance(value, UnavailableError) or (isinstance(value, ApiError) and value.code >= 500):
             if self._client.ready and not self._stopped:
                 self._retry = self._client.clock.callLater(RETRY_SECONDS, self._connect)
             return
@@ -93,7 +94,9 @@ class Subscription:
         }
         created = (await client.stream_info(self._stream))["created"]
         if created != self._stream_created:
-            # The stream is another one than that of the last message.
+            # The stream is another one than that of the last message; if there was one, all of it is new.
+            if self._stream_created:
+                config["deliver_policy"] = "all"
             self._stream_created, self._last_seq = created, 0
         if self._last_seq:
             config.update(deliver_policy="by_start_sequence", opt_start_seq=self._last_seq + 1)

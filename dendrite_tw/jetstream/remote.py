@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
 
-import msgspec
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -22,54 +20,22 @@ from twisted.python.failure import Failure
 
 from dendrite_tw import __version__
 from dendrite_tw.jetstream import wire
+from dendrite_tw.jetstream.addresses import Address, parse_address
 from dendrite_tw.jetstream.catalogue import CATALOGUE, DEFAULT_PREFIX
 from dendrite_tw.jetstream.client import QueueClient
 from dendrite_tw.jetstream.credentials import Credentials
 from dendrite_tw.jetstream.wire import Op, Parser, ProtocolError
 
-RETRY_SECONDS: Final = 10.0
+RETRY_SECONDS: Final = 2.0
 JITTER_SECONDS: Final = 1.0
 CONNECT_SECONDS: Final = 10.0
 PING_SECONDS: Final = 30.0
 MAX_PINGS_OUT: Final = 2
+STOP_SECONDS: Final = 5.0
+"""How long a server may take to part from us."""
 MAX_MESSAGE: Final = 64 * 1024 * 1024
 
 log = Logger(namespace="dendrite_tw.jetstream.remote")
-
-
-class Address(msgspec.Struct, frozen=True):
-    """Where a server is, and who we are there."""
-
-    host: str
-    port: int
-    tls: bool = False
-    user: str = ""
-    password: str = ""
-    token: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    __repr__ = __str__
-
-
-def parse_address(text: str) -> Address:
-    """An address such as ``nats://user:password@host:4222``, ``tls://host`` or ``host``; raises
-    `ValueError`.
-    """
-    parts = urlsplit(text if "://" in text else f"nats://{text}")
-    if parts.scheme not in ("nats", "tls") or not parts.hostname:
-        raise ValueError(f"not the address of a NATS server: {text!r}")
-    user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    is_token = bool(user) and parts.password is None
-    return Address(
-        host=parts.hostname,
-        port=parts.port or 4222,
-        tls=parts.scheme == "tls",
-        user="" if is_token else user,
-        password=password,
-        token=user if is_token else "",
-    )
 
 
 class Connection(Protocol):
@@ -170,8 +136,7 @@ class Connection(Protocol):
     def _give_up(self) -> None:
         self._timer = None
         log.warn("{address} does not answer", address=self._address)
-        transport: Any = self.transport
-        transport.abortConnection()
+        self.abort()
 
     def send(self, op: Op) -> None:
         """Send an operation; those of one turn of the reactor go in one write."""
@@ -195,6 +160,12 @@ class Connection(Protocol):
         """Let what was sent go out, and part."""
         self._hang_up()
 
+    def abort(self) -> None:
+        """Part at once."""
+        transport: Any = self.transport
+        if transport is not None:
+            transport.abortConnection()
+
 
 class _Factory(ClientFactory):
     noisy = False
@@ -213,9 +184,9 @@ class _Factory(ClientFactory):
 class RemoteQueue(Service):
     """The client of external NATS servers, as a service.
 
-    ``clock`` connects and tells the time (`IReactorTCP`, `IReactorTime`); ``inbox`` is a subject of this
-    process alone, such as ``_INBOX.`` and some random letters; ``chance`` is a number from 0 to 1 at each
-    call.
+    ``clock`` tells the time (`IReactorTime`) and, unless there is a ``tcp`` for that, connects (`IReactorTCP`);
+    ``inbox`` is a subject of this process alone, such as ``_INBOX.`` and some random letters; ``chance`` is a
+    number from 0 to 1 at each call.
     """
 
     def __init__(
@@ -229,6 +200,7 @@ class RemoteQueue(Service):
         credentials: Credentials | None = None,
         verify_tls: bool = True,
         domain: str = "",
+        tcp: Any = None,
     ) -> None:
         if not addresses:
             raise ValueError("no addresses of NATS servers")
@@ -236,10 +208,13 @@ class RemoteQueue(Service):
         self.credentials = credentials
         api = f"$JS.{domain}.API" if domain else "$JS.API"
         self.client = QueueClient(clock, inbox=inbox, prefix=topic_prefix, streams=CATALOGUE, api_prefix=api)
+        self.client.on_streams_lost = self._declare_again
+        self._tcp = tcp or clock
         self._addresses = [parse_address(text) for text in addresses]
         self._verify_tls = verify_tls
         self._chance = chance
         self._attempts = 0
+        self._connector: Any = None
         self._connection: Connection | None = None
         self._retry: IDelayedCall | None = None
         self._running = False
@@ -248,7 +223,9 @@ class RemoteQueue(Service):
     @property
     def degraded(self) -> list[str]:
         """What is wrong at present."""
-        return [] if self.client.ready else ["no connection to NATS"]
+        if self.client.ready:
+            return []
+        return ["no connection to NATS" if self._connection is None else "NATS does not take the streams"]
 
     def tls_options(self, host: str) -> Any:
         if self._verify_tls:
@@ -267,10 +244,16 @@ class RemoteQueue(Service):
         self._running = False
         if self._retry is not None and self._retry.active():
             self._retry.cancel()
-        if self._connection is not None:
+        connection, connector = self._connection, self._connector
+        if connection is not None:
             self._gone = Deferred()
-            self._connection.close()
+            timer = self.clock.callLater(STOP_SECONDS, connection.abort)
+            connection.close()
             await self._gone
+            if timer.active():
+                timer.cancel()
+        elif connector is not None:
+            connector.disconnect()
         self.client.close()
 
     def startService(self) -> None:
@@ -287,7 +270,8 @@ class RemoteQueue(Service):
         self._retry = None
         address = self._addresses[self._attempts % len(self._addresses)]
         self._attempts += 1
-        self.clock.connectTCP(address.host, address.port, _Factory(self, address), timeout=CONNECT_SECONDS)
+        factory = _Factory(self, address)
+        self._connector = self._tcp.connectTCP(address.host, address.port, factory, timeout=CONNECT_SECONDS)
 
     def admitted(self, connection: Connection) -> None:
         """A connection is usable."""
@@ -307,13 +291,19 @@ class RemoteQueue(Service):
         if self._connection is connection:
             Deferred.fromCoroutine(self.client.declare()).addErrback(failed)
 
+    def _declare_again(self) -> None:
+        """Somebody deleted a stream."""
+        log.warn("NATS has lost a stream")
+        if self._connection is not None:
+            self._declare(self._connection)
+
     def _pause(self) -> float:
         return RETRY_SECONDS + JITTER_SECONDS * self._chance()
 
     def lost(self, connection: Connection | None, reason: str, *, was_admitted: bool) -> None:
         """A connection has ended, or was never made."""
         if connection is not None and connection is self._connection:
-            self._connection = None
+            self._connection = self._connector = None
             self.client.disconnected(f"the connection to the queue was lost: {reason}")
         gone, self._gone = self._gone, None
         if gone is not None:

@@ -149,25 +149,20 @@ class Adoption:
         found = await event_table.known_events(txn, list(cited))
         elsewhere = {row.event_id for row in found if row.room_nid != room_nid}
         events = [event for event in events if event.event_id not in elsewhere]
-        known = {row.event_id: row.event_nid for row in found}
-        apart = {row.event_id for row in found if not row.position}
+        known = {row.event_id: row.event_nid for row in found if row.status != event_table.ASIDE}
+        aside = {row.event_id: row.event_nid for row in found if row.status == event_table.ASIDE}
         names = await self._names.intern(txn, {name for event in events for name in (event.sender, event.type)})
         slots = await self._names.intern_slots(txn, {_slot(event) for event in events if event.state_key is not None})
         rows = []
         for event, nid in zip(events, nids, strict=False):
             authorities = [known.get(one) for one in _authorities(event)]
-            here = known.get(event.event_id)
-            if (
-                here is not None
-                and event.event_id in apart
-                and any(one is not None and one > here for one in authorities)
-            ):
-                # An invite from outside came before what authorises it was known; numbers grow along the graph.
-                await event_table.renumber(txn, here, nid)
-                known[event.event_id] = nid
-            if here is not None or None in authorities:
+            if event.event_id in known or None in authorities:
                 continue
             known[event.event_id] = nid
+            status = event_table.REJECTED if event.event_id in rejected else event_table.ACCEPTED
+            if event.event_id in aside:
+                await event_table.renumber(txn, aside[event.event_id], nid, status)
+                continue
             redaction = waiting.get(event.event_id)
             if redaction is not None:
                 await event_table.redaction_applied(txn, event.event_id, redaction.event_nid)
@@ -184,7 +179,7 @@ class Adoption:
                     event.origin_server_ts,
                     0,
                     0,
-                    event_table.REJECTED if event.event_id in rejected else event_table.ACCEPTED,
+                    status,
                     0,
                     None,
                     redaction.event_nid if redaction else None,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..matrix import admission
 from ..matrix.admission import Admission, KnownEvent
-from ..matrix.errors import forbidden
+from ..matrix.errors import MatrixError, forbidden
 from ..matrix.events import Event, redact_event
 from .placing import Placing
 from .policies import Policies
@@ -19,7 +19,7 @@ from .room import FOLLOWED, Arrival, Outcome, State, Way
 from .states import States
 from .steps import Batch, Step
 from .store import EventStore
-from .tables.events import ACCEPTED, REJECTED, SOFT_FAILED, EventRow
+from .tables.events import ACCEPTED, ASIDE, REJECTED, SOFT_FAILED, EventRow
 from .tables.names import Slot
 from .tables.rooms import PARTIAL
 
@@ -61,6 +61,10 @@ class Arrivals:
         if event.event_id in batch.nids or (row is not None and _is_settled(row, arrival)):
             return Outcome(event.event_id, "known"), None
         if arrival.way is Way.ASIDE:
+            if batch.room.is_here and batch.head.local:
+                raise MatrixError(
+                    503, "M_UNKNOWN", "This server has joined the room meanwhile; try again.", retry_after_ms=1000
+                )
             return Outcome(event.event_id), await self._aside(batch, arrival, row, event_nid)
         if event.type == "m.room.create" and batch.head.extremities and not await self._is_create(batch, arrival, row):
             return Outcome(event.event_id, "dropped", "the room has its create event"), None
@@ -196,7 +200,8 @@ class Arrivals:
         status: int,
         snapshot_nids: Iterator[int],
     ) -> Step:
-        nid = event_nid if row is None else row.event_nid
+        aside_nid = row.event_nid if row is not None and row.status == ASIDE else None
+        nid = event_nid if row is None or aside_nid is not None else row.event_nid
         slot_nid = None
         if event.state_key is not None:
             slot_nid = await self._states.slot_nid((event.type, event.state_key))
@@ -246,6 +251,7 @@ class Arrivals:
             gap=bool(missing),
             awaited=place.awaited or arrival.way is Way.HISTORY,
             known=row is not None,
+            aside_nid=aside_nid,
             distribute=arrival.distribute and status == ACCEPTED,
         )
 
@@ -276,6 +282,7 @@ class Arrivals:
             slot_nid=slot_nid,
             after=batch.head,
             way=Way.ASIDE,
+            status=ASIDE,
             known=row is not None,
             distribute=arrival.distribute,
         )

@@ -26,7 +26,7 @@ from .states import States
 from .steps import Batch
 from .store import FEW, EventStore, Standing
 from .tables import events as event_table
-from .tables.events import REJECTED
+from .tables.events import ASIDE, REJECTED
 from .verifying import Verifying
 
 ROUNDS = 5
@@ -252,7 +252,7 @@ class Missing:
         await self.authority(room, server, event, deadline)
         await self.store_apart(room, [event])
         rows = await self._database.read(event_table.slots_of, [event_id])
-        if not rows or rows[0].slot_nid is None or rows[0].status == REJECTED:
+        if not rows or rows[0].slot_nid is None or rows[0].status in (REJECTED, ASIDE):
             return before
         if told.is_whole:
             # Without what was left out, the state says nothing about what it allowed.
@@ -298,7 +298,7 @@ class Missing:
         for start in range(0, len(event_ids), READ_AT_ONCE):
             rows = await self._database.read_long(event_table.slots_of, event_ids[start : start + READ_AT_ONCE])
             for row in rows:
-                if row.room_nid != room.room_nid or row.slot_nid is None or row.status == REJECTED:
+                if row.room_nid != room.room_nid or row.slot_nid is None or row.status in (REJECTED, ASIDE):
                     continue
                 if state.setdefault(row.slot_nid, row.event_nid) != row.event_nid:
                     return None

@@ -40,7 +40,8 @@ class Step(msgspec.Struct, frozen=True, eq=False):
     the transaction.  ``replaced`` was state before the event; ``changes`` are those of the current state, the event's
     own among them.  ``missing`` are the events before it that are not here, ``awaited`` that one here refers to it.
     ``redacted`` is what is left of the event that this one redacts, ``redaction`` what redacted it before it came.
-    ``known``: the event is stored already, apart from the timeline.
+    ``known``: the event is stored already, apart from the timeline; ``aside_nid`` is its number until now if it was
+    kept aside.
     """
 
     event: Event
@@ -66,6 +67,7 @@ class Step(msgspec.Struct, frozen=True, eq=False):
     gap: bool = False
     awaited: bool = False
     known: bool = False
+    aside_nid: int | None = None
     distribute: bool = False
 
 

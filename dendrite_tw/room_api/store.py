@@ -17,6 +17,7 @@ from ..matrix.relations import relation_of
 from ..matrix.room_versions import ROOM_VERSIONS
 from .api import RoomEvent
 from .tables.events import (
+    ASIDE,
     REJECTED,
     EventRow,
     PlacedRow,
@@ -94,7 +95,7 @@ class EventStore:
         return found
 
     async def standings(self, event_ids: Iterable[str], batch: Batch | None = None) -> dict[str, Standing]:
-        """The numbers of events by their IDs, of those that are here."""
+        """The numbers of events by their IDs, of those that are here and were judged."""
         found: dict[str, Standing] = {}
         wanted = []
         for event_id in event_ids:
@@ -107,7 +108,8 @@ class EventStore:
         if wanted:
             read = self._database.read if len(wanted) <= FEW else self._database.read_long
             for row in await read(known_events, wanted):
-                found[row.event_id] = Standing(row.event_nid, row.status == REJECTED)
+                if row.status != ASIDE:
+                    found[row.event_id] = Standing(row.event_nid, row.status == REJECTED)
         return found
 
     async def row(self, event_id: str) -> EventRow | None:

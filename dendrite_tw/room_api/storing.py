@@ -139,6 +139,8 @@ class Storing:
     async def _give_place(self, txn: Transaction, step: Step, position: int) -> None:
         if step.way is Way.ASIDE:
             return
+        if step.aside_nid is not None:
+            await event_table.renumber(txn, step.aside_nid, step.event_nid, step.status)
         await event_table.give_place(
             txn,
             step.event_nid,

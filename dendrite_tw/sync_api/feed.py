@@ -54,6 +54,9 @@ log = Logger()
 WATCH_SECONDS = 5.0
 """How often it is made sure that what is on disk was heard of too."""
 
+RECHECK_SECONDS = 1.0
+"""How soon again where something was not; so sync goes on, if slowly, while there is no queue."""
+
 IGNORED_USERS = "m.ignored_user_list"
 
 PREVIOUS = "Outbox-Previous"
@@ -142,7 +145,8 @@ class Feed:
         self._heard.advance()
 
     def _watch_again(self) -> None:
-        self._watch = self._time.callLater(WATCH_SECONDS, self._start_look)
+        all_heard = self._heard.has(self._on_disk.room, self._on_disk.user)
+        self._watch = self._time.callLater(WATCH_SECONDS if all_heard else RECHECK_SECONDS, self._start_look)
 
     def _start_look(self) -> None:
         looking = Deferred.fromCoroutine(self.look())

@@ -11,7 +11,9 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from ..matrix.errors import MatrixError
 from ..user_api.api import Caller
 from ..world import Clock
 from .api import OUTPUT_PRESENCE_EVENT, Presence
@@ -62,7 +64,11 @@ class OnlineMarker:
         known = self._board.get(caller.user_id)
         if known is not None and known.presence == state and now - known.last_active_ts < REPEAT_MS:
             return
-        await self._publish(caller.user_id, state, now, known.status_msg if known is not None else None)
+        try:
+            await self._publish(caller.user_id, state, now, known.status_msg if known is not None else None)
+        except MatrixError as error:
+            # A sync is not worth less for it; the next one tries again.
+            log.debug("{user} is not told to be {state}: {error}", user=caller.user_id, state=state, error=error.error)
 
     async def set(self, user_id: str, state: str, status_msg: str | None) -> None:
         """A user says what their presence is; who is then seen no more goes offline as others do."""
@@ -84,8 +90,15 @@ class OnlineMarker:
 
     def _start_sweep(self) -> None:
         sweeping = Deferred.fromCoroutine(self.sweep())
-        sweeping.addErrback(lambda failure: log.failure("presence could not be told", failure=failure))
+        sweeping.addErrback(self._not_swept)
         self._sweep = self._time.callLater(SWEEP_SECONDS, self._start_sweep)
+
+    def _not_swept(self, failure: Failure) -> None:
+        """The next sweep tells what this one could not."""
+        if isinstance(failure.value, MatrixError):
+            log.warn("presence could not be told: {error}", error=failure.value.error)
+        else:
+            log.failure("presence could not be told", failure=failure)
 
     async def sweep(self) -> None:
         """Tell who is gone: neither waiting in a sync nor seen, here or elsewhere, for a while."""
@@ -95,7 +108,8 @@ class OnlineMarker:
             if stream is not None and stream.waiting:
                 self._seen[user_id] = now
             elif now - seen >= OFFLINE_AFTER_MS:
-                del self._seen[user_id]
                 known = self._board.get(user_id)
                 if known is not None and known.presence != "offline" and known.last_active_ts <= seen:
                     await self._publish(user_id, "offline", known.last_active_ts, known.status_msg)
+                if self._seen.get(user_id) == seen:
+                    del self._seen[user_id]

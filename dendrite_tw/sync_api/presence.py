@@ -1,7 +1,7 @@
 """Who is online: the newest presence of each user, in memory.
 
 Told to those who share a room with the user.  A position is the sequence
-number of the stream.  Client-Server API, "Presence".
+number of the stream, and goes on growing where that begins anew.  Client-Server API, "Presence".
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class PresenceBoard:
     def hear(self, presence: Presence, sequence: int) -> bool:
         """Take in a message; says whether a client would see a difference."""
         before = self._users.get(presence.user_id)
-        self.position = max(self.position, sequence)
+        self.position = max(self.position + 1, sequence)
         same = before is not None and shown(before[1]) == shown(presence) and presence.currently_active
-        self._users[presence.user_id] = (before[0] if before and same else sequence, presence)
+        self._users[presence.user_id] = (before[0] if before and same else self.position, presence)
         if not same:
             self._users.move_to_end(presence.user_id)
         if len(self._users) > self._kept:

@@ -4,7 +4,8 @@ Events come twice.  A listener brings each at once, so that a sync which waits
 for it has the counts in the same answer; the durable consumer brings it again
 in a batch and stores what follows from it with the position reached, so that a
 crash loses nothing.  The listener is followed only while it continues without
-a gap what the consumer has seen.
+a gap what the consumer has seen.  What follows what is said by positions, for
+the queue may lose a stream and begin to number it anew.
 
 A count saturates at `settings.LOG_LIMIT`.  Client-Server API, "Receiving
 notifications".
@@ -63,14 +64,22 @@ class Message(Protocol):
     @property
     def payload(self) -> bytes: ...
     @property
-    def stream_seq(self) -> int: ...
-    @property
     def headers(self) -> Mapping[str, str]: ...
 
 
 MembershipHook = Callable[[OutputRoomEvent], Awaitable[None]]
 
 _DECODER = msgspec.msgpack.Decoder(OutputRoomEvent)
+
+
+def _position(message: Message) -> int:
+    """The position of what a message tells."""
+    return int(message.headers["Outbox-Id"])
+
+
+def _previous(message: Message) -> int:
+    """The position of what was told before it."""
+    return int(message.headers["Outbox-Previous"])
 
 
 def _read(message: Message) -> OutputRoomEvent | RoomPurged | StateComplete:
@@ -102,8 +111,8 @@ class UnreadCounts:
         self._order = DeferredLock()
         self._reached = 0
         self._given_up = 0
-        self._applied_seq: int | None = None
-        self._expected_seq: int | None = None
+        self._followed: int | None = None
+        """The position up to which events have come in, so that the listener's next one may be taken."""
         self._waiting: list[tuple[int, Deferred[None]]] = []
         self._subscriptions: list[Any] = []
         self.on_memberships: list[MembershipHook] = []
@@ -133,49 +142,45 @@ class UnreadCounts:
 
     def heard(self, message: Message) -> None:
         """The listener's way: at once, if it is the next event."""
-        if self._expected_seq is not None and message.stream_seq == self._expected_seq:
-            self._expected_seq += 1
+        if self._followed is not None and _previous(message) <= self._followed < _position(message):
+            self._followed = _position(message)
             in_background(self._take_heard(message), "taking an event into account")
 
     async def _take_heard(self, message: Message) -> None:
         try:
-            await self._in_order(message, None if self._applied_seq is None else message.stream_seq - 1)
+            await self._in_order(message, _previous(message))
         except BaseException:
-            self._expected_seq = None
+            self._followed = None
             raise
 
     async def consume(self, messages: list[Message]) -> None:
         """The durable consumer's way: what the listener has not brought, and then all of it to disk."""
         for message in messages:
-            await self._in_order(message, None)
+            await self._in_order(message, 0)
         if messages:
-            following = messages[-1].stream_seq + 1
-            self._expected_seq = max(self._expected_seq or following, following)
+            self._followed = max(self._followed or 0, _position(messages[-1]))
         if len(messages) < BATCH:
             await deferLater(self._time, LINGER_SECONDS)
         await self._store.flush(self._reached)
 
-    async def _in_order(self, message: Message, after: int | None) -> None:
-        """Take an event into account, one at a time; with `after` only if that is the last one taken."""
+    async def _in_order(self, message: Message, after: int) -> None:
+        """Take an event into account, one at a time and once, if all up to `after` have been."""
         await self._order.acquire()
         try:
-            last = self._applied_seq
-            if (last is not None and message.stream_seq <= last) or (after is not None and after != last):
+            position = _position(message)
+            if position <= self._reached or after > self._reached:
                 return
             told = _read(message)
             if isinstance(told, RoomPurged):
                 await self._store.delete_room(told.room_id)
-                self._reached = max(self._reached, told.position)
             elif isinstance(told, StateComplete):
                 self._judge.room_changed(told.room_id)
-                self._reached = max(self._reached, told.position)
-            elif told.event.position > self._reached:
+            else:
                 if told.event.type == "m.room.member" or told.also_replaced or told.also_removed:
                     for hook in self.on_memberships:
                         await hook(told)
                 await self._take_safely(told)
-                self._reached = told.event.position
-            self._applied_seq = message.stream_seq
+            self._reached = position
         finally:
             self._order.release()
         self._wake()

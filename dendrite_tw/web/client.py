@@ -403,6 +403,18 @@ class _Pool(HTTPConnectionPool):
     maxPersistentPerHost = IDLE_PER_PEER
     cachedConnectionTimeout = IDLE_SECONDS
 
+    def closeCachedConnections(self) -> Deferred[None]:
+        """Close the connections that are kept.
+
+        Nothing is under way on them, so they are not taken leave of: a peer that is silent would not answer the
+        farewell of TLS, and who stops would wait for it.
+        """
+        for kept in [protocol for protocols in self._connections.values() for protocol in protocols]:
+            if kept.state == "QUIESCENT":  # not lost meanwhile
+                kept.transport.abortConnection()
+        closed: Deferred[None] = super().closeCachedConnections()
+        return closed
+
 
 class _Body(Protocol):
     """Takes a body as it comes; ``complete`` fires with it, or fails where it is too long or breaks off."""

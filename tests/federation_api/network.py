@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from OpenSSL import crypto
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionRefusedError, TimeoutError, UserError
+from twisted.internet.error import ConnectionLost, ConnectionRefusedError, TimeoutError, UserError
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import Certificate, CertificateOptions, trustRootFromCertificates
 from twisted.internet.task import Clock
@@ -98,6 +98,7 @@ class Network:
         self.listeners: dict[tuple[str, int], Any] = {}
         self.connections: list[tuple[str, int]] = []
         self._pumps: list[IOPump] = []
+        self._leads: dict[IOPump, tuple[str, int]] = {}
 
     def listen(self, address: str, port: int, factory: Any, certificate_for: str | None = None) -> None:
         """Let `factory` answer there, over TLS if it has a certificate."""
@@ -122,9 +123,17 @@ class Network:
     def _connect(self, connector: _Connector, listener: Any) -> None:
         server = listener.buildProtocol(IPv4Address("TCP", "192.0.2.99", 4242))
         client = connector.factory.buildProtocol(None)
-        self._pumps.append(
-            connect(server, _Pipe(server, isServer=True), client, _Pipe(client, isServer=False), clock=self.clock)
-        )
+        pump = connect(server, _Pipe(server, isServer=True), client, _Pipe(client, isServer=False), clock=self.clock)
+        self._pumps.append(pump)
+        self._leads[pump] = (connector.destination.host, connector.destination.port)
+
+    def cut(self, host: str, port: int) -> None:
+        """Let nobody answer there any more, and end the connections to it; what is under way is lost."""
+        self.listeners.pop((host, port), None)
+        for pump in [pump for pump in self._pumps if self._leads[pump] == (host, port)]:
+            self._pumps.remove(pump)
+            for side in (pump.server, pump.client):
+                side.connectionLost(Failure(ConnectionLost()))
 
     def flush(self, rounds: int = 60) -> None:
         """Move bytes until nothing moves any more."""
@@ -196,6 +205,9 @@ class _Connector:
 
     def fail(self, error: Exception) -> None:
         self.factory.clientConnectionFailed(self, Failure(error))
+
+    def disconnect(self) -> None:
+        self.stopConnecting()
 
     def stopConnecting(self) -> None:
         if self.call is not None and self.call.active():

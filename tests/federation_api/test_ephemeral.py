@@ -8,6 +8,7 @@ import msgspec
 
 from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.federation_api.ephemeral import TYPING_MS, UPDATES
+from dendrite_tw.jetstream.errors import UnavailableError
 from dendrite_tw.matrix.errors import bad_json
 from dendrite_tw.sync_api.api import OUTPUT_PRESENCE_EVENT, OUTPUT_TYPING_EVENT, Presence, Typing
 from tests.harness import Answer
@@ -70,6 +71,18 @@ class TypingTests(EphemeralCase):
         self.put("m.typing", {}, 7, {}, {"edu_type": 7, "content": {}}, {"edu_type": "m.new", "content": {}}, good)
         self.assertEqual(len(self.typing()), 1)
         self.assertEqual({name: count for (name,), count in self.inbound.edus.items()}, {"m.typing": 1})
+
+
+    def test_what_comes_with_it_is_taken_while_there_is_no_queue(self) -> None:
+        async def publish(stream: str, payload: bytes) -> None:
+            raise UnavailableError("there is no connection to the queue")
+
+        self.patch(self.queue, "publish", publish)
+        read = {ROOM: {"m.read": {BOB: {"event_ids": ["$event"], "data": {"ts": 5}}}}}
+        here = {"edu_type": "m.presence", "content": {"push": [{"user_id": BOB, "presence": "online"}]}}
+        typing = {"room_id": ROOM, "user_id": BOB, "typing": True}
+        answer = self.put("m.typing", typing, here, {"edu_type": "m.receipt", "content": read})
+        self.assertEqual((answer.status, len(self.users.receipts)), (200, 1))
 
 
 class ReceiptTests(EphemeralCase):

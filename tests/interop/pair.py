@@ -18,8 +18,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from bench.authority import Authority
 from bench.servers import DidNotStartError
+from tests.interop.authority import Authority
 from tests.interop.homeservers import Homeserver, OurHomeserver, SynapseHomeserver
 
 KINDS: dict[str, type[Homeserver]] = {"ours": OurHomeserver, "synapse": SynapseHomeserver}

@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from dendrite_tw.config.tree import FederationApi
@@ -20,7 +21,7 @@ from dendrite_tw.web.networks import Networks
 from dendrite_tw.web.routes import Access, Route
 from dendrite_tw.web.site import make_root, make_site
 from dendrite_tw.web.tls import ClientTls
-from tests.federation_api.network import server_options, trust_root
+from tests.federation_api.network import Script, response, server_options, trust_root
 from tests.harness import KnownCallers, NoLimits
 
 THING = "/_matrix/federation/v1/thing"
@@ -108,3 +109,20 @@ class LoopbackTests(TestCase):
             self.assertEqual(error.status, 502)
         else:
             self.fail("there was an answer")
+
+    @coroutine
+    async def test_closing_does_not_wait_for_a_peer_that_fell_silent(self) -> None:
+        script = Script(response(b"{}"))
+        listen: Any = reactor
+        port = listen.listenSSL(0, script, server_options("localhost"), interface="127.0.0.1")
+        client = self.client()
+        await client.request("GET", f"https://localhost:{port.getHost().port}/")
+        peer: Any = script.made[0]
+        peer.transport.pauseProducing()
+        try:
+            await client.close().addTimeout(5, listen)
+        finally:
+            peer.transport.abortConnection()
+            await port.stopListening()
+            while not peer.closed:
+                await deferLater(listen, 0.01)

@@ -95,9 +95,10 @@ class PublishTests(EmbeddedCase):
         acks: list[object] = []
         self.bench.client.send("OutputRoomEvent", b"1").addCallback(acks.append)
         self.bench.advance(3)
-        with self.assertRaises(ApiError) as caught:
+        with self.assertRaises(UnavailableError) as caught:
             self.bench.publish("OutputRoomEvent", b"2")
-        self.assertEqual((caught.exception.code, acks), (503, []))
+        self.assertEqual((caught.exception.status, acks), (503, []))
+        self.assertIn("No space left on device", caught.exception.error)
         self.assertEqual(self.bench.queue.degraded, ["disk: No space left on device"])
         syncer._run = run
         self.bench.advance(3)

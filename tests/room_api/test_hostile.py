@@ -13,11 +13,14 @@ from dendrite_tw.database.outbox import OutboxRow
 from dendrite_tw.federation_api.api import RawAnswer
 from dendrite_tw.matrix import event_format, events
 from dendrite_tw.matrix.errors import MatrixError
-from dendrite_tw.matrix.events import receive_event
+from dendrite_tw.matrix.events import Event, receive_event
 from dendrite_tw.matrix.room_versions import ROOM_VERSIONS
 from dendrite_tw.room_api.room import Arrival, Outcome, Way
+from dendrite_tw.room_api.tables.events import ACCEPTED
 from tests.room_api.federated import count
-from tests.room_api.test_arrivals import ALICE, BOB, MEMBER, MESSAGE, TOPIC, TwoServers
+from tests.room_api.test_arrivals import ALICE, BOB, CAROL, MEMBER, MESSAGE, TOPIC, TwoServers
+
+DORA = "@dora:c"
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
@@ -85,6 +88,68 @@ class ChosenIdTests(TwoServers):
             found = self.a.do(self.a.rooms.adoption.store_outliers(self.a.room(other), [third]))
             self.assertEqual(found, {})
             self.assertEqual(self.a.event(first.event_id).pdu, first.pdu)
+
+
+class AsideTests(TwoServers):
+    """Server c is not in the room yet when it is told of an invite there."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.c = self.network.server("c")
+        self.room_id = self.shared_room()
+        self.c.do(self.c.rooms.adoption.stub(self.room_id, ROOM_VERSIONS["10"]))
+
+    def invite(self, **options: Any) -> Event:
+        return self.a.make_on(self.a, self.room_id, ALICE, MEMBER, {"membership": "invite"}, DORA, **options)
+
+    def test_an_invite_that_nothing_authorises_is_part_of_no_state(self) -> None:
+        forged = self.invite(auth_events=["$unknown"])
+        [outcome] = self.c.take(self.room_id, [forged], Way.ASIDE)
+        self.assertEqual(outcome.verdict, "accepted")
+        self.assertEqual(self.c.do(self.c.rooms.membership(self.room_id, DORA)).membership, "invite")
+        self.a.let_join(self.c, self.room_id, CAROL)
+        state = [self.a.event(event_id) for event_id in self.a.state(self.room_id).values()]
+        before = self.b.make_on(self.a, self.room_id, BOB, MESSAGE, {"body": "before"})
+        said = self.b.make(ROOM_VERSIONS["10"], self.room_id, BOB, MESSAGE, {}, prev=[before], state=state)
+        ids = [event.event_id for event in (*state, forged)]
+        self.network.answers["b", "get_missing_events"] = lambda request: RawAnswer(404, b"{}")
+        self.network.answers["b", "event"] = lambda request: {"pdus": [orjson.loads(before.pdu)]}
+        self.network.answers["b", "state_ids"] = lambda request: {"pdu_ids": ids, "auth_chain_ids": []}
+        self.network.answers["b", "event_auth"] = lambda request: RawAnswer(404, b"{}")
+        self.c.receive(self.b, self.room_id, [said])
+        again = self.b.make_on(
+            self.a, self.room_id, BOB, MEMBER, {"membership": "invite"}, DORA, state=[*state, forged]
+        )
+        self.assertIn(forged.event_id, again.auth_events)
+        self.assertIn(again.event_id, self.c.receive(self.b, self.room_id, [again]))
+        self.assertNotIn((MEMBER, DORA), self.c.state(self.room_id))
+        name = self.a.send(self.room_id, ALICE, "m.room.name", {"name": "goes on"}, "")
+        self.assertEqual(self.c.receive(self.a, self.room_id, [name]), {})
+        self.assertEqual(self.c.state(self.room_id)["m.room.name", ""], name)
+
+    def test_an_invite_is_numbered_behind_what_authorises_it(self) -> None:
+        invite = self.invite()
+        self.c.take(self.room_id, [invite], Way.ASIDE)
+        self.a.let_join(self.c, self.room_id, CAROL)
+        self.a.take(self.room_id, [invite])
+        self.assertEqual(self.c.receive(self.a, self.room_id, [invite]), {})
+        row = self.c.row(invite.event_id)
+        assert row is not None
+        self.assertEqual(row.status, ACCEPTED)
+        for event_id in invite.auth_events:
+            self.assertLess(self.c.row(event_id).event_nid, row.event_nid)  # type: ignore[union-attr]
+        self.assertEqual(self.c.state(self.room_id), self.a.state(self.room_id))
+        self.assertEqual(self.c.do(self.c.rooms.membership(self.room_id, DORA)).membership, "invite")
+        self.c.restart()
+        self.assertEqual(self.c.do(self.c.rooms.membership(self.room_id, DORA)).membership, "invite")
+
+    def test_an_invite_to_a_room_that_was_joined_meanwhile_is_one_of_the_room(self) -> None:
+        invite = self.invite()
+        self.a.let_join(self.c, self.room_id, CAROL)
+        arrival = Arrival(receive_event(invite.pdu, ROOM_VERSIONS["10"]), Way.ASIDE)
+        late = Deferred.fromCoroutine(self.c.rooms.writer.take(self.c.room(self.room_id), [arrival]))
+        self.assertEqual(self.failureResultOf(late, MatrixError).value.status, 503)
+        self.assertIsNone(self.c.do(self.c.rooms.membership(self.room_id, DORA)))
 
 
 class PurgeTests(TwoServers):

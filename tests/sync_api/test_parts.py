@@ -190,10 +190,18 @@ class Bounds(SynchronousTestCase):
         board = PresenceBoard(kept=2)
         for number in range(4):
             state = Presence(user_id=f"@{number}:t", presence="online", last_active_ts=1, currently_active=True)
-            self.assertTrue(board.hear(state, number + 1))
-            self.assertFalse(board.hear(state, number + 1))
+            self.assertTrue(board.hear(state, 2 * number + 1))
+            self.assertFalse(board.hear(state, 2 * number + 2))
         self.assertEqual([p.user_id for p in board.since(0, 9)], ["@2:t", "@3:t"])
-        self.assertEqual([p.user_id for p in board.since(3, 9)], ["@3:t"])
+        self.assertEqual([p.user_id for p in board.since(5, 9)], ["@3:t"])
+
+    def test_presence_of_a_stream_that_begins_anew(self) -> None:
+        board = PresenceBoard()
+        for user_id, sequence in (("@0:t", 1), ("@1:t", 7), ("@2:t", 1), ("@0:t", 2)):
+            state = Presence(user_id=user_id, presence="online", last_active_ts=1, status_msg=str(sequence))
+            self.assertTrue(board.hear(state, sequence))
+        self.assertEqual(board.position, 9)
+        self.assertEqual([p.user_id for p in board.since(7, 9)], ["@2:t", "@0:t"])
 
     def test_receipts(self) -> None:
         log = ReceiptLog(None, kept=3)  # type: ignore[arg-type]

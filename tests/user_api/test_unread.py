@@ -32,7 +32,7 @@ class RoomCase(UsersCase):
     def setUp(self) -> None:
         super().setUp()
         self.position = 0
-        self.seq = 0
+        self.previous = 0
         self.told: list[FakeMessage] = []
         for user_id in (ALICE, BOB, CAROL):
             self.joins(user_id)
@@ -40,8 +40,9 @@ class RoomCase(UsersCase):
     def tell(self, event: RoomEvent, version: str = "11", **more: Any) -> RoomEvent:
         """An event arrives; it is given to the durable consumer by `store`."""
         output = msgspec.structs.replace(self.users.rooms.output(event, version), **more)
-        self.seq += 1
-        message = FakeMessage(msgspec.msgpack.encode(output), self.seq, {})
+        headers = {"Outbox-Id": str(output.event.position), "Outbox-Previous": str(self.previous)}
+        self.previous = output.event.position
+        message = FakeMessage(msgspec.msgpack.encode(output), self.previous, headers)
         self.told.append(message)
         for listener in self.users.queue.listeners.get(OUTPUT_ROOM_EVENT, []):
             listener(message)

@@ -90,7 +90,8 @@ class Invitations:
         for fault in invited.faults[:1]:
             log.info("{origin} tells {room} wrongly with an invite: {fault}", origin=origin, room=room_id, fault=fault)
         event = invited.event
-        if is_here:
+        room = await self._rooms.find(room_id)
+        if room is not None and room.is_here:
             # Our signature says that we heard of it.  Whether the room allows it, every server in it sees for itself.
             await self._receive(origin, room_id, [event.pdu])
         else:

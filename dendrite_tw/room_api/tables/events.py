@@ -18,7 +18,9 @@ COLUMNS = (
 )
 FROM = "FROM events e JOIN rooms r ON r.room_nid = e.room_nid"
 
-ACCEPTED, SOFT_FAILED, REJECTED = 0, 1, 2
+ACCEPTED, SOFT_FAILED, REJECTED, ASIDE = 0, 1, 2, 3
+"""What was judged of an event.  `ASIDE`: nothing, for it is of a room that this server was not in; it authorises
+nothing and is part of no state, and what it stands on need not be here."""
 
 
 class EventRow(msgspec.Struct, frozen=True, gc=False):
@@ -156,8 +158,8 @@ class SlotOf(msgspec.Struct, frozen=True):
 def slots_of(txn: Transaction, event_ids: Sequence[str]) -> None: ...
 
 
-@none("UPDATE events SET event_nid = :new_nid WHERE event_nid = :event_nid")
-def _renumber_event(txn: Transaction, event_nid: int, new_nid: int) -> None: ...
+@none("UPDATE events SET event_nid = :new_nid, status = :status WHERE event_nid = :event_nid")
+def _renumber_event(txn: Transaction, event_nid: int, new_nid: int, status: int) -> None: ...
 
 
 @none("UPDATE memberships SET event_nid = :new_nid WHERE event_nid = :event_nid")
@@ -168,9 +170,9 @@ def _renumber_members(txn: Transaction, event_nid: int, new_nid: int) -> None: .
 def _drop_chain(txn: Transaction, event_nid: int) -> None: ...
 
 
-async def renumber(txn: Transaction, event_nid: int, new_nid: int) -> None:
-    """Give another number to an event that is part of no state and no timeline."""
-    await _renumber_event(txn, event_nid, new_nid)
+async def renumber(txn: Transaction, event_nid: int, new_nid: int, status: int) -> None:
+    """Give another number to an event that was kept aside, once it is judged: numbers grow along the graph."""
+    await _renumber_event(txn, event_nid, new_nid, status)
     await _renumber_members(txn, event_nid, new_nid)
     await _drop_chain(txn, event_nid)
 
