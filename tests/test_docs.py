@@ -106,7 +106,8 @@ class Commands(SynchronousTestCase):
         servers = {"dendrite", "dendrite-monolith-server", "dendrite-nats-server", "dendrite-polylith-multi"}
         components = {name for name, target in scripts.items() if "commands.polylith:" in target} - servers
         self.assertEqual(set(scripts), {*TOOLS, *servers, *components})
-        found = {section_named(re.sub(r"(api|appservice)-server", r"\1", name[len("dendrite-") :])) for name in components}
+        words = [re.sub(r"(api|appservice)-server", r"\1", name.removeprefix("dendrite-")) for name in components]
+        found = {section_named(word) for word in words}
         self.assertEqual(found, {*SECTIONS})
         for target in scripts.values():
             module, _, name = target.partition(":")

@@ -51,7 +51,12 @@ class Dialect:
 
 SQLITE = Dialect(
     name="sqlite",
-    words={"BYTES": "BLOB", "SERIAL_KEY": "INTEGER PRIMARY KEY AUTOINCREMENT", "BIGINT": "INTEGER"},
+    words={
+        "BYTES": "BLOB",
+        "SERIAL_KEY": "INTEGER PRIMARY KEY AUTOINCREMENT",
+        "BIGINT": "INTEGER",
+        "NOW_MS": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+    },
     placeholder="?",
     any_list="IN (SELECT value FROM json_each(:{}))",
     escape_percent=False,
@@ -61,7 +66,12 @@ SQLITE = Dialect(
 POSTGRESQL = Dialect(
     name="postgresql",
     # Text is compared by its bytes, as SQLite does, whatever the locale of the database.
-    words={"BYTES": "BYTEA", "SERIAL_KEY": "BIGSERIAL PRIMARY KEY", "TEXT": 'TEXT COLLATE "C"'},
+    words={
+        "BYTES": "BYTEA",
+        "SERIAL_KEY": "BIGSERIAL PRIMARY KEY",
+        "TEXT": 'TEXT COLLATE "C"',
+        "NOW_MS": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+    },
     placeholder="%s",
     any_list="= ANY(:{})",
     escape_percent=True,
