@@ -42,12 +42,12 @@ class Calls:
     """What a process asks others and answers them; one for each process."""
 
     def __init__(self, client: QueueClient, time: IReactorTime, holds: Holds) -> None:
-        budget = Budget()
+        self.budget = Budget()
         self.client = client
         self.draining = False
         """Whether this process takes no more calls, those of its own components among them if others can."""
-        self.asking = Asking(client, budget, self._begun)
-        self.answering = Answering(client, budget, holds, self._begun)
+        self.asking = Asking(client, self.budget, self._begun)
+        self.answering = Answering(client, self.budget, holds, self._begun)
         self._time = time
         self._codecs: dict[type, InterfaceCodec] = {}
         self._ticking: IDelayedCall | None = None
