@@ -82,9 +82,13 @@ class QueueClient:
         """Whether there is a connection, and the streams are declared."""
         self.on_ready: list[Callable[[], None]] = []
         """Called each time a connection has become usable."""
+        self.on_connected: list[Callable[[], None]] = []
+        """Called each time there is a connection again and the subscriptions are on their way, before it is ready."""
         self.on_lost: list[Callable[[], None]] = []
         self.on_streams_lost: Callable[[], None] = lambda: None
         """Called when the server turns out not to have a stream any more; the carrier has them declared again."""
+        self.max_payload = wire.DEFAULT_MAX_PAYLOAD
+        """Bytes that the server takes in one message, headers and payload together."""
         self._streams = dict(streams or {})
         self._api_prefix = api_prefix
         self._send: Callable[[Op], None] | None = None
@@ -104,6 +108,8 @@ class QueueClient:
         self._send = send
         for handle in self._handles.values():
             send(Sub(handle.subject, handle.queue, handle.sid))
+        for call in tuple(self.on_connected):
+            call()
 
     async def declare(self) -> None:
         """Make sure that the server has the streams; then the client is ready."""
@@ -129,6 +135,8 @@ class QueueClient:
             handle = self._handles.get(op.sid)
             if handle is not None:
                 handle.receive(op)
+        elif type(op) is wire.Info:
+            self.max_payload = int(op.options.get("max_payload") or self.max_payload)
         elif type(op) is wire.Err:
             log.warn("The queue's server says: {message}", message=op.message)
 
@@ -163,6 +171,23 @@ class QueueClient:
         if self._handles.pop(handle.sid, None) is not None and self._send is not None:
             self._send(Unsub(handle.sid))
 
+    def leave(self, handle: Handle) -> Deferred[None]:
+        """Unsubscribe, but receive what the server has sent already; fires when all of that has come."""
+        if self._send is not None:
+            self._send(Unsub(handle.sid))
+        settled = self.settled()
+
+        def gone(result: object) -> None:
+            self._handles.pop(handle.sid, None)
+
+        return settled.addBoth(gone)
+
+    def settled(self) -> Deferred[None]:
+        """Fires when the server has done all that was sent to it, and what it sent before has come; fails with
+        `UnavailableError`.
+        """
+        return self._expect("").addCallback(lambda op: None)
+
     def tell(self, subject: str, payload: bytes = b"", *, reply: str = "", headers: bytes = b"") -> bool:
         """Send a message without waiting for anything; whether there was a connection to send it on."""
         if self._send is None:
@@ -172,6 +197,12 @@ class QueueClient:
 
     def ask(self, subject: str, payload: bytes, headers: bytes = b"", timeout: float | None = None) -> Deferred[Msg]:
         """Send a message and promise the answer; fails with `UnavailableError`."""
+        return self._expect(subject, payload, headers, timeout)
+
+    def _expect(
+        self, subject: str, payload: bytes = b"", headers: bytes = b"", timeout: float | None = None
+    ) -> Deferred[Msg]:
+        """`ask`; without a subject the message is its own answer."""
         self._next_question += 1
         question = str(self._next_question)
         deferred: Deferred[Msg] = Deferred()
@@ -182,7 +213,8 @@ class QueueClient:
         self._asked[question] = (deferred, deadline)
         if self._sweep is None or deadline < self._sweep.getTime():
             self._arm_sweep(deadline)
-        self._send(Pub(subject, f"{self.inbox}.{question}", headers, payload))
+        reply = f"{self.inbox}.{question}"
+        self._send(Pub(subject, reply, headers, payload) if subject else Pub(reply, "", b"", b""))
         return deferred
 
     def _arm_sweep(self, deadline: float) -> None:

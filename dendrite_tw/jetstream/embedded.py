@@ -95,10 +95,14 @@ class Link:
     def close(self) -> None:
         """Let what was sent arrive, then part."""
         self._turn()
+        self.cut()
+        self._client.close()
+
+    def cut(self) -> None:
+        """Part at once; what is under way is lost."""
         self._closed = True
         self._queue.clear()
         self._session.closed()
-        self._client.close()
 
 
 class EmbeddedQueue(Service):

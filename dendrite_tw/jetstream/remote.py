@@ -78,6 +78,7 @@ class Connection(Protocol):
         if kind is wire.Msg:
             self._queue.client.handle(op)
         elif isinstance(op, wire.Info):
+            self._queue.client.handle(op)
             if not self._introduced:
                 self._introduced = True
                 self._introduce(op.options)
