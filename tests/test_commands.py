@@ -23,24 +23,26 @@ from twisted.application.service import IService, IServiceMaker, MultiService
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel
 from twisted.plugin import getPlugins
+from twisted.python import usage
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 
-from dendrite_tw import logs, tap
+from dendrite_tw import components, logs, tap
 from dendrite_tw.commands import (
     check_config,
     create_account,
     first_start,
     generate_config,
     generate_keys,
+    polylith,
     server,
 )
 from dendrite_tw.commands.goflags import FlagSet
 from dendrite_tw.config import Config, ConfigError, LogHook, load, loads
 from dendrite_tw.config.key_files import old_verify_keys, signing_key
 from dendrite_tw.matrix.keys import read_pem
-from tests.test_config import MINIMAL
+from tests.test_config import MINIMAL, POLYLITH
 
 
 class Case(SynchronousTestCase):
@@ -243,7 +245,32 @@ class GenerateConfig(Case):
 
     def test_polylith(self) -> None:
         _, out, _ = self.run_command(generate_config.main, "-polylith")
-        self.assertEqual(loads(out).sync_api.external_api.listen, "http://[::]:8073")
+        self.assertEqual(loads(out, polylith=True).sync_api.external_api.listen, "http://[::]:8073")
+        self.assertEqual(
+            loads(out).room_server.database.connection_string.rpartition("/")[2][:19], "dendrite_roomserver"
+        )
+
+    def test_polylith_that_starts_as_it_is(self) -> None:
+        words = [
+            "-polylith",
+            "-server",
+            "a.example",
+            "-db",
+            "postgres://h/d",
+            "-nats",
+            "n1:4222, tls://n2",
+            "-dir",
+            "/srv",
+        ]
+        code, out, _ = self.run_command(generate_config.main, *words)
+        self.assertEqual(code, 0)
+        config = loads(out, polylith=True)
+        self.assertEqual(config.problems, ())
+        self.assertEqual(config.global_.server_name, "a.example")
+        self.assertEqual(config.global_.jetstream.addresses, ("n1:4222", "tls://n2"))
+        self.assertEqual(config.database_of("room_server").connection_string, "postgres://h/d")
+        self.assertEqual(config.media_api.base_path, "/srv/media")
+        self.assertEqual(self.run_command(generate_config.main, "-polylith", "-db", "file:a.db")[0], 2)
 
 
 class CheckConfig(Case):
@@ -279,6 +306,26 @@ class CheckConfig(Case):
 
     def test_too_many_files(self) -> None:
         self.assertEqual(self.run_command(check_config.main, "a", "b")[0], 2)
+
+    def test_polylith(self) -> None:
+        path = self.file("a.yaml", MINIMAL)
+        code, out, _ = self.run_command(check_config.main, "-polylith", path)
+        self.assertEqual(code, 1)
+        self.assertIn("global.jetstream.addresses: ", out)
+        path = self.file("b.yaml", POLYLITH + "room_server: {internal_api: {listen: 'localhost:7770'}}\n")
+        code, out, _ = self.run_command(check_config.main, "-polylith", path)
+        self.assertEqual(code, 1)
+        self.assertIn(f"{path}:10: room_server.internal_api.listen: 'localhost:7770' is no address to listen on.", out)
+        self.assertEqual(out.count("This process answers clients or servers, but has no address"), 4)
+
+    def test_addresses_that_are_the_same(self) -> None:
+        _, text, _ = self.run_command(generate_config.main, "-polylith", "-db", "postgres://h/d")
+        code, out, _ = self.run_command(check_config.main, "-polylith", self.file("a.yaml", text))
+        self.assertEqual(out, f"{self.file('a.yaml')}: no mistakes.\n")
+        path = self.file("b.yaml", text.replace("[::]:8074", "[::]:8073"))
+        code, out, _ = self.run_command(check_config.main, "-polylith", path)
+        self.assertEqual(code, 0)
+        self.assertIn("is the same address: on one machine only one of the two processes can have it.", out)
 
 
 def http_error(code: int, body: object) -> urllib.error.HTTPError:
@@ -627,10 +674,14 @@ class Start(Case):
                 unix_socket_permission="770",
             ),
         )
+        some = maker.options()
+        some.parseOptions(["--component", "client_api,syncapi", "--component=room-api"])
+        self.assertEqual(some.settings().components, ("client_api", "sync_api", "room_server"))
+        self.assertRaises(usage.UsageError, maker.options().parseOptions, ["--component", "kitchen"])
         defaults = maker.options()
         defaults.parseOptions([])
         self.assertEqual(defaults.settings(), tap.Settings())
-        self.assertEqual((tap.Settings().http_bind_address, tap.Settings().https_bind_address), (":8008", ":8448"))
+        self.assertEqual((tap.Settings().http_bind_address, tap.Settings().https_bind_address), ("", ":8448"))
         seen = []
         self.patch(tap, "make_service", lambda settings: seen.append(settings) or self.monolith)
         self.assertTrue(IService.providedBy(maker.makeService(options)))
@@ -745,11 +796,77 @@ class Server(Case):
         self.assertEqual(code, 0)
         self.assertIn("no effect", err)
 
+    def test_some_components(self) -> None:
+        seen: list[Any] = []
+        self.patch(server, "run", lambda settings: seen.append(settings) or 0)
+        self.run_command(server.main, "-component", "client_api,sync_api")
+        self.assertEqual(seen, [tap.Settings(components=("client_api", "sync_api"))])
+        code, _, err = self.run_command(server.main, "-component=kitchen")
+        self.assertEqual(code, 2)
+        self.assertIn("'kitchen'; there are client_api, federation_api", err)
+
     def test_unknown_tool(self) -> None:
         code, _, err = self.run_command(server.main, "make-coffee")
         self.assertEqual(code, 2)
         for tool in server.TOOLS:
             self.assertIn(tool, err)
+
+
+class Polylith(Case):
+    """The programs of single components."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.seen: list[Any] = []
+        self.patch(server, "run", lambda settings: self.seen.append(settings) or 0)
+
+    def test_a_word_as_in_the_last_release(self) -> None:
+        for word, section in components.WORDS.items():
+            for words in (["--config", "a.yaml", word], ["--config=a.yaml", word.upper()], [word, "-config", "a.yaml"]):
+                self.assertEqual(self.run_command(polylith.multi, *words), (0, "", ""))
+                self.assertEqual(self.seen.pop(), tap.Settings(config="a.yaml", components=(section,)))
+
+    def test_without_a_word_or_with_a_wrong_one(self) -> None:
+        words = "appservice, clientapi, federationapi, keyserver, mediaapi, roomserver, syncapi, userapi"
+        valid = f"Valid components: {words}\n"
+        for words, said in (
+            ([], "No component is named.\n"),
+            (["--config", "a.yaml"], "No component is named.\n"),
+            (["kitchen"], "Unknown component: 'kitchen'.\n"),
+        ):
+            self.assertEqual(self.run_command(polylith.multi, *words), (1, "", said + valid))
+        self.assertEqual(self.seen, [])
+
+    def test_version_and_mistakes(self) -> None:
+        self.assertEqual(self.run_command(polylith.multi, "-version"), (0, f"{tap.version_text()}\n", ""))
+        self.assertEqual(self.run_command(polylith.multi, "syncapi", "roomserver")[0], 2)
+        self.assertEqual(self.run_command(polylith.sync_api, "syncapi")[0], 2)
+        self.assertEqual(self.seen, [])
+
+    def test_a_program_for_each(self) -> None:
+        for program, section in (
+            (polylith.client_api, "client_api"),
+            (polylith.federation_api, "federation_api"),
+            (polylith.media_api, "media_api"),
+            (polylith.sync_api, "sync_api"),
+            (polylith.room_api, "room_server"),
+            (polylith.user_api, "user_api"),
+            (polylith.key_server, "key_server"),
+            (polylith.appservice, "app_service_api"),
+        ):
+            self.assertEqual(self.run_command(program, "-config=a.yaml", "-http-bind-address=:1")[0], 0)
+            self.assertEqual(
+                self.seen.pop(), tap.Settings(config="a.yaml", http_bind_address=":1", components=(section,))
+            )
+
+    def test_who_does_the_work_of_former_components(self) -> None:
+        self.assertEqual(components.run_by(["key_server", "app_service_api", "user_api"]), {"user_api"})
+        self.assertEqual(components.run_by(components.SECTIONS), frozenset(components.COMPONENTS))
+
+    def test_a_start_asks_for_what_they_need(self) -> None:
+        settings = tap.Settings(config=self.file("a.yaml", MINIMAL), components=("sync_api",))
+        error = self.assertRaises(ConfigError, tap.make_service, settings, FakeReactor(), None, object())
+        self.assertIn("global.jetstream.addresses", str(error))
 
 
 def event(text: str = "hello", level: Any = LogLevel.info, **more: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from dendrite_tw.components import SECTIONS, addresses, host_and_port, section_named, sections_named
 from dendrite_tw.config import Config, ConfigError, load, loads
 from dendrite_tw.config.checks import DATABASES, NOT_YET, value_at
 from dendrite_tw.config.reader import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, OLD_KEYS, all_keys
@@ -33,6 +34,8 @@ global:
 media_api:
   base_path: ./media_store
 """
+
+POLYLITH = MINIMAL.replace("  database:", "  jetstream: {addresses: ['localhost:4222']}\n  database:")
 
 GUIDE = """\
 version: 2
@@ -614,6 +617,86 @@ class Databases(SynchronousTestCase):
             self.assertEqual(database.sqlite_path, path)
         for uri in ("postgres://a/b", "postgresql://a/b", "host=a dbname=b", "dendrite.db"):
             self.assertFalse(Database(connection_string=uri).is_sqlite)
+
+
+class Polylith(SynchronousTestCase):
+    """What the components need in processes of their own, beyond what they need in one."""
+
+    def test_all_that_is_mandatory(self) -> None:
+        self.assertEqual(problems(POLYLITH, polylith=True), [])
+
+    def test_queue(self) -> None:
+        self.assertEqual(problems(MINIMAL, polylith=True), [("error", "global.jetstream.addresses", 2)])
+        empty = MINIMAL.replace("  database:", "  jetstream:\n    addresses: []\n  database:")
+        self.assertEqual(problems(empty, polylith=True), [("error", "global.jetstream.addresses", 6)])
+
+    def test_databases(self) -> None:
+        text = POLYLITH.replace("postgresql://localhost/dendrite", "file:a.db")
+        self.assertEqual(problems(text, polylith=True), [("error", "global.database.connection_string", 7)])
+        text = POLYLITH + "user_api:\n  account_database: {connection_string: 'file:a.db'}\n"
+        text += "key_server:\n  database:\n    connection_string: file:b.db\n"
+        expected = [
+            ("error", "user_api.account_database.connection_string", 11),
+            ("error", "key_server.database.connection_string", 14),
+        ]
+        self.assertEqual(problems(text, polylith=True), expected)
+        self.assertEqual(problems(text), [])
+
+    def test_the_sample(self) -> None:
+        config = loads(polylith_sample(), polylith=True)
+        found = {section: [one.address for one in addresses(config, [section])] for section in SECTIONS}
+        self.assertEqual(
+            found,
+            {
+                "client_api": [":8071", ":7771"],
+                "federation_api": [":8072", ":7772"],
+                "media_api": [":8074", ":7774"],
+                "sync_api": [":8073", ":7773"],
+                "room_server": [":7770"],
+                "user_api": [":7781"],
+                "key_server": [":7779"],
+                "app_service_api": [":7777"],
+            },
+        )
+
+    def test_addresses(self) -> None:
+        for url, expected in (
+            ("http://localhost:8071", "localhost:8071"),
+            ("http://[::1]:8071/", "[::1]:8071"),
+            ("http://0.0.0.0:8071", "0.0.0.0:8071"),
+            ("http://:8071", ":8071"),
+            ("http://localhost", ""),
+            ("https://localhost:8071", ""),
+            ("localhost:8071", ""),
+            ("http://localhost:99999", ""),
+            ("http://u@localhost:1", ""),
+            ("http://localhost:1/path", ""),
+            ("http://[::1:1", ""),
+        ):
+            self.assertEqual(host_and_port(url), expected, url)
+
+    def test_what_is_wrong_with_an_address(self) -> None:
+        config = loads(POLYLITH + "sync_api:\n  external_api: {listen: localhost}\n")
+        error = self.assertRaises(ConfigError, addresses, config, ["sync_api"])
+        self.assertIn("dendrite.yaml:11: sync_api.external_api.listen: 'localhost' is no address", str(error))
+        error = self.assertRaises(ConfigError, addresses, config, ["client_api"])
+        self.assertIn("start with --http-bind-address", str(error))
+
+    def test_several_components_on_one_address(self) -> None:
+        config = loads(
+            POLYLITH
+            + "".join(f"{name}: {{external_api: {{listen: 'http://[::]:1'}}}}\n" for name in ("sync_api", "client_api"))
+        )
+        self.assertEqual([one.address for one in addresses(config, ["sync_api", "client_api", "user_api"])], [":1"])
+
+    def test_names(self) -> None:
+        for word in ("room_server", "room-server", "roomserver", "roomapi", "Room-API", " room_api"):
+            self.assertEqual(section_named(word), "room_server")
+        self.assertEqual(
+            sections_named(["client_api,keyserver", "syncapi", "client-api"]), ("client_api", "key_server", "sync_api")
+        )
+        self.assertRaises(ValueError, section_named, "relay_api")
+        self.assertEqual(sections_named([""]), ())
 
 
 class Samples(SynchronousTestCase):

@@ -12,6 +12,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.commands.server import TOOLS
+from dendrite_tw.components import SECTIONS, section_named
 from dendrite_tw.config import loads
 from dendrite_tw.config.__main__ import outputs
 from dendrite_tw.config.checks import NOT_YET
@@ -102,7 +103,12 @@ class Commands(SynchronousTestCase):
         scripts = dict(
             line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].strip().splitlines()
         )
-        self.assertEqual(set(scripts), {*TOOLS, "dendrite", "dendrite-monolith-server", "dendrite-nats-server"})
+        servers = {"dendrite", "dendrite-monolith-server", "dendrite-nats-server", "dendrite-polylith-multi"}
+        components = {name for name, target in scripts.items() if "commands.polylith:" in target} - servers
+        self.assertEqual(set(scripts), {*TOOLS, *servers, *components})
+        words = [re.sub(r"(api|appservice)-server", r"\1", name.removeprefix("dendrite-")) for name in components]
+        found = {section_named(word) for word in words}
+        self.assertEqual(found, {*SECTIONS})
         for target in scripts.values():
             module, _, name = target.partition(":")
             self.assertTrue(callable(getattr(importlib.import_module(module), name)))

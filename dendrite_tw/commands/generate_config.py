@@ -10,12 +10,13 @@ from dendrite_tw.commands.goflags import FlagSet
 from dendrite_tw.config import ConfigError
 from dendrite_tw.config.problems import Problem
 from dendrite_tw.config.reader import Reader
-from dendrite_tw.config.samples import generate_config, polylith_sample, render
+from dendrite_tw.config.samples import generate_config, render
 
 _INTRODUCTION = """\
 Prints a configuration. The server starts with it once the signing key exists:
 
     generate-config -server example.com > dendrite.yaml
+    generate-config -polylith -server example.com -db postgresql://user:password@host/name > dendrite.yaml
     generate-keys -private-key matrix_key.pem"""
 
 
@@ -26,15 +27,16 @@ def main(arguments: list[str] | None = None) -> int:
     database = flags.string("db", "", "PostgreSQL URI for all components; SQLite files if not given")
     directory = flags.string("dir", "./", "Directory for databases, media, queue and search index")
     private_key = flags.string("private-key", "matrix_key.pem", "File with the signing key")
-    polylith = flags.boolean("polylith", "Print the sample for components in processes of their own")
+    polylith = flags.boolean("polylith", "For components in processes of their own, on NATS and PostgreSQL")
+    nats = flags.string("nats", "localhost:4222", "With -polylith: addresses of NATS servers, separated by commas")
     ci = flags.boolean("ci", "For tests: quick and open (start with -really-enable-open-registration)")
     normalise = flags.string("normalise", "", "File to print with all keys, defaults filled in")
     flags.parse_only(sys.argv[1:] if arguments is None else arguments)
+    if polylith.value and database.value.startswith("file:"):
+        flags.fail("a polylith needs PostgreSQL: -db postgresql://user:password@host/name")
     try:
         if normalise.value:
             text = normalised(normalise.value)
-        elif polylith.value:
-            text = polylith_sample()
         else:
             text = generate_config(
                 server.value or "localhost",
@@ -42,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
                 directory.value,
                 ci=ci.value,
                 private_key=private_key.value,
+                nats=nats.value if polylith.value else "",
             )
     except ConfigError as error:
         print(error, file=sys.stderr)

@@ -10,6 +10,7 @@ import importlib
 import sys
 
 from dendrite_tw.commands.goflags import FlagSet
+from dendrite_tw.components import sections_named
 
 TOOLS = {
     "check-config": "check_config",
@@ -35,41 +36,56 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve(arguments: list[str]) -> int:
     """Read the flags and serve; returns when the server has stopped."""
-    from dendrite_tw.tap import Settings, version_text
-
-    default = Settings()
-    flags = FlagSet("dendrite", _INTRODUCTION)
-    version = flags.boolean("version", "Print the version and exit")
-    open_registration = flags.boolean(
-        "really-enable-open-registration", "Allow open registration without any check; invites spam"
-    )
-    texts = {
-        "config": flags.string("config", default.config, "The configuration file"),
-        "http_bind_address": flags.string("http-bind-address", default.http_bind_address, "Where to listen for HTTP"),
-        "https_bind_address": flags.string(
-            "https-bind-address", default.https_bind_address, "Where to listen for HTTPS, given -tls-cert"
-        ),
-        "tls_cert": flags.string("tls-cert", "", "Certificate chain for HTTPS, in PEM format"),
-        "tls_key": flags.string("tls-key", "", "Key of that certificate, in PEM format"),
-        "unix_socket": flags.string("unix-socket", "", "Listen on this unix socket instead of TCP"),
-        "unix_socket_permission": flags.string(
-            "unix-socket-permission", default.unix_socket_permission, "Permissions of it, in octal"
-        ),
-    }
-    http_api = flags.boolean("api", "Of former versions; has no effect")
-    api_address = flags.string("api-bind-address", "", "Of former versions; has no effect")
-    flags.parse_only(arguments)
-    if version.value:
-        print(version_text())
-        return 0
+    flags = ServerFlags("dendrite", _INTRODUCTION)
+    component = flags.set.string("component", "", "Run only these components, separated by commas; needs NATS")
+    http_api = flags.set.boolean("api", "Of former versions; has no effect")
+    api_address = flags.set.string("api-bind-address", "", "Of former versions; has no effect")
+    flags.set.parse_only(arguments)
     if http_api.value or api_address.value:
         print("dendrite: -api and -api-bind-address have no effect.", file=sys.stderr)
-    return run(
-        Settings(
-            **{name: flag.value for name, flag in texts.items()},
-            really_enable_open_registration=open_registration.value,
+    try:
+        sections = sections_named([component.value])
+    except ValueError as error:
+        flags.set.fail(str(error))
+    return flags.serve(sections)
+
+
+class ServerFlags:
+    """The flags of everything that serves; `set` may be given more before it is parsed."""
+
+    def __init__(self, program: str, introduction: str) -> None:
+        self.set = FlagSet(program, introduction)
+        self.version = self.set.boolean("version", "Print the version and exit")
+        self._open_registration = self.set.boolean(
+            "really-enable-open-registration", "Allow open registration without any check; invites spam"
         )
-    )
+        text = self.set.string
+        self._texts = {
+            "config": text("config", "dendrite.yaml", "The configuration file"),
+            "http_bind_address": text(
+                "http-bind-address", "", "Where to listen for HTTP: by default :8008, or where the file says"
+            ),
+            "https_bind_address": text("https-bind-address", ":8448", "Where to listen for HTTPS, given -tls-cert"),
+            "tls_cert": text("tls-cert", "", "Certificate chain for HTTPS, in PEM format"),
+            "tls_key": text("tls-key", "", "Key of that certificate, in PEM format"),
+            "unix_socket": text("unix-socket", "", "Listen on this unix socket instead of TCP"),
+            "unix_socket_permission": text("unix-socket-permission", "755", "Permissions of it, in octal"),
+        }
+
+    def serve(self, sections: tuple[str, ...] = ()) -> int:
+        """Serve as the flags say, once they are parsed: the components of these sections, or all; the exit code."""
+        from dendrite_tw.tap import Settings, version_text
+
+        if self.version.value:
+            print(version_text())
+            return 0
+        return run(
+            Settings(
+                **{name: flag.value for name, flag in self._texts.items()},
+                really_enable_open_registration=self._open_registration.value,
+                components=sections,
+            )
+        )
 
 
 def run(settings: object) -> int:

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from dendrite_tw.config.checks import DATABASES, check, complete, not_yet, value_at
+from dendrite_tw.config.polylith import check_polylith
 from dendrite_tw.config.problems import ConfigError, Problem
 from dendrite_tw.config.reader import MAX_BYTES, Reader
 from dendrite_tw.config.tree import (
@@ -110,11 +111,12 @@ class Config(Tree, frozen=True, kw_only=True):
         return ConfigError(self.path, [Problem("error", key, text, remedy, self.lines.get(key, 0))])
 
 
-def load(path: str | os.PathLike[str], *, allow_open_registration: bool = False) -> Config:
+def load(path: str | os.PathLike[str], *, allow_open_registration: bool = False, polylith: bool = False) -> Config:
     """Read and check a configuration file; `ConfigError` if it cannot be used.
 
     Relative paths in the file are resolved against the current working directory.
-    ``allow_open_registration`` is the flag ``-really-enable-open-registration``.
+    ``allow_open_registration`` is the flag ``-really-enable-open-registration``; ``polylith`` asks for what
+    components need that run as processes of their own.
     """
     name = os.fspath(path)
     try:
@@ -127,7 +129,7 @@ def load(path: str | os.PathLike[str], *, allow_open_registration: bool = False)
         remedy = 'Name your file with --config, or write one with "generate-config".'
         text = f"The file cannot be read: {error.strerror or error}."
         raise ConfigError(name, [Problem("error", "", text, remedy)]) from None
-    return loads(text, name, allow_open_registration=allow_open_registration)
+    return loads(text, name, allow_open_registration=allow_open_registration, polylith=polylith)
 
 
 def loads(
@@ -136,6 +138,7 @@ def loads(
     *,
     base: str | None = "",
     allow_open_registration: bool = False,
+    polylith: bool = False,
 ) -> Config:
     """Check a configuration given as text; ``path`` is its name in messages.
 
@@ -144,9 +147,10 @@ def loads(
     reader = Reader(path, str(Path.cwd()) if base == "" else base)
     tree = complete(reader.read(text))
     unfit = {problem.key for problem in reader.problems if problem.kind == "error"}
+    wrong = [*check(tree, allow_open_registration), *(check_polylith(tree) if polylith else ()), *not_yet(tree)]
     found = [
         msgspec.structs.replace(problem, line=_line_of(problem.key, reader.lines))
-        for problem in [*check(tree, allow_open_registration), *not_yet(tree)]
+        for problem in wrong
         if problem.key not in unfit
     ]
     problems = tuple(sorted([*reader.problems, *found], key=lambda problem: problem.line))

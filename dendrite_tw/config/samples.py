@@ -66,9 +66,9 @@ of the server makes it take effect."""
 
 _POLYLITH_NOTE = """
 
-This is the sample for a polylith deployment: every component is a process of its own, NATS with JetStream
-runs beside them, and PostgreSQL holds a database for each. Most servers are better off with
-conf/dendrite-sample.yaml."""
+This is for a polylith deployment: every component is a process of its own, or several, NATS with JetStream runs
+beside them, and PostgreSQL holds a database for each. docs/polylith.md tells how to set it up. Most servers are
+better off with conf/dendrite-sample.yaml."""
 
 
 def sample_tree(section: type[Section] = Tree) -> Any:
@@ -103,9 +103,14 @@ def sample() -> str:
 
 def polylith_sample() -> str:
     """``conf/dendrite-sample.polylith.yaml``."""
+    return render(changed(sample_tree(), _polylith("hostname:4222")), _HEADER + _POLYLITH_NOTE)
+
+
+def _polylith(nats: str) -> dict[str, Any]:
+    """What a polylith's file has of its own: the NATS servers, separated by commas, ports and databases."""
     values: dict[str, Any] = {
         "global.database": Database(),
-        "global.jetstream.addresses": ("hostname:4222",),
+        "global.jetstream.addresses": tuple(address.strip() for address in nats.split(",")),
     }
     for component, (internal, external, pool) in POLYLITH.items():
         values[f"{component}.internal_api"] = InternalApi(
@@ -116,7 +121,7 @@ def polylith_sample() -> str:
         if pool:
             values[DATABASES[component]] = _postgresql(component, pool)
     values[DATABASES["mscs"]] = _postgresql("mscs", 5)
-    return render(changed(sample_tree(), values), _HEADER + _POLYLITH_NOTE)
+    return values
 
 
 def _postgresql(component: str, pool: int) -> ComponentDatabase:
@@ -133,14 +138,18 @@ def generate_config(
     ci: bool = False,
     private_key: str = "matrix_key.pem",
     registration_shared_secret: str = "",
+    nats: str = "",
 ) -> str:
     """The text of a configuration that starts as it is, given the signing key.
 
     ``database`` is a PostgreSQL URI for all components, a ``file:`` URI for each, or empty for SQLite files
     named after the components in ``directory``, where everything else is kept too.  ``ci`` makes it quick
     and open, for tests: such a server starts only with ``-really-enable-open-registration``.
+    ``nats``, addresses separated by commas, makes it the file of a polylith, where without a ``database`` each
+    component has the one of the sample.
     """
-    values: dict[str, Any] = {
+    values: dict[str, Any] = _polylith(nats) if nats else {}
+    values |= {
         "global.server_name": server_name,
         "global.private_key": private_key,
         "global.database": Database(),
@@ -151,14 +160,15 @@ def generate_config(
         "logging": (LogHook(type="std", level="info"),),
     }
     if database and not database.startswith("file:"):
+        values |= dict.fromkeys(DATABASES.values(), ComponentDatabase())
         values["global.database"] = Database(connection_string=database)
-    else:
+    elif database or not nats:
         for component, key in DATABASES.items():
             uri = database or "file:" + _join(directory, f"dendrite_{DATABASE_NAMES[component]}.db")
             values[key] = ComponentDatabase(connection_string=uri)
     if ci:
         values |= _for_tests()
-    return render(changed(sample_tree(), values), _HEADER)
+    return render(changed(sample_tree(), values), _HEADER + (_POLYLITH_NOTE if nats else ""))
 
 
 def _for_tests() -> dict[str, Any]:

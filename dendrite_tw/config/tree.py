@@ -101,9 +101,15 @@ def _database(name: str) -> Key:
 
 
 class InternalApi(Section, frozen=True, kw_only=True):
-    """Where the components of a polylith deployment used to call each other."""
+    """Where a polylith component shows how it is; components call each other elsewhere."""
 
-    listen: Annotated[str, Key("Accepted, not needed: components find each other through NATS.")] = ""
+    listen: Annotated[
+        str,
+        Key(
+            "Another address on which this process serves HTTP, its health and figures among it: http://host:port. "
+            "May be left out."
+        ),
+    ] = ""
     connect: Annotated[str, Key("Accepted, not needed: components find each other through NATS.")] = ""
 
 
@@ -293,7 +299,7 @@ class Global(Section, frozen=True, kw_only=True):
 class AppServiceApi(Section, frozen=True, kw_only=True):
     """Bridges and bots that act for many users."""
 
-    internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
+    internal_api: Annotated[InternalApi, Key("For your own machines only.", polylith=True)] = InternalApi()
     disable_tls_validation: Annotated[bool, Key("Do not check the certificates of application services. Unsafe.")] = (
         False
     )
@@ -345,7 +351,7 @@ class RateLimiting(Section, frozen=True, kw_only=True):
 class ClientApi(Section, frozen=True, kw_only=True):
     """What clients ask: accounts, rooms, messages."""
 
-    internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
+    internal_api: Annotated[InternalApi, Key("For your own machines only.", polylith=True)] = InternalApi()
     external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = ExternalApi()
     registration_disabled: Annotated[bool, Key("Nobody can register, except with the shared secret below.")] = True
     registration_requires_token: Annotated[
@@ -421,7 +427,7 @@ MATRIX_ORG_KEYS = KeyPerspective(
 class FederationApi(Section, frozen=True, kw_only=True):
     """Talk with other homeservers."""
 
-    internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
+    internal_api: Annotated[InternalApi, Key("For your own machines only.", polylith=True)] = InternalApi()
     external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = ExternalApi()
     database: Annotated[ComponentDatabase, _database("federationapi")] = ComponentDatabase()
     send_max_retries: Annotated[
@@ -468,7 +474,7 @@ class FederationApi(Section, frozen=True, kw_only=True):
 class KeyServer(Section, frozen=True, kw_only=True):
     """End-to-end encryption keys."""
 
-    internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
+    internal_api: Annotated[InternalApi, Key("For your own machines only.", polylith=True)] = InternalApi()
     database: Annotated[ComponentDatabase, _database("keyserver")] = ComponentDatabase()
 
 
@@ -485,7 +491,7 @@ class ThumbnailSize(Section, frozen=True, kw_only=True):
 class MediaApi(Section, frozen=True, kw_only=True):
     """Files and images."""
 
-    internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
+    internal_api: Annotated[InternalApi, Key("For your own machines only.", polylith=True)] = InternalApi()
     external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = ExternalApi()
     database: Annotated[ComponentDatabase, _database("mediaapi")] = ComponentDatabase()
     base_path: Annotated[FilePath, Key("Directory for uploaded files.", sample="./media_store")] = ""
@@ -522,7 +528,7 @@ class MediaApi(Section, frozen=True, kw_only=True):
 class RoomServer(Section, frozen=True, kw_only=True):
     """Rooms: their events and their state."""
 
-    internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
+    internal_api: Annotated[InternalApi, Key("For your own machines only.", polylith=True)] = InternalApi()
     database: Annotated[ComponentDatabase, _database("roomserver")] = ComponentDatabase()
     default_room_version: Annotated[str, Key("Version of rooms that are created without asking for one.")] = "12"
 
@@ -539,7 +545,7 @@ class Search(Section, frozen=True, kw_only=True):
 class SyncApi(Section, frozen=True, kw_only=True):
     """What clients are told."""
 
-    internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
+    internal_api: Annotated[InternalApi, Key("For your own machines only.", polylith=True)] = InternalApi()
     external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = ExternalApi()
     database: Annotated[ComponentDatabase, _database("syncapi")] = ComponentDatabase()
     real_ip_header: Annotated[
@@ -556,7 +562,7 @@ class SyncApi(Section, frozen=True, kw_only=True):
 class UserApi(Section, frozen=True, kw_only=True):
     """Accounts and devices."""
 
-    internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
+    internal_api: Annotated[InternalApi, Key("For your own machines only.", polylith=True)] = InternalApi()
     account_database: Annotated[ComponentDatabase, _database("userapi")] = ComponentDatabase()
     bcrypt_cost: Annotated[int, Key("Work to check a password; one more doubles it.", at_least=4, at_most=31)] = 10
     openid_token_lifetime_ms: Annotated[int, Key("How long an OpenID token is valid, in milliseconds.", at_least=0)] = (
@@ -581,7 +587,7 @@ class UserApi(Section, frozen=True, kw_only=True):
 class RelayApi(Section, frozen=True, kw_only=True):
     """Store and forward for servers that are offline."""
 
-    internal_api: Annotated[InternalApi, Key("Ignored.", polylith=True)] = InternalApi()
+    internal_api: Annotated[InternalApi, Key("For your own machines only.", polylith=True)] = InternalApi()
     external_api: Annotated[ExternalApi, Key("Where this component serves HTTP.", polylith=True)] = ExternalApi()
     database: Annotated[ComponentDatabase, _database("relayapi")] = ComponentDatabase()
 

@@ -29,6 +29,8 @@ class Dialect:
     any_list: str
     escape_percent: bool
     bind_list: Callable[[Any], Any]
+    hold_schema: str = ""
+    """Keeps all others from changing the schema until the transaction ends; empty where there are no others."""
 
     def translate(self, sql: str) -> tuple[str, tuple[str, ...], frozenset[str]]:
         """SQL for this engine, the names of its placeholders in order, and which of them are lists."""
@@ -51,7 +53,12 @@ class Dialect:
 
 SQLITE = Dialect(
     name="sqlite",
-    words={"BYTES": "BLOB", "SERIAL_KEY": "INTEGER PRIMARY KEY AUTOINCREMENT", "BIGINT": "INTEGER"},
+    words={
+        "BYTES": "BLOB",
+        "SERIAL_KEY": "INTEGER PRIMARY KEY AUTOINCREMENT",
+        "BIGINT": "INTEGER",
+        "NOW_MS": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+    },
     placeholder="?",
     any_list="IN (SELECT value FROM json_each(:{}))",
     escape_percent=False,
@@ -61,9 +68,15 @@ SQLITE = Dialect(
 POSTGRESQL = Dialect(
     name="postgresql",
     # Text is compared by its bytes, as SQLite does, whatever the locale of the database.
-    words={"BYTES": "BYTEA", "SERIAL_KEY": "BIGSERIAL PRIMARY KEY", "TEXT": 'TEXT COLLATE "C"'},
+    words={
+        "BYTES": "BYTEA",
+        "SERIAL_KEY": "BIGSERIAL PRIMARY KEY",
+        "TEXT": 'TEXT COLLATE "C"',
+        "NOW_MS": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+    },
     placeholder="%s",
     any_list="= ANY(:{})",
     escape_percent=True,
     bind_list=list,
+    hold_schema="SELECT pg_advisory_xact_lock(hashtext('dendrite_tw schema'), hashtext(current_schema()))",
 )

@@ -56,10 +56,11 @@ def routing_of(interface: type, name: str) -> Routing:
 def key_of(interface: type, name: str) -> Callable[[tuple[Any, ...], dict[str, Any]], str]:
     """For a method with a share: reads the key that the share is of from a call's arguments."""
     first, *path = routing_of(interface, name).share.split(".")
-    at = list(inspect.signature(getattr(interface, name)).parameters).index(first) - 1
+    parameters = inspect.signature(getattr(interface, name)).parameters
+    at, default = list(parameters).index(first) - 1, parameters[first].default
 
     def key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        value = args[at] if at < len(args) else kwargs[first]
+        value = args[at] if at < len(args) else kwargs.get(first, default)
         for attribute in path:
             value = getattr(value, attribute)
         return str(value)

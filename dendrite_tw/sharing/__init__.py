@@ -1,0 +1,1 @@
+"""How the processes of a component share what only one of them may do at a time."""
