@@ -18,13 +18,14 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from ..jetstream.client import QueueClient
+from ..sharing.shares import share_of
 from .answering import Answering
 from .calling import TICK_SECONDS, Asking
 from .codec import RESULT, InterfaceCodec
 from .errors import CallFailed, Lost, NotTaken, Unanswered
 from .frames import Budget
 from .handle import Method, Transport
-from .routing import key_of, routing_of, share_of
+from .routing import key_of, routing_of
 
 __all__ = ["CallFailed", "Calls", "Holds", "Unanswered"]
 

@@ -15,9 +15,10 @@ from dendrite_tw.jetstream.wire import Op, Unsub
 from dendrite_tw.links.echoes import NatsEchoes
 from dendrite_tw.links.handle import handle
 from dendrite_tw.links.nats import Calls
-from dendrite_tw.links.routing import routed, share_of
+from dendrite_tw.links.routing import routed
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.room_api.actions import to_the_end
+from dendrite_tw.sharing.shares import share_of
 from tests.jetstream.support import ServerBench, settle
 
 
