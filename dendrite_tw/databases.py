@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
 
 class Databases:
-    """The databases that the configuration names: one object for each connection string."""
+    """The databases that the configuration names: one object for each connection string.
 
-    def __init__(self, config: Config, world: World) -> None:
+    Where several processes share them (`shared`), one for each component, which takes turns with that
+    component in the other processes.
+    """
+
+    def __init__(self, config: Config, world: World, shared: bool = False) -> None:
         self._config = config
         self._world = world
+        self._shared = shared
         self._open: dict[str, SQLiteDatabase | PostgreSQLDatabase | InlinePostgreSQL] = {}
         self._locks = Locks()
 
@@ -31,13 +36,17 @@ class Databases:
         """The database of a component, as ``dendrite.yaml`` names it."""
         wanted = self._config.database_of(component)
         name = wanted.sqlite_path if wanted.is_sqlite else wanted.connection_string
+        name = component if self._shared else name
         if name not in self._open:
             make = self._sqlite if wanted.is_sqlite else self._postgresql
-            self._open[name] = make(self._config.key_of_database(component), wanted)
+            self._open[name] = make(self._config.key_of_database(component), wanted, component)
         return self._open[name]
 
-    def _sqlite(self, key: str, wanted: DatabaseSection) -> SQLiteDatabase:
+    def _sqlite(self, key: str, wanted: DatabaseSection, component: Component) -> SQLiteDatabase:
         path = wanted.sqlite_path
+        if self._shared:
+            advice = "Write postgresql://user:password@host/name, or run all components in one process."
+            raise self._config.error(key, f"Several processes cannot share {path}: they need PostgreSQL.", advice)
         if path != ":memory:":
             self.lock(key, Path(f"{path}-lock"))
         try:
@@ -47,9 +56,12 @@ class Databases:
                 key, f"{path} cannot be opened: {error}.", "Check the file and the permissions of its directory."
             ) from None
 
-    def _postgresql(self, key: str, wanted: DatabaseSection) -> PostgreSQLDatabase | InlinePostgreSQL:
+    def _postgresql(
+        self, key: str, wanted: DatabaseSection, component: Component
+    ) -> PostgreSQLDatabase | InlinePostgreSQL:
         # The driver is of no use, and five megabytes of memory, to a server on SQLite.
         from .database.connections import dsn_of
+        from .database.groups import InUse
         from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
 
         try:
@@ -58,10 +70,16 @@ class Databases:
             advice = "Write postgresql://user:password@host/name?sslmode=disable, or file:name.db for SQLite."
             raise self._config.error(key, f"This is no address of a database: {error}.", advice) from None
         most, kept = pool_size(wanted)
+        lifetime = max(0.0, wanted.conn_max_lifetime)
+        shared = component if self._shared else ""
         try:
             if self._world.threads is None:
-                return InlinePostgreSQL(dsn)
-            return PostgreSQLDatabase(dsn, self._world.time, most, kept, max(0.0, wanted.conn_max_lifetime))
+                return InlinePostgreSQL(dsn, shared)
+            return PostgreSQLDatabase(dsn, self._world.time, most, kept, lifetime, shared)
+        except InUse as error:
+            advice = "One process with all components keeps a database to itself. "
+            advice += "Stop what runs, or give each deployment a database of its own."
+            raise self._config.error(key, f"PostgreSQL: {error.reason}.", advice) from None
         except Unavailable as error:
             advice = "Start PostgreSQL, and see that the user may connect to the database (psql with the same string)."
             raise self._config.error(key, f"PostgreSQL cannot be used: {error.__cause__}".strip(), advice) from None

@@ -52,7 +52,8 @@ _UNKNOWN = re.compile(r'invalid (?:URI query parameter|connection option)[ :]+"\
 """What libpq says of a parameter that it does not know; its other complaints may quote a password."""
 
 _GO_ONLY = ("binary_parameters", "disable_prepared_binary_result")
-_SHUTTING_DOWN = ("57P01", "57P02", "57P03")
+_SHUTTING_DOWN = ("57P01", "57P02", "57P03", "57P05", "25P03")
+"""Ended by the administrator, a crash, a start that is not over, or because it was idle for too long."""
 
 
 def dsn_of(connection_string: str) -> str:
@@ -122,22 +123,41 @@ _SETTINGS = (
 """What was answered has to be on disk, whatever the server's default; a stricter one stays."""
 
 READING = _SETTINGS + "; SET default_transaction_read_only = on"
-WRITING = (
-    _SETTINGS
-    + """;
+HELD_SECONDS = 4
+"""How long a process may keep the others of its component waiting by a transaction in which it does nothing.
+
+A killed one gives up its transaction at once; one that was stopped, or whose machine is cut off, does not.
+"""
+
+_LOCK = """
 DO $$
 BEGIN
     PERFORM set_config('lock_timeout', '3s', true);
-    PERFORM pg_advisory_lock(hashtext('dendrite_tw'), hashtext(current_schema()));
+    PERFORM {function}(hashtext('dendrite_tw'), hashtext(current_schema()));
 EXCEPTION WHEN lock_not_available THEN
-    RAISE EXCEPTION 'another server uses this database';
+    IF EXISTS (
+        SELECT FROM pg_locks JOIN pg_database d ON d.oid = database
+        WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND mode = 'ExclusiveLock'
+        AND datname = current_database() AND classid = hashtext('dendrite_tw')::oid
+        AND objid = hashtext(current_schema())::oid
+    ) THEN
+        RAISE EXCEPTION 'another server uses this database' USING ERRCODE = 'object_in_use';
+    END IF;
+    RAISE EXCEPTION 'processes of a polylith use this database' USING ERRCODE = 'object_in_use';
 END
 $$"""
-)
+
+WRITING = _SETTINGS + ";" + _LOCK.format(function="pg_advisory_lock")
 """Positions are given by one writer, so there may be no second one: it waits until the first has gone.
 
 A connection that was just closed may hold the lock for some more milliseconds.
 """
+
+WRITING_WITH_OTHERS = (
+    f"{_SETTINGS}; SET idle_in_transaction_session_timeout = '{HELD_SECONDS}s';"
+    + _LOCK.format(function="pg_advisory_lock_shared")
+)
+"""Where several processes write, each takes its turn with every group; they keep out who writes without."""
 
 
 class BlockingConnection:
@@ -145,14 +165,14 @@ class BlockingConnection:
 
     pending: Deferred[Any] | None = None
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, settings: str = WRITING) -> None:
         """Connect for writing; raises `psycopg2.Error` where that cannot be."""
         self._connection = psycopg2.connect(dsn)
         self._connection.autocommit = True
         _learn_types(self._connection)
         self._cursor = self._connection.cursor()
         try:
-            self._cursor.execute(WRITING)
+            self._cursor.execute(settings)
         except psycopg2.Error:
             self._connection.close()
             raise

@@ -29,6 +29,8 @@ class Dialect:
     any_list: str
     escape_percent: bool
     bind_list: Callable[[Any], Any]
+    hold_schema: str = ""
+    """Keeps all others from changing the schema until the transaction ends; empty where there are no others."""
 
     def translate(self, sql: str) -> tuple[str, tuple[str, ...], frozenset[str]]:
         """SQL for this engine, the names of its placeholders in order, and which of them are lists."""
@@ -76,4 +78,5 @@ POSTGRESQL = Dialect(
     any_list="= ANY(:{})",
     escape_percent=True,
     bind_list=list,
+    hold_schema="SELECT pg_advisory_xact_lock(hashtext('dendrite_tw schema'), hashtext(current_schema()))",
 )

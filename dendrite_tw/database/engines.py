@@ -60,15 +60,44 @@ class Unavailable(MatrixError):
         )
 
 
+class Fenced(Unavailable):
+    """Other processes have taken this one for dead and taken over what it had; nothing of this was stored."""
+
+    def __init__(self) -> None:
+        super().__init__("another process has taken over what this one did")
+
+
 class Database(Protocol):
     """A database of one or more components."""
 
     dialect: Dialect
+    shared: bool
+    """Whether other processes write to it too, so that what was read from it may be out of date."""
 
     def write(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
         """Run `function` in a transaction; fires with its result once that is on disk."""
+
+    def write_unfenced(
+        self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Deferred[T]:
+        """As `write`, and done also where the fence keeps others out: to take part anew under another name."""
+
+    def fence(self, sql: str, on_fenced: Callable[[], None]) -> None:
+        """From now on write only while `sql` says so, a question without placeholders whose answer is one boolean.
+
+        It is asked in each transaction, after those of all other processes of the component that were
+        under way have ended: what these changed before is seen, and who waits for the answer is too
+        late.  Where it says no, writes fail as `Fenced` and `on_fenced` is called, again each time.
+        A database that is not shared has one process, which nobody can take for dead: nothing is asked.
+        """
+
+    def count(self, name: str, sql: str) -> None:
+        """In a shared database, read a number with `sql` in each transaction, for `Transaction.counters`.
+
+        It is read after those of all other processes have ended, at no round trip of its own.
+        """
 
     def prepare(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
@@ -106,6 +135,7 @@ class SQLiteTransaction:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self.counters: dict[str, int] = {}
         self.hooks: list[Callable[[], None]] = []
 
     async def fetch(self, sql: str, values: Sequence[Any]) -> list[Any]:
@@ -132,6 +162,7 @@ class _Job:
     result: Any = None
     failure: Failure | None = None
     hooks: list[Callable[[], None]] = field(default_factory=list)
+    is_unfenced: bool = False
 
 
 def sqlite_path(connection_string: str) -> str:
@@ -144,6 +175,7 @@ class SQLiteDatabase:
     """One SQLite file: a writer with group commit, a reader on the reactor thread, long readers beside."""
 
     dialect: Dialect = SQLITE
+    shared = False
 
     def __init__(self, path: str, threads: ThreadRunner | None, cache_bytes: int = 256 << 10) -> None:
         """Open the file at `path` (made where there is none); `threads` `None` runs all inline."""
@@ -211,6 +243,17 @@ class SQLiteDatabase:
                 self._start_thread()
             self._jobs.put(job)
         return job.answer
+
+    def write_unfenced(
+        self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Deferred[T]:
+        return self.write(function, *args, **kwargs)
+
+    def fence(self, sql: str, on_fenced: Callable[[], None]) -> None:
+        """Nothing to ask: nobody else writes to the file."""
+
+    def count(self, name: str, sql: str) -> None:
+        """Nothing to read: who counts knows the last number."""
 
     def prepare(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs

@@ -55,12 +55,20 @@ def _steps_done(txn: Transaction, component: str) -> None: ...
 def _step_done(txn: Transaction, rows: Any) -> None: ...
 
 
+async def hold_schema(txn: Transaction) -> None:
+    """Wait until nobody else changes the schema: what `IF NOT EXISTS` finds then stays as it is."""
+    if txn.dialect.hold_schema:
+        await txn.fetch(txn.dialect.hold_schema, ())
+
+
 async def migrate(txn: Transaction, component: str, steps: list[Step]) -> list[int]:
     """Bring `component` up to its newest step; returns the numbers of the steps that ran.
 
+    Processes that start together wait for each other; the first does what is to be done.
     Raises `RuntimeError` where the database has steps that this version does not know:
     it was used by a newer version, and going on could lose what that one stored.
     """
+    await hold_schema(txn)
     await _create_schema_steps(txn)
     done = set(await _steps_done(txn, component))
     newer = sorted(done - {step.number for step in steps})

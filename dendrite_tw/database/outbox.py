@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import msgspec
+import msgspec.structs
 import orjson
 
 from .engines import Database
+from .migrate import hold_schema
 from .statements import Transaction, many, none, one
 
 SCHEMA = """
@@ -29,6 +30,9 @@ CREATE TABLE IF NOT EXISTS {name}_outbox (
 """
 
 
+NO_END = 2**63 - 1
+
+
 class OutboxRow(msgspec.Struct, frozen=True):
     """One message to be published: ``id`` is its stream position."""
 
@@ -37,13 +41,16 @@ class OutboxRow(msgspec.Struct, frozen=True):
     subject_suffix: str
     headers: bytes
     payload: bytes
+    previous: int = 0
+    """The id of the row before it in this outbox: who has heard of that one has missed nothing."""
 
 
 class Outbox:
     """The outbox of one component.
 
-    ``position`` is the highest id whose transaction is on disk.  `on_commit`
-    is called on the reactor thread with the rows of each commit, in order.
+    ``position`` is the highest id whose transaction is on disk, among those that
+    this process has given: in a shared database ask `newest`.  `on_commit`
+    is called on the reactor thread with the rows of each of its commits, in order.
     """
 
     def __init__(self, name: str, database: Database) -> None:
@@ -52,7 +59,7 @@ class Outbox:
         self.position = 0
         self._given = 0
         self.on_commit: Callable[[list[OutboxRow]], None] = lambda rows: None
-        table = f"{name}_outbox"
+        self._table = table = f"{name}_outbox"
 
         @none(
             f"INSERT INTO {table} (id, stream, subject_suffix, headers, payload) "
@@ -76,11 +83,14 @@ class Outbox:
         def highest(txn: Transaction) -> None: ...
 
         self._insert, self._rows_after, self._delete, self._highest = insert, rows_after, delete, highest
+        self._count = f"SELECT COALESCE(MAX(id), 0) FROM {table}"
 
     async def create(self, txn: Transaction) -> None:
         """Make the table where there is none, and take up the positions where an earlier run left them."""
+        await hold_schema(txn)
         await txn.execute(txn.dialect.translate(SCHEMA.format(name=self.name))[0], ())
         self.position = self._given = await self._highest(txn)
+        txn.after_commit(lambda: self._database.count(self._table, self._count))
 
     async def append(
         self,
@@ -94,27 +104,50 @@ class Outbox:
 
         A payload that has to hold its own position is given as a function of it.  Positions
         are given in the order of the commits, for one writer runs all transactions; one that
-        is taken back leaves a gap.
+        is taken back leaves a gap.  In a shared database the last one given is read in each
+        transaction, and there are no gaps.
         """
-        self._given = position = self._given + 1
+        position = await self._next(txn)
         packed = orjson.dumps(headers) if headers else b"{}"
         data = payload if isinstance(payload, bytes) else payload(position)
         await self._insert(txn, position, stream, subject_suffix, packed, data)
-        row = OutboxRow(position, stream, subject_suffix, packed, data)
+        row = (position, stream, subject_suffix, packed, data)
         txn.after_commit(lambda: self._committed(row))
         return position
 
-    def _committed(self, row: OutboxRow) -> None:
-        self.position = row.id
-        self.on_commit([row])
+    async def _next(self, txn: Transaction) -> int:
+        if not self._database.shared:
+            self._given += 1
+            return self._given
+        last = txn.counters.get(self._table)
+        if last is None:
+            last = await self._highest(txn)
+        txn.counters[self._table] = last + 1
+        return last + 1
 
-    async def read_after(self, after: int, count: int) -> list[OutboxRow]:
-        """Stored rows with ids above `after`, in order, at most `count`.
+    def _committed(self, values: tuple[int, str, str, bytes, bytes]) -> None:
+        position = values[0]
+        previous = position - 1 if self._database.shared else self.position
+        self.position = position
+        self.on_commit([OutboxRow(*values, previous)])
+
+    async def newest(self) -> int:
+        """The highest id whose transaction is on disk, whichever process gave it; so are all below it."""
+        if not self._database.shared:
+            return self.position
+        return await self._database.read(self._highest)
+
+    async def read_after(self, after: int, count: int, upto: int | None = None) -> list[OutboxRow]:
+        """Stored rows with ids above `after`, up to `upto` if given, in order, at most `count`.
 
         None beyond `position`: a commit can be read before what follows from it in memory has been done,
-        and nobody may hear of it before that.
+        and nobody may hear of it before that.  In a shared database that is for the caller to know.
         """
-        return await self._database.read(self._rows_after, after, self.position, count)
+        if not self._database.shared:
+            upto = self.position if upto is None else min(upto, self.position)
+        rows = await self._database.read(self._rows_after, after, NO_END if upto is None else upto, count)
+        before = [after, *(row.id for row in rows)]
+        return [msgspec.structs.replace(row, previous=previous) for row, previous in zip(rows, before, strict=False)]
 
     async def delete_upto(self, upto: int) -> None:
         """Forget the rows up to and including `upto`, but for the newest, which remembers the position."""

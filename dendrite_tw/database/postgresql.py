@@ -1,9 +1,8 @@
 """PostgreSQL behind the interface of `engines`.
 
 The writes of a database go through one connection, so that they are committed
-in one order: whatever waits becomes one transaction, each write a savepoint in
-it, and what begins and ends savepoints travels with the next statement, at no
-round trip of its own.  Reads use a pool.  Nothing blocks the reactor.
+in one order, in groups (`groups.py`).  Reads use a pool.  Nothing blocks the reactor.
+Where several processes write, their groups take turns.
 
 A lost server: what was not yet committed is certainly not stored, and fails
 as `Unavailable`.  Where the connection breaks while a commit is under way, the
@@ -13,21 +12,38 @@ that is told `Unacknowledged`.
 
 from __future__ import annotations
 
-import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg2
-from psycopg2 import errors
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..matrix.errors import MatrixError
-from .connections import PATIENCE, WRITING, BlockingConnection, Pool, ReactorConnection, is_lost
+from .connections import (
+    PATIENCE,
+    WRITING,
+    WRITING_WITH_OTHERS,
+    BlockingConnection,
+    Pool,
+    ReactorConnection,
+    is_lost,
+)
 from .dialects import POSTGRESQL, Dialect
 from .engines import Unavailable, _deliver, _Job, run_inline
+from .groups import (
+    LOST,
+    NOT_THERE,
+    OnlySQL,
+    PostgreSQLTransaction,
+    Sharing,
+    Unacknowledged,
+    _fail_all,
+    _InDoubt,
+    _unavailable,
+    commit_group,
+)
 from .statements import Transaction
 
 P = ParamSpec("P")
@@ -38,231 +54,39 @@ log = Logger()
 GROUP_LIMIT = 60
 """How many writes may share one commit; beyond 64 savepoints a backend's memory for them is full."""
 
-ATTEMPTS = 4
-"""How often a write is tried that the server takes back because of another one."""
-
 READ_ATTEMPTS = 3
 """How often a read is tried whose connection dies under it."""
-
-ROWS_AT_ONCE = 200
-BYTES_AT_ONCE = 256 * 1024
-"""How much of `execute_many` travels in one message."""
 
 READERS = 20
 """More connections for reading gain nothing: reads are short, and each is a process of the server's."""
 
-_LIMIT_EXCEEDED = "54"
-"""The class of errors that tell of text too long for an index."""
 
-_ONE_ROW = re.compile(
-    r"(INSERT INTO \w+ \([\w, ]+\) VALUES )(\((?:%s|\d+|, )+\))((?: ON CONFLICT(?: \([\w, ]+\))? DO NOTHING)?)"
-)
-
-
-class Unacknowledged(Unavailable):
-    """The connection broke during the commit: it is not known whether this transaction was stored."""
-
-
-class Session(Protocol):
-    """A connection as transactions use it."""
-
-    pending: Deferred[Any] | None
-
-    @property
-    def failed(self) -> bool: ...
-
-    def query(self, sql: str | bytes, values: Sequence[Any] | None) -> Awaitable[Any]: ...
-
-    def mogrify(self, sql: str, values: Sequence[Any]) -> bytes: ...
-
-
-class OnlySQL:
-    """Runs a transaction's coroutine and refuses it to wait for anything but its own connection."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], session: Session) -> None:
-        self._coroutine = coroutine
-        self._session = session
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        step: Callable[[Any], Any] = self._coroutine.send
-        argument: Any = None
-        try:
-            while True:
-                waited = step(argument)
-                if waited is not self._session.pending:
-                    self._coroutine.close()
-                    raise RuntimeError("a transaction waited for something other than its SQL")
-                try:
-                    step, argument = self._coroutine.send, (yield waited)
-                except BaseException as error:
-                    step, argument = self._coroutine.throw, error
-        except StopIteration as stop:
-            return stop.value
-
-
-class PostgreSQLTransaction:
-    """`Transaction` over a session; `first` is SQL without values that is sent ahead of the next statement."""
-
-    dialect = POSTGRESQL
-
-    def __init__(self, session: Session, first: str = "") -> None:
-        self._session = session
-        self.first = first
-        self.hooks: list[Callable[[], None]] = []
-
-    async def fetch(self, sql: str, values: Sequence[Any]) -> list[Any]:
-        return (await self._query(sql, values)).fetchall()  # type: ignore[no-any-return]
-
-    async def execute(self, sql: str, values: Sequence[Any]) -> int:
-        return (await self._query(sql, values)).rowcount  # type: ignore[no-any-return]
-
-    async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        one_row = _ONE_ROW.fullmatch(sql)
-        head, row, tail = one_row.groups() if one_row else ("", sql, "")
-        parts: list[bytes] = []
-        size = 0
-        for values in rows:
-            part = self._written(row, values)
-            parts.append(part)
-            size += len(part)
-            if len(parts) == ROWS_AT_ONCE or size > BYTES_AT_ONCE:
-                await self._send(head, parts, tail)
-                parts, size = [], 0
-        if parts:
-            await self._send(head, parts, tail)
-
-    async def _send(self, head: str, parts: list[bytes], tail: str) -> None:
-        text = head.encode() + b", ".join(parts) + tail.encode() if head else b"; ".join(parts)
-        await self._query(text, None)
-
-    def _written(self, sql: str, values: Sequence[Any]) -> bytes:
-        try:
-            return self._session.mogrify(sql, values)
-        except ValueError as error:
-            raise _unfit(error) from error
-
-    async def _query(self, sql: str | bytes, values: Sequence[Any] | None) -> Any:
-        first, self.first = self.first, ""
-        try:
-            if first:
-                sql = first.encode() + sql if isinstance(sql, bytes) else first + sql
-            return await self._session.query(sql, values)
-        except psycopg2.Error as error:
-            if error.pgcode is None or isinstance(error, errors.SyntaxError):
-                self.first = first  # it was not even begun
-            raise
-        except ValueError as error:
-            self.first = first
-            raise _unfit(error) from error
-
-    def after_commit(self, function: Callable[[], None]) -> None:
-        self.hooks.append(function)
-
-
-def _unfit(error: ValueError) -> Exception:
-    """What psycopg2 says of text that PostgreSQL cannot hold, for the one who sent it."""
-    if "NUL" in str(error):
-        return MatrixError(400, "M_INVALID_PARAM", "Text with the character U+0000 cannot be stored.")
-    return error
-
-
-def _told(error: Exception) -> Failure:
-    """A failure as callers are to see it: what the server cannot do now is `Unavailable`."""
-    if isinstance(error, psycopg2.Error) and (error.pgcode or "").startswith(_LIMIT_EXCEEDED):
-        return Failure(MatrixError(413, "M_TOO_LARGE", "This is longer than the server's database can index."))
-    if isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError):
-        return Failure(_unavailable(error))
-    return Failure(error)
-
-
-LOST = "the connection to PostgreSQL was lost"
-NOT_THERE = "there is no connection to PostgreSQL"
-
-
-def _unavailable(error: Exception) -> Unavailable:
-    """For clients; the server's own words, which may name files and addresses, are for the log."""
-    log.warn("PostgreSQL: {error}", error=str(error).strip() or type(error).__name__)
-    if is_lost(error):
-        return Unavailable(LOST)
-    if isinstance(error, errors.DiskFull):
-        return Unavailable("the disk is full")
-    return Unavailable("it cannot do that now")
-
-
-class _InDoubt(Exception):
-    """The connection broke during the commit of the transaction with this number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-async def commit_group(session: Session, jobs: list[_Job]) -> None:
-    """Run `jobs` in order in one transaction; a job that fails takes back only itself.
-
-    Results and failures are left in the jobs.  Raises `_InDoubt`, and what `is_lost` knows
-    where nothing was committed.
-    """
-    begun = await session.query("BEGIN; SELECT txid_current()", None)
-    number = int(begun.fetchone()[0])
-    first = ""
-    for index, job in enumerate(jobs):
-        first = await _run_job(session, job, f"job_{index}", first)
-    try:
-        done = await session.query(first + "COMMIT", None)
-    except Exception as error:
-        if is_lost(error):
-            raise _InDoubt(number) from error
-        await session.query("ROLLBACK", None)
-        _fail_all(jobs, _told(error))
-        return
-    if done.statusmessage != "COMMIT":
-        _fail_all(jobs, Failure(Unavailable("the transaction was taken back")))
-
-
-async def _run_job(session: Session, job: _Job, name: str, first: str) -> str:
-    """Run one job within a savepoint; returns what has to be sent ahead of what follows.
-
-    No two savepoints of a group share a name: taking back a job can never take back another one's.
-    """
-    begin = first + f"SAVEPOINT {name}; "
-    release = f"RELEASE SAVEPOINT {name}; "
-    for attempt in range(ATTEMPTS):
-        txn = PostgreSQLTransaction(session, begin)
-        job.failure = None
-        again = False
-        try:
-            job.result = await OnlySQL(job.function(txn, *job.args, **job.kwargs), session)  # type: ignore[arg-type]
-            job.hooks = txn.hooks
-            if txn.first != begin and session.failed:
-                raise RuntimeError("a transaction went on after a statement of it had failed")
-        except Exception as error:
-            if is_lost(error):
-                raise
-            again = isinstance(error, errors.SerializationFailure | errors.DeadlockDetected)
-            job.failure = _told(error)
-        if txn.first == begin:
-            return first
-        end = release if job.failure is None else f"ROLLBACK TO SAVEPOINT {name}; {release}"
-        if not again or attempt + 1 == ATTEMPTS:
-            return end
-        begin = end + f"SAVEPOINT {name}; "
-    raise AssertionError("the last attempt returns")
-
-
-def _fail_all(jobs: Iterable[_Job], failure: Failure) -> None:
-    for job in jobs:
-        job.failure = job.failure or failure
-
-
-class InlinePostgreSQL:
-    """The interface of `Database` over a connection that blocks: for the start, and for tests without a reactor."""
+class _Shared:
+    """What both of the classes below have of a database that several processes write to."""
 
     dialect: Dialect = POSTGRESQL
     label = "PostgreSQL"
 
-    def __init__(self, dsn: str) -> None:
-        """Connect to `dsn`; raises `Unavailable`."""
+    def __init__(self, sharing: Sharing | None) -> None:
+        self._sharing = sharing
+        self.shared = sharing is not None
+        self._settings = WRITING if sharing is None else WRITING_WITH_OTHERS
+
+    def fence(self, sql: str, on_fenced: Callable[[], None]) -> None:
+        if self._sharing is not None:
+            self._sharing.fence(sql, on_fenced)
+
+    def count(self, name: str, sql: str) -> None:
+        if self._sharing is not None:
+            self._sharing.count(name, sql)
+
+
+class InlinePostgreSQL(_Shared):
+    """The interface of `Database` over a connection that blocks: for the start, and for tests without a reactor."""
+
+    def __init__(self, dsn: str, shared: str | Sharing = "") -> None:
+        """Connect to `dsn`; raises `Unavailable`.  For `shared` see `PostgreSQLDatabase`."""
+        super().__init__(_sharing(shared))
         self._dsn = dsn
         self._connection: BlockingConnection | None = None
         self._closed = False
@@ -274,7 +98,7 @@ class InlinePostgreSQL:
             raise Unavailable("it is being closed")
         if self._connection is None or not self._connection.alive:
             try:
-                self._connection = BlockingConnection(self._dsn)
+                self._connection = BlockingConnection(self._dsn, self._settings)
             except psycopg2.Error as error:
                 self.failing = NOT_THERE
                 raise _unavailable(error) from error
@@ -293,7 +117,7 @@ class InlinePostgreSQL:
 
     def _commit(self, jobs: list[_Job]) -> None:
         try:
-            run_inline(commit_group(self._session(), jobs))
+            run_inline(commit_group(self._session(), jobs, self._sharing))
         except _InDoubt:
             self.rest()
             _fail_all(jobs, Failure(Unacknowledged(LOST)))
@@ -312,7 +136,14 @@ class InlinePostgreSQL:
     def write(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
-        job = _Job(function, args, kwargs, Deferred())
+        return self._add(_Job(function, args, kwargs, Deferred()))
+
+    def write_unfenced(
+        self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Deferred[T]:
+        return self._add(_Job(function, args, kwargs, Deferred(), is_unfenced=True))
+
+    def _add(self, job: _Job) -> Deferred[Any]:
         self._commit([job])
         _deliver([job])
         return job.answer
@@ -352,10 +183,11 @@ class InlinePostgreSQL:
 class Writer:
     """The connection through which all writes go, and what waits for it."""
 
-    def __init__(self, reactor: Any, dsn: str, lifetime: float) -> None:
+    def __init__(self, reactor: Any, dsn: str, lifetime: float, settings: str, sharing: Sharing | None) -> None:
         self._reactor = reactor
         self._lifetime = lifetime
-        self._connection = ReactorConnection(reactor, dsn, WRITING)
+        self._sharing = sharing
+        self._connection = ReactorConnection(reactor, dsn, settings)
         self._connection.on_ready = lambda _: self._wake()
         self._connection.on_lost = lambda _: self._begin_to_wait()
         self._opened = False
@@ -438,7 +270,7 @@ class Writer:
 
     async def _commit(self, jobs: list[_Job]) -> None:
         try:
-            await commit_group(self._connection, jobs)
+            await commit_group(self._connection, jobs, self._sharing)
         except _InDoubt as error:
             self._doubtful = (error.number, jobs)
             return
@@ -496,21 +328,31 @@ class Writer:
         self._closing.callback(None)
 
 
-class PostgreSQLDatabase:
+def _sharing(shared: str | Sharing) -> Sharing | None:
+    if isinstance(shared, Sharing):
+        return shared
+    return Sharing(shared) if shared else None
+
+
+class PostgreSQLDatabase(_Shared):
     """One PostgreSQL database: a writer with group commit, and a pool of readers."""
 
-    dialect: Dialect = POSTGRESQL
-    label = "PostgreSQL"
-
-    def __init__(self, dsn: str, reactor: Any, most: int = 10, kept: int = 2, lifetime: float = 0.0) -> None:
+    def __init__(
+        self, dsn: str, reactor: Any, most: int = 10, kept: int = 2, lifetime: float = 0.0, shared: str = ""
+    ) -> None:
         """Connect to `dsn` once, to see that it works: raises `Unavailable`.
 
-        `most` counts the writer's connection too; `lifetime` is in seconds, 0 for ever.
+        `most` counts the writer's connection too; `lifetime` is in seconds, 0 for ever.  `shared` is the
+        name of the component whose processes all write here; without it this is the only writer.
         """
-        self._start: InlinePostgreSQL | None = InlinePostgreSQL(dsn)
+        super().__init__(_sharing(shared))
+        self._start: InlinePostgreSQL | None = self._blocking(dsn)
         self._dsn = dsn
-        self._writer = Writer(reactor, dsn, lifetime)
+        self._writer = Writer(reactor, dsn, lifetime, self._settings, self._sharing)
         self._pool = Pool(reactor, dsn, max(1, min(most - 1, READERS)), kept, lifetime)
+
+    def _blocking(self, dsn: str) -> InlinePostgreSQL:
+        return InlinePostgreSQL(dsn, self._sharing or "")
 
     @property
     def failing(self) -> str:
@@ -528,7 +370,7 @@ class PostgreSQLDatabase:
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         if self._start is None:
-            self._start = InlinePostgreSQL(self._dsn)
+            self._start = self._blocking(self._dsn)
         return self._start.prepare(function, *args, **kwargs)
 
     def _started(self) -> None:
@@ -540,8 +382,15 @@ class PostgreSQLDatabase:
     def write(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
+        return self._add(_Job(function, args, kwargs, Deferred()))
+
+    def write_unfenced(
+        self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> Deferred[T]:
+        return self._add(_Job(function, args, kwargs, Deferred(), is_unfenced=True))
+
+    def _add(self, job: _Job) -> Deferred[Any]:
         self._started()
-        job = _Job(function, args, kwargs, Deferred())
         self._writer.add(job)
         return job.answer
 

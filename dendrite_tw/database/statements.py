@@ -56,6 +56,11 @@ class Transaction(Protocol):
     """What a function of `Database.write` or `Database.read` may wait for, and nothing else."""
 
     dialect: Dialect
+    counters: dict[str, int]
+    """Of a shared database: the numbers that `Database.count` asks for, as they stand in this transaction.
+
+    Who gives the next one raises it here; what is taken back with the transaction is taken back here too.
+    """
 
     async def fetch(self, sql: str, values: Sequence[Any]) -> list[Any]:
         """Run `sql` and return its rows as tuples."""

@@ -190,6 +190,10 @@ class OutboxRelay:
             return False
         return len(rows) == 1 or all(row.stream in self._next_seq for row in rows)
 
+    def knows(self, durable: str) -> bool:
+        """Whether a durable consumer is one of those that hold back the pruning here."""
+        return durable in self._positions
+
     def consumed(self, durable: str, upto: int) -> None:
         """A durable consumer has stored this position with its effects."""
         if upto > self._positions.get(durable, -1):

@@ -20,8 +20,9 @@ from dendrite_tw.config import ConfigError, loads
 from dendrite_tw.database.connections import dsn_of, is_lost
 from dendrite_tw.database.dialects import POSTGRESQL
 from dendrite_tw.database.engines import Unavailable, _Job, run_inline
+from dendrite_tw.database.groups import ATTEMPTS, Unacknowledged, commit_group
 from dendrite_tw.database.migrate import migrate, steps_of
-from dendrite_tw.database.postgresql import ATTEMPTS, InlinePostgreSQL, Unacknowledged, commit_group
+from dendrite_tw.database.postgresql import InlinePostgreSQL
 from dendrite_tw.database.statements import Statement, Transaction
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.keys import signing_key, write_pem
@@ -142,7 +143,8 @@ class Breaking:
         self.alive = True
 
     async def query(self, sql: Any, values: Any) -> Any:
-        breaks = self._text in (sql if isinstance(sql, str) else sql.decode())
+        text = sql if isinstance(sql, str) else sql.decode()
+        breaks = re.search(rf"\b{self._text}\b", text) is not None
         if breaks and not self._after:
             self.close()
             raise psycopg2.OperationalError("gone")

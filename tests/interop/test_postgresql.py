@@ -14,9 +14,10 @@ from twisted.trial.unittest import TestCase
 from bench.processes import free_port
 from dendrite_tw.database.connections import ReactorConnection, dsn_of
 from dendrite_tw.database.engines import Unavailable
+from dendrite_tw.database.groups import Unacknowledged
 from dendrite_tw.database.migrate import migrate
 from dendrite_tw.database.outbox import Outbox
-from dendrite_tw.database.postgresql import PostgreSQLDatabase, Unacknowledged
+from dendrite_tw.database.postgresql import PostgreSQLDatabase
 from dendrite_tw.database.statements import Transaction, many, none, one
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.world import SeededRandom

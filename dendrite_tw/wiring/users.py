@@ -1,0 +1,134 @@
+"""Users, and the keys of users and their devices, over one database and one outbox."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..database.outbox import Outbox
+from ..figures import show_resyncs
+from ..settings import user_settings
+from ..user_api.api import (
+    OUTPUT_CLIENT_DATA,
+    OUTPUT_KEY_CHANGE_EVENT,
+    OUTPUT_NOTIFICATION_DATA,
+    OUTPUT_RECEIPT_EVENT,
+    OUTPUT_SEND_TO_DEVICE_EVENT,
+    KeyAPI,
+    UserAPI,
+)
+from ..user_api.component import UserComponent
+from ..user_api.keys_component import KeyComponent
+from ..web.routes import Route
+from .basis import Basis, Living
+
+log = Logger()
+
+PRUNE_SECONDS = 3600
+
+CONSUMER = "UserAPIRoomServerConsumer"
+
+STREAMS = (
+    OUTPUT_CLIENT_DATA,
+    OUTPUT_KEY_CHANGE_EVENT,
+    OUTPUT_NOTIFICATION_DATA,
+    OUTPUT_RECEIPT_EVENT,
+    OUTPUT_SEND_TO_DEVICE_EVENT,
+)
+"""What the outbox is published to."""
+
+
+class UserPart:
+    """Answers `UserAPI` and `KeyAPI`."""
+
+    def __init__(self, basis: Basis) -> None:
+        database = basis.database("user_api")
+        outbox = Outbox("user_api", database)
+        self.users = users_of(basis, outbox)
+        self.keys = keys_of(basis, outbox)
+        introduce(self.users, self.keys)
+        basis.ways.here(UserAPI, self.users)
+        basis.ways.here(KeyAPI, self.keys)
+        show_resyncs(basis.metrics, self.keys.resyncs)
+        basis.relays.add(outbox, STREAMS)
+        self.life: list[Living] = [self.users, Counted(basis, self.users)]
+        self.later: list[Living] = [self.keys, KeyPruning(basis, self.keys)]
+        self.prepare = self.users.prepare
+
+    def rows(self) -> list[Route]:
+        """What is served of users is in the client API."""
+        return []
+
+
+def users_of(basis: Basis, outbox: Outbox) -> UserComponent:
+    return UserComponent(
+        user_settings(basis.config),
+        basis.database("user_api"),
+        outbox,
+        basis.client,
+        basis.world,
+        basis.rooms,
+        basis.budget,
+        basis.others,
+    )
+
+
+def keys_of(basis: Basis, outbox: Outbox) -> KeyComponent:
+    return KeyComponent(
+        basis.database("user_api"),
+        outbox,
+        basis.world,
+        basis.server_name,
+        basis.budget,
+        basis.rooms,
+        basis.others,
+        basis.config.user_api.worker_count,
+    )
+
+
+def introduce(users: UserComponent, keys: KeyComponent) -> None:
+    """What happens to devices, accounts and memberships happens to their keys, in the same transaction."""
+    users.on_device_deleted.append(keys.device_deleted)
+    users.on_device_changed.append(keys.device_changed)
+    users.is_device_id_taken.append(keys.is_key_of)
+    users.on_account_deactivated.append(keys.account_deactivated)
+    users.on_memberships.append(keys.memberships_changed)
+
+
+class Counted:
+    """Tells the relays how far what is unread has been counted."""
+
+    def __init__(self, basis: Basis, users: UserComponent) -> None:
+        self._consumed = basis.relays.consumed
+        self._store = users.unread_store
+
+    async def start(self) -> None:
+        self._store.on_stored = self._stored
+        self._stored(await self._store.stored_position())
+
+    def _stored(self, position: int) -> None:
+        self._consumed(CONSUMER, position)
+
+    def stop(self) -> None:
+        """Nothing is under way here."""
+
+
+class KeyPruning:
+    """Deletes what is kept of keys for a while only, once an hour."""
+
+    def __init__(self, basis: Basis, keys: KeyComponent) -> None:
+        self._loop = LoopingCall(lambda: Deferred.fromCoroutine(keys.prune()).addErrback(unpruned))
+        self._loop.clock = basis.world.time
+
+    def start(self) -> None:
+        self._loop.start(PRUNE_SECONDS, now=False)
+
+    def stop(self) -> None:
+        if self._loop.running:
+            self._loop.stop()
+
+
+def unpruned(failure: Failure) -> None:
+    log.failure("what is kept for a while only could not be deleted", failure=failure)
