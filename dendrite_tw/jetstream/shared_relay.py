@@ -8,7 +8,7 @@ Messages may be lost, and a process may die between its commit and its message. 
 seconds although a later one was told, and a tail that was on disk when `SharedRelay` last looked, are read from the
 database.
 
-How far durable consumers have come is told to all processes (`SharedRelay.consumed`), for each of them may be given
+How far durable consumers have come is told to all processes (`Positions`), for each of them may be given
 the relay: until it hears of a consumer a relay publishes what that one may have seen already, and deletes nothing.
 """
 
@@ -68,7 +68,7 @@ class SharedOutbox(Protocol):
 
     async def newest(self) -> int: ...
 
-    async def read_upto(self, after: int, upto: int, count: int) -> Any: ...
+    async def read_after(self, after: int, count: int, upto: int | None = None) -> Any: ...
 
     async def delete_upto(self, upto: int) -> None: ...
 
@@ -90,6 +90,52 @@ class Consumed(msgspec.Struct, array_like=True):
 
 
 CONSUMED: Final = "consumed"
+
+
+class Positions:
+    """How far the durable consumers of an outbox have come, in whatever process each of them is."""
+
+    def __init__(self, outbox: str, echoes: Echoes, time: IReactorTime) -> None:
+        self.reached: dict[str, int] = {}
+        self.on_reached: Callable[[str, int], None] = lambda durable, upto: None
+        self._outbox = outbox
+        self._echoes = echoes
+        self._time = time
+        self._own: dict[str, int] = {}
+        """Those that this process has told of."""
+        self._retelling: IDelayedCall | None = None
+        echoes.hear(CONSUMED, self._hear)
+
+    def tell(self, durable: str, upto: int) -> None:
+        """A durable consumer, which is in this process, has stored this position with its effects."""
+        if upto <= self._own.get(durable, -1):
+            return
+        self._own[durable] = upto
+        self._reach(durable, upto)
+        self._echoes.tell(CONSUMED, msgspec.msgpack.encode(Consumed(self._outbox, durable, upto)))
+        if self._retelling is None:
+            self._retelling = self._time.callLater(RETELLING, self._retell)
+
+    def _retell(self) -> None:
+        self._retelling = self._time.callLater(RETELLING, self._retell)
+        for durable, upto in self._own.items():
+            self._echoes.tell(CONSUMED, msgspec.msgpack.encode(Consumed(self._outbox, durable, upto)))
+
+    def _hear(self, payload: bytes) -> None:
+        told = msgspec.msgpack.decode(payload, type=Consumed)
+        if told.outbox == self._outbox:
+            self._reach(told.durable, told.upto)
+
+    def _reach(self, durable: str, upto: int) -> None:
+        if upto > self.reached.get(durable, -1):
+            self.reached[durable] = upto
+            self.on_reached(durable, upto)
+
+    def stop(self) -> None:
+        """Tell nothing more."""
+        if self._retelling is not None:
+            self._retelling.cancel()
+            self._retelling = None
 
 
 class Ordering:
@@ -180,13 +226,11 @@ class SharedRelay:
     ) -> None:
         self._outbox = outbox
         self._client = client
-        self._echoes = echoes
         self._time = time
+        self.positions = Positions(outbox.name, echoes, time)
+        self.positions.on_reached = self._reached
         self._durables = durables
         self._subject = client.subject("Outbox", outbox.name)
-        self._consumed: dict[str, int] = {}
-        self._own: dict[str, int] = {}
-        """Positions that this process has told of."""
         self._untold: list[Told] = []
         self._telling: IDelayedCall | None = None
         self._relay: OutboxRelay | None = None
@@ -196,17 +240,13 @@ class SharedRelay:
         self._seen = 0
         self._timers: list[IDelayedCall] = []
         outbox.on_commit = self.committed
-        echoes.hear(CONSUMED, self._hear_consumed)
-        self._retelling: IDelayedCall | None = None
 
     # --- what this process writes ---
 
     def committed(self, rows: Iterable[Row]) -> None:
         """Rows of this process are on disk."""
         told = [
-            Told(
-                row.id, row.previous, OutboxRow(row.id, row.stream, row.subject_suffix, row.headers, row.payload)
-            )
+            Told(row.id, row.previous, OutboxRow(row.id, row.stream, row.subject_suffix, row.headers, row.payload))
             for row in rows
         ]
         if self._ordering is not None:
@@ -245,7 +285,7 @@ class SharedRelay:
         self._relay = relay = OutboxRelay(
             self._outbox.name, self._read, self._outbox.delete_upto, self._client, self._time, self._durables
         )
-        for durable, upto in self._consumed.items():
+        for durable, upto in self.positions.reached.items():
             relay.consumed(durable, upto)
         heard: list[Told] = []
         self._heard = heard.extend
@@ -278,7 +318,7 @@ class SharedRelay:
         ordering = self._ordering
         if ordering is None:
             return []
-        rows: list[OutboxRow] = await self._outbox.read_upto(after, ordering.position, count)
+        rows: list[OutboxRow] = await self._outbox.read_after(after, count, ordering.position)
         return rows
 
     def _offer(self, rows: list[OutboxRow]) -> None:
@@ -309,42 +349,16 @@ class SharedRelay:
             ordering.reach(self._seen)
             self._seen = newest
 
-    # --- consumers ---
-
-    def consumed(self, durable: str, upto: int) -> None:
-        """A durable consumer, which is in this process, has stored this position with its effects."""
-        if upto <= self._own.get(durable, -1):
-            return
-        self._own[durable] = upto
-        self._reached(durable, upto)
-        self._echoes.tell(CONSUMED, msgspec.msgpack.encode(Consumed(self._outbox.name, durable, upto)))
-        if self._retelling is None:
-            self._retelling = self._time.callLater(RETELLING, self._retell)
-
-    def _retell(self) -> None:
-        self._retelling = self._time.callLater(RETELLING, self._retell)
-        for durable, upto in self._own.items():
-            self._echoes.tell(CONSUMED, msgspec.msgpack.encode(Consumed(self._outbox.name, durable, upto)))
-
-    def _hear_consumed(self, payload: bytes) -> None:
-        told = msgspec.msgpack.decode(payload, type=Consumed)
-        if told.outbox == self._outbox.name:
-            self._reached(told.durable, told.upto)
-
     def _reached(self, durable: str, upto: int) -> None:
-        if upto > self._consumed.get(durable, -1):
-            self._consumed[durable] = upto
-            if self._relay is not None:
-                self._relay.consumed(durable, upto)
+        if self._relay is not None:
+            self._relay.consumed(durable, upto)
 
     def stop(self) -> None:
         """Tell nothing more; what waits to be told is told now."""
         if self._telling is not None:
             self._telling.cancel()
             self._tell()
-        if self._retelling is not None:
-            self._retelling.cancel()
-            self._retelling = None
+        self.positions.stop()
 
 
 def _detach(work: Awaitable[None], name: str) -> None:
