@@ -25,7 +25,7 @@ from dendrite_tw.jetstream.catalogue import CATALOGUE, DEFAULT_PREFIX
 from dendrite_tw.jetstream.client import QueueClient
 from dendrite_tw.jetstream.credentials import Credentials
 from dendrite_tw.jetstream.wire import Op, Parser, ProtocolError
-from dendrite_tw.sockets import write_at_once
+from dendrite_tw.writing import write_at_once
 
 RETRY_SECONDS: Final = 2.0
 JITTER_SECONDS: Final = 1.0

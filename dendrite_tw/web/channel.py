@@ -24,7 +24,7 @@ from twisted.web.http import RESPONSES, HTTPChannel, datetimeToString
 from twisted.web.http_headers import Headers
 
 from ..matrix.errors import not_found
-from ..sockets import write_at_once
+from ..writing import write_at_once
 from .files import FilePart, narrow, send
 from .pieces import LAST_CHUNK, chunk, send_pieces
 from .resource import CORS_HEADERS, ApiResource, error_response
