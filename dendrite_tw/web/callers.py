@@ -35,7 +35,6 @@ class RememberedCallers:
         self._known: Cache[bytes, tuple[Caller, int]] = Cache("callers", budget, lambda entry: ENTRY_BYTES)
         self._forgotten = 0
         """How often something was forgotten: what was asked for before may be old when it comes."""
-        self.acting_as = users.acting_as
         echoes.hear(SESSIONS, self._heard)
         echoes.on_missed(self._forget_all)
 
@@ -51,6 +50,10 @@ class RememberedCallers:
             upto = self._clock.now_ms() + LIFETIME_MS
             self._known.put(hashed, (caller, min(upto, caller.expires_ts) if caller.expires_ts else upto))
         return caller
+
+    async def acting_as(self, appservice_id: str, user_id: str, device_id: str | None) -> Caller:
+        """As `UserAPI.acting_as`, which is not remembered."""
+        return await self._users.acting_as(appservice_id, user_id, device_id)
 
     def _heard(self, payload: bytes) -> None:
         try:
