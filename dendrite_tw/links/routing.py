@@ -7,16 +7,12 @@ the component answers, and what nobody is known to have done is not asked a seco
 from __future__ import annotations
 
 import inspect
-import zlib
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-SHARES: Final = 64
-"""Into how many shares the keys of a component are cut."""
 
 _MARK: Final = "__routing__"
 
@@ -56,17 +52,13 @@ def routing_of(interface: type, name: str) -> Routing:
 def key_of(interface: type, name: str) -> Callable[[tuple[Any, ...], dict[str, Any]], str]:
     """For a method with a share: reads the key that the share is of from a call's arguments."""
     first, *path = routing_of(interface, name).share.split(".")
-    at = list(inspect.signature(getattr(interface, name)).parameters).index(first) - 1
+    parameters = inspect.signature(getattr(interface, name)).parameters
+    at, default = list(parameters).index(first) - 1, parameters[first].default
 
     def key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        value = args[at] if at < len(args) else kwargs[first]
+        value = args[at] if at < len(args) else kwargs.get(first, default)
         for attribute in path:
             value = getattr(value, attribute)
         return str(value)
 
     return key
-
-
-def share_of(key: str) -> int:
-    """The share that a key is of, the same in every process."""
-    return zlib.crc32(key.encode()) % SHARES

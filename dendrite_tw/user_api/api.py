@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from ..links.routing import routed
 from ..matrix.errors import MatrixError
 
 OUTPUT_CLIENT_DATA = "OutputClientData"
@@ -19,6 +20,13 @@ OUTPUT_RECEIPT_EVENT = "OutputReceiptEvent"
 OUTPUT_SEND_TO_DEVICE_EVENT = "OutputSendToDeviceEvent"
 OUTPUT_KEY_CHANGE_EVENT = "OutputKeyChangeEvent"
 OUTPUT_NOTIFICATION_DATA = "OutputNotificationData"
+
+SESSIONS = "sessions"
+"""The topic of the echoes that tell of changed sessions; the payload is a `SessionsChanged`."""
+
+UNREAD = "unread"
+RESYNC = "resync"
+"""Leases whose holders alone answer what is routed to them: who counts what is unread, who fetches lists of devices."""
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -36,6 +44,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     is_admin: bool = False
     appservice_id: str | None = None
     is_suspended: bool = False
+    expires_ts: int = 0
+    """When the token ceases to be valid, in milliseconds; 0: never.  Who remembers a caller asks again after that."""
 
     @property
     def localpart(self) -> str:
@@ -45,6 +55,13 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """Raise ``M_USER_SUSPENDED`` where the user may look and leave, but not act ("Account suspension")."""
         if self.is_suspended:
             raise MatrixError(403, "M_USER_SUSPENDED", "You cannot perform this action while suspended.")
+
+
+class SessionsChanged(msgspec.Struct, frozen=True, array_like=True):
+    """What `UserAPI.caller_of` says of these access tokens, known by their SHA-256, may be another thing now."""
+
+    user_id: str
+    hashes: list[bytes]
 
 
 TYPE_USER = 1
@@ -142,6 +159,21 @@ class RegistrationToken(msgspec.Struct, frozen=True):
 class ExpiringToken(msgspec.Struct, frozen=True):
     token: str
     expires_in_ms: int
+
+
+class UIASession(msgspec.Struct, frozen=True, kw_only=True):
+    """A user-interactive authentication on its way; ``completed`` maps each passed stage to what it yielded.
+
+    It is for one ``purpose`` and, where one is known, one user; ``expires_ts`` is in milliseconds.
+    """
+
+    id: str
+    purpose: str
+    user_id: str | None
+    flows: list[list[str]]
+    params: dict[str, Any]
+    expires_ts: int
+    completed: dict[str, str] = {}
 
 
 class Pusher(msgspec.Struct, frozen=True, kw_only=True):
@@ -335,6 +367,7 @@ class UserAPI(Protocol):
 
     # --- who asks ---
 
+    @routed(repeat=True)
     async def caller_of(self, access_token: str) -> Caller:
         """Who the token belongs to.
 
@@ -342,9 +375,11 @@ class UserAPI(Protocol):
         ``M_USER_LOCKED`` where the account is locked.
         """
 
+    @routed(repeat=True)
     async def session_of(self, access_token: str) -> Caller:
         """As `caller_of`, for the endpoints that serve locked accounts too (logging out)."""
 
+    @routed(repeat=True)
     async def acting_as(self, appservice_id: str, user_id: str, device_id: str | None) -> Caller:
         """An application service as one of its users ("Identity assertion").
 
@@ -352,17 +387,21 @@ class UserAPI(Protocol):
         account, 400 ``M_UNKNOWN_DEVICE`` for a device that the user does not have.
         """
 
+    @routed(repeat=True)
     async def devices_seen(self, seen: list[DeviceSeen]) -> None:
         """Note when and where devices were last used."""
 
     # --- accounts ---
 
+    @routed(repeat=True)
     async def account(self, user_id: str) -> Account | None:
         """A local account, deactivated ones too."""
 
+    @routed(repeat=True)
     async def is_local_account(self, user_id: str) -> bool:
         """Whether an account of this server exists and is not deactivated."""
 
+    @routed(repeat=True)
     async def check_localpart(self, localpart: str, appservice_id: str | None) -> str:
         """The localpart in lower case if it can be registered.
 
@@ -376,12 +415,14 @@ class UserAPI(Protocol):
         registration token that is not valid.
         """
 
+    @routed(repeat=True)
     async def ensure_own_account(self, user_id: str, profile: dict[str, str]) -> None:
         """See that the server has an account of its own by that name, which nobody can log in to, with `profile`.
 
         Raises 409 where a person has it.
         """
 
+    @routed(repeat=True)
     async def check_password(self, user_id: str, password: str) -> bool:
         """Whether `password` is that of the account, which is not deactivated."""
 
@@ -395,8 +436,10 @@ class UserAPI(Protocol):
 
     async def set_suspended(self, user_id: str, suspended: bool) -> None: ...
 
+    @routed(repeat=True)
     async def registration_tokens(self) -> list[RegistrationToken]: ...
 
+    @routed(repeat=True)
     async def is_valid_registration_token(self, token: str) -> bool: ...
 
     async def new_registration_token(
@@ -409,6 +452,19 @@ class UserAPI(Protocol):
     ) -> RegistrationToken: ...
 
     async def delete_registration_token(self, token: str) -> None: ...
+
+    # --- proofs on their way ---
+
+    @routed(repeat=True)
+    async def uia_session(self, id: str) -> UIASession | None:
+        """A session of user-interactive authentication that has not expired."""
+
+    @routed(repeat=True)
+    async def put_uia_session(self, session: UIASession) -> None:
+        """Store a session, new or in the place of what was stored of it."""
+
+    async def end_uia_session(self, id: str) -> bool:
+        """Forget a session; whether there was one, which is true for one of those who end it at the same time."""
 
     # --- sessions and devices ---
 
@@ -424,6 +480,7 @@ class UserAPI(Protocol):
     async def use_login_token(self, token: str) -> str | None:
         """The user whom a login token stands for; the token is used up."""
 
+    @routed(repeat=True)
     async def devices(self, user_id: str) -> list[Device]: ...
 
     async def put_device(self, user_id: str, device_id: str, display_name: str | None, create: bool) -> None:
@@ -434,17 +491,20 @@ class UserAPI(Protocol):
 
     async def new_openid_token(self, user_id: str) -> ExpiringToken: ...
 
+    @routed(repeat=True)
     async def owner_of_openid_token(self, token: str) -> str | None:
         """Whom an OpenID token stands for, for ``/_matrix/federation/v1/openid/userinfo``."""
 
     # --- user data ---
 
+    @routed(repeat=True)
     async def profile(self, user_id: str) -> dict[str, str]:
         """``displayname`` and ``avatar_url`` of a user, those that are set; empty where there is no such user.
 
         Empty, too, where the server of a user of another one does not say.
         """
 
+    @routed(repeat=True)
     async def profile_fields(self, user_id: str, field: str | None = None) -> dict[str, Any] | None:
         """All fields of a user's profile, or the one that is named; `None` where there is no such user.
 
@@ -465,9 +525,11 @@ class UserAPI(Protocol):
     async def put_tag(self, user_id: str, room_id: str, tag: str, content: dict[str, Any] | None) -> None:
         """Set a tag of a room, or remove it where `content` is `None`."""
 
+    @routed(repeat=True)
     async def push_rules(self, user_id: str) -> dict[str, Any]:
         """The user's push rules as ``GET /pushrules/`` shows them."""
 
+    @routed(repeat=True)
     async def push_rule(self, user_id: str, kind: str, rule_id: str) -> dict[str, Any]: ...
 
     async def put_push_rule(
@@ -483,6 +545,7 @@ class UserAPI(Protocol):
     async def copy_push_rules_to_room(self, user_id: str, old_room: str, new_room: str) -> None:
         """Make the user's rules about `old_room` for `new_room` too, where a room is upgraded."""
 
+    @routed(repeat=True)
     async def pushers(self, user_id: str) -> list[Pusher]: ...
 
     async def put_pusher(self, user_id: str, session_id: int, pusher: Pusher, append: bool) -> None:
@@ -490,6 +553,7 @@ class UserAPI(Protocol):
 
     async def delete_pusher(self, user_id: str, app_id: str, pushkey: str) -> None: ...
 
+    @routed(repeat=True)
     async def put_receipts(self, receipts: list[Receipt]) -> None:
         """Take receipts, of local users or from other servers; those that are behind what is stored are dropped."""
 
@@ -502,6 +566,7 @@ class UserAPI(Protocol):
         ``M_INVALID_PARAM`` for a thread that the event is not of.
         """
 
+    @routed(repeat=True)
     async def notifications(
         self, user_id: str, before: int | None, limit: int, only_highlight: bool
     ) -> list[Notification]:
@@ -509,28 +574,39 @@ class UserAPI(Protocol):
 
     # --- what a sync needs ---
 
+    @routed(repeat=True)
     async def position(self) -> int:
         """The newest position that is on disk."""
 
+    @routed(repeat=True)
     async def account_data_since(self, user_id: str, after: int, upto: int) -> list[AccountDataChange]:
         """Account data, global and of rooms, that changed in (after, upto]; ``m.push_rules`` and ``m.tag`` too."""
 
+    @routed(repeat=True)
     async def account_data(self, user_id: str, room_id: str, type: str) -> bytes | None:
         """One piece of account data as JSON."""
 
+    @routed(repeat=True)
     async def receipts_since(self, room_ids: list[str], after: int, upto: int) -> list[Receipt]:
         """Receipts of these rooms that changed in (after, upto]; private ones too, for the caller to leave out."""
 
-    async def unread(self, user_id: str, room_ids: list[str], room_position: int) -> dict[str, Unread]:
+    @routed(share="lease", repeat=True)
+    async def unread(
+        self, user_id: str, room_ids: list[str], room_position: int, lease: str = UNREAD
+    ) -> dict[str, Unread]:
         """Unread counts in these rooms, with every event up to `room_position` taken into account.
+
+        `lease` is always `UNREAD`: only its holder knows.
 
         ``notification_count`` and ``highlight_count`` are of the main timeline; the caller adds
         ``threads`` to them where the client did not ask for threads apart.
         """
 
+    @routed(repeat=True)
     async def forget_room(self, room_id: str) -> int:
         """Delete receipts and unread counts of a room that is purged; returns how many rows went."""
 
+    @routed(repeat=True)
     async def ignored_users(self, user_id: str) -> frozenset[str]: ...
 
 
@@ -540,19 +616,24 @@ class KeyAPI(Protocol):
     Served by the user component, from its database and with its positions.
     """
 
+    @routed(repeat=True)
     async def to_device_since(
         self, user_id: str, device_id: str, after: int, upto: int, limit: int
     ) -> list[ToDeviceMessage]:
         """Waiting messages with positions in (after, upto], oldest first."""
 
+    @routed(repeat=True)
     async def delete_to_device(self, user_id: str, device_id: str, upto: int) -> None:
         """The device has these messages; forget them."""
 
+    @routed(repeat=True)
     async def key_changes_since(self, after: int, upto: int) -> list[str]:
         """Users whose keys changed in (after, upto], local and remote."""
 
+    @routed(repeat=True)
     async def key_counts(self, user_id: str, device_id: str) -> KeyCounts: ...
 
+    @routed(repeat=True)
     async def signatures_since(self, user_id: str, after: int, upto: int) -> list[str]:
         """Users whose master key `user_id` signed in (after, upto]: changed in the eyes of `user_id` alone."""
 
@@ -568,6 +649,7 @@ class KeyAPI(Protocol):
     ) -> KeyCounts:
         """Store what ``/keys/upload`` brings, all of it or nothing; `MatrixError` says what is wrong with it."""
 
+    @routed(repeat=True)
     async def query_keys(
         self, requester: str, device_keys: dict[str, list[str]], timeout_ms: int, local_only: bool = False
     ) -> QueriedKeys:
@@ -581,11 +663,13 @@ class KeyAPI(Protocol):
     ) -> ClaimedKeys:
         """Take a one-time key (user, device, algorithm) of each; a fallback key where none is left."""
 
+    @routed(repeat=True)
     async def device_list(self, user_id: str) -> DeviceList:
         """All devices with keys of a local user, for ``/user/devices``; 404 for one who never had a device."""
 
     # --- lists of other servers ---
 
+    @routed(repeat=True)
     async def device_list_update(self, origin: str, update: DeviceListUpdate) -> None:
         """The server `origin` says that a device of one of its users changed; tells those who share rooms.
 
@@ -593,6 +677,7 @@ class KeyAPI(Protocol):
         where something before it was missed the whole list is fetched.
         """
 
+    @routed(repeat=True)
     async def signing_key_update(
         self,
         origin: str,
@@ -602,6 +687,14 @@ class KeyAPI(Protocol):
     ) -> None:
         """The server `origin` says that the cross-signing keys of one of its users changed; as `device_list_update`."""
 
+    @routed(share="lease", repeat=True)
+    async def settle_lists(self, user_ids: list[str], timeout_ms: int, lease: str = RESYNC) -> None:
+        """Wait, where lists of these users of other servers are about to be fetched, until they were or that failed.
+
+        `lease` is always `RESYNC`: only its holder knows.
+        """
+
+    @routed(repeat=True)
     async def refresh_device_list(self, user_id: str) -> None:
         """Fetch the list of a user of another server anew; 400 ``M_INVALID_PARAM`` for a local user."""
 
@@ -621,6 +714,7 @@ class KeyAPI(Protocol):
 
     # --- messages between devices ---
 
+    @routed(repeat=True)
     async def send_to_device(
         self, sender: str, device_id: str, event_type: str, txn_id: str, messages: dict[str, dict[str, Any]]
     ) -> None:
@@ -635,6 +729,7 @@ class KeyAPI(Protocol):
     async def create_backup(self, user_id: str, algorithm: str, auth_data: bytes) -> str:
         """Make a backup, now the current one; returns its version."""
 
+    @routed(repeat=True)
     async def backup(self, user_id: str, version: str | None) -> BackupInfo:
         """A backup, or (`None`) the current one; ``M_NOT_FOUND`` where there is none."""
 
@@ -645,6 +740,7 @@ class KeyAPI(Protocol):
     async def put_backup_keys(self, user_id: str, version: str, keys: list[BackupKey]) -> BackupState:
         """Store keys where they are better than those that are there; ``M_WRONG_ROOM_KEYS_VERSION`` …"""
 
+    @routed(repeat=True)
     async def backup_keys(self, user_id: str, version: str, room_id: str | None, session_id: str | None) -> bytes:
         """JSON: all rooms, the sessions of a room, or one key (``M_NOT_FOUND`` without it)."""
 

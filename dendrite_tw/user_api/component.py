@@ -30,6 +30,7 @@ from .remote_profiles import RemoteProfiles
 from .settings import UserSettings
 from .tables import unread as unread_table
 from .tokens import DeviceHook, DeviceIdCheck, Tokens
+from .uia_sessions import UIASessions
 from .unread import PRUNE_SECONDS, UnreadCounts
 from .unread_store import UnreadStore
 from .verdicts import Judge
@@ -87,6 +88,7 @@ class UserComponent:
             self.accounts.on_registered.append(AutoJoin(settings, rooms, self.profiles).join)
         self._offer_accounts(Devices(database), RegistrationTokens(database, world))
         self._offer_data(Pushers(database, world), Notifications(database, self.unread_store, rooms))
+        self._offer_proofs(UIASessions(database, world.clock))
 
     def _offer_accounts(self, devices: Devices, registration_tokens: RegistrationTokens) -> None:
         """The methods of `UserAPI` about accounts and sessions, each from the part that has it."""
@@ -118,6 +120,12 @@ class UserComponent:
         self.delete_devices = self.tokens.delete_devices
         self.new_openid_token = self.tokens.new_openid_token
         self.owner_of_openid_token = self.tokens.owner_of_openid_token
+
+    def _offer_proofs(self, sessions: UIASessions) -> None:
+        """The methods of `UserAPI` about proofs on their way."""
+        self.uia_session = sessions.uia_session
+        self.put_uia_session = sessions.put_uia_session
+        self.end_uia_session = sessions.end_uia_session
 
     def _offer_data(self, pushers: Pushers, notifications: Notifications) -> None:
         """The methods of `UserAPI` about users' data."""

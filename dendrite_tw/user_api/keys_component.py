@@ -19,6 +19,7 @@ from ..room_api.api import OutputRoomEvent, RoomAPI
 from ..world import World
 from . import key_checks
 from .api import (
+    RESYNC,
     BackupInfo,
     BackupKey,
     BackupState,
@@ -34,7 +35,7 @@ from .device_keys import DeviceKeys, DevicesOf, check_query, stored_devices
 from .key_backup import KeyBackup
 from .key_changes import KeyChanges
 from .one_time_keys import OneTimeKeys, flatten
-from .remote_keys import RemoteKeys
+from .remote_keys import RemoteKeys, bounded
 from .remote_lists import RemoteLists
 from .resync import Resyncs
 from .tables import cross_signing as signing_table
@@ -217,6 +218,9 @@ class KeyComponent:
         self_signing_key: dict[str, Any] | None,
     ) -> None:
         await self.lists.signing_key_update(origin, user_id, master_key, self_signing_key)
+
+    async def settle_lists(self, user_ids: list[str], timeout_ms: int, lease: str = RESYNC) -> None:
+        await self.resyncs.settle(user_ids, bounded(timeout_ms) / 1000)
 
     async def refresh_device_list(self, user_id: str) -> None:
         await self.lists.refresh(user_id)

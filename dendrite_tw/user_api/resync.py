@@ -9,10 +9,11 @@ fetched less and less often.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from contextlib import suppress
 from urllib.parse import quote
 
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import Deferred, TimeoutError, gatherResults
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -247,6 +248,10 @@ class Resyncs:
         self._wake_waiting([user_id])
 
     # --- who waits for lists ---
+
+    async def settle(self, user_ids: Iterable[str], seconds: float) -> None:
+        """`settled` for each of the users."""
+        await gatherResults([Deferred.fromCoroutine(self.settled(user_id, seconds)) for user_id in user_ids])
 
     async def settled(self, user_id: str, seconds: float) -> None:
         """Wait, if the list of the user is about to be fetched, until it was, or that failed, or for so long."""

@@ -110,6 +110,7 @@ class Tokens:
             is_guest=row.account_type == TYPE_GUEST,
             is_admin=row.account_type == TYPE_ADMIN,
             is_suspended=bool(row.suspended),
+            expires_ts=row.expires_ts or 0,
         )
         known = _Known(caller, row.expires_ts or 0, bool(row.locked))
         self._known.keep(hashed, known, generation)

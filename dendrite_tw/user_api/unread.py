@@ -36,7 +36,7 @@ from ..room_api.api import (
 )
 from ..world import World
 from .accounts import in_background
-from .api import Unread
+from .api import UNREAD, Unread
 from .counts import EVERYTHING, FOREVER, MAIN, Span
 from .push_rules import PushRules
 from .settings import NOTIFICATION_DAYS, UserSettings
@@ -266,7 +266,9 @@ class UnreadCounts:
 
     # --- questions ---
 
-    async def unread(self, user_id: str, room_ids: list[str], room_position: int) -> dict[str, Unread]:
+    async def unread(
+        self, user_id: str, room_ids: list[str], room_position: int, lease: str = UNREAD
+    ) -> dict[str, Unread]:
         if room_position > max(self._reached, self._given_up):
             await self._arrival_of(room_position)
         counts = {}

@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
-from dendrite_tw.links.routing import SHARES, Routing, key_of, routed, routing_of, share_of
+from dendrite_tw.links.routing import Routing, key_of, routed, routing_of
 
 
 class Draft(msgspec.Struct):
@@ -26,6 +26,9 @@ class Desk(Protocol):
     @routed(share="draft.room_id", repeat=True)
     async def nested(self, draft: Draft) -> str: ...
 
+    @routed(share="lease")
+    async def held(self, count: int, lease: str = "counting") -> str: ...
+
 
 class RoutingTests(SynchronousTestCase):
     def test_what_is_not_said_is_for_anybody_and_not_repeated(self) -> None:
@@ -41,12 +44,13 @@ class RoutingTests(SynchronousTestCase):
         self.assertEqual(key(("@a:x",), {"room_id": "!r:x"}), "!r:x")
         self.assertEqual(key_of(Desk, "nested")((Draft("!r:x"),), {}), "!r:x")
 
+    def test_a_key_that_the_call_does_not_give_is_the_default(self) -> None:
+        key = key_of(Desk, "held")
+        self.assertEqual([key((1,), {}), key((), {"count": 1})], ["counting", "counting"])
+        self.assertEqual(key((1, "other"), {}), "other")
+
     def test_an_argument_that_is_not_there_is_refused_at_once(self) -> None:
         with self.assertRaises(TypeError):
 
             @routed(share="rom_id")
             async def call(self: object, room_id: str) -> None: ...
-
-    def test_shares_are_the_same_everywhere_and_all_are_used(self) -> None:
-        self.assertEqual(share_of("!room:example.org"), 41)
-        self.assertEqual({share_of(f"!{number}:x") for number in range(2000)}, set(range(SHARES)))

@@ -98,8 +98,7 @@ class KeysCase(SynchronousTestCase):
         self.database = self.make_database()
         self.outbox = Outbox("user_api", self.database)
         self.database.prepare(self.outbox.create)
-        steps = [step for step in steps_of("dendrite_tw.user_api") if step.number >= 2]
-        self.database.prepare(migrate, "user_api_keys", steps)
+        self.database.prepare(migrate, "user_api", steps_of("dendrite_tw.user_api"))
         self.told: list[OutboxRow] = []
         self.outbox.on_commit = self.told.extend
         self.devices: dict[str, dict[str, str | None]] = {
