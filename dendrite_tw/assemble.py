@@ -8,7 +8,7 @@ that is built in or over a NATS server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,7 +25,7 @@ from .monitor import MonitorRoutes
 from .settings import limiter, metrics_resource
 from .web.auth import TokenAuthenticator
 from .web.routes import Route
-from .web.site import make_root
+from .web.site import QuietSite, make_root, make_site
 from .wiring.basis import Basis, Living, Part, Ways, Within
 from .wiring.chores import Chores
 from .world import World
@@ -61,6 +61,10 @@ class Server(MultiService):
         self.started: Deferred[None] = Deferred()
         """Fires when everything has started."""
 
+    def factory(self, reactor: Any) -> QuietSite:
+        """What serves on its listeners."""
+        return make_site(self.site, reactor)
+
     def startService(self) -> None:
         super().startService()
         Deferred.fromCoroutine(self.parts.start()).chainDeferred(self.started)
@@ -89,27 +93,37 @@ class Parts:
 
     def life(self) -> list[Living]:
         """What is started and stopped besides database and queue: who consumes before what is told to them."""
-        found: list[Living] = [living for part in self.of.values() for living in part.life]
+        found: list[Living] = []
+        for name, part in self.of.items():
+            found += [*part.life, Opened(self.basis.ways, name)]
         found += self.relays
         found += [living for part in self.of.values() for living in part.later]
         return [*found, self.last_seen, Chores(self.basis)]
 
     async def start(self) -> None:
         """The queue first, then who consumes from it, then what is told to it."""
+        await self.begin()
+        await self.live()
+
+    async def begin(self) -> None:
+        """Open what everything stands on."""
         self.databases.begin()
         await self.queue.start()
-        self._living = self.life()
-        for living in self._living:
+
+    async def live(self) -> None:
+        self.living = self.life()
+        for living in self.living:
             await ended(living.start())
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
-        for living in reversed(self._living):
+        for living in reversed(self.living):
             await ended(living.stop())
         await self.queue.stop()
         await self.databases.close()
 
-    _living: list[Living] = []  # noqa: RUF012
+    living: list[Living] = []  # noqa: RUF012
+    """What was started, in order."""
 
     # --- what is in here, for those who look at a whole server ---
 
@@ -145,6 +159,20 @@ class Parts:
         return self.of[component]
 
 
+class Opened:
+    """A component that has started may be called, and nobody is any more before it stops."""
+
+    def __init__(self, ways: Ways, component: str) -> None:
+        self._ways = ways
+        self._component = component
+
+    def start(self) -> None:
+        self._ways.open(self._component)
+
+    def stop(self) -> None:
+        """`Ways.drain` was called before."""
+
+
 def is_wanted(component: str, basis: Basis) -> bool:
     return basis.federates or component != "federation_api"
 
@@ -170,15 +198,22 @@ def root_of(parts: Parts, routes: list[Route]) -> Resource:
     )
 
 
-def process(config: Config, world: World, components: Iterable[str], ways: Callable[[Basis], Ways]) -> Server:
-    """A process with these components.
+def monolith(config: Config, world: World) -> Server:
+    """All components in one process.
 
     Opens databases and files at once, so that what is wrong with them stops the start: `ConfigError` where the
     operator can mend it.
     """
-    return Server(Parts(Basis(config, world, ways), components))
+    return Server(Parts(Basis(config, world, lambda basis: Within()), COMPONENTS))
 
 
-def monolith(config: Config, world: World) -> Server:
-    """All components in one process."""
-    return process(config, world, COMPONENTS, lambda basis: Within())
+def polylith(config: Config, world: World, components: frozenset[str]) -> Server:
+    """A process of a deployment with some of the components; otherwise as `monolith`."""
+    from .polylith import Process
+    from .wiring.between import Between
+
+    def ways(basis: Basis) -> Between:
+        return Between(basis, components)
+
+    basis = Basis(config, world, ways, shared=True)
+    return Process(Parts(basis, components), components)

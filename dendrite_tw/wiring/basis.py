@@ -20,6 +20,7 @@ from ..metrics import Metrics
 from ..queues import queue_of
 from ..room_api.api import RoomAPI
 from ..settings import federates
+from ..sharing.leases import Leases, Sole
 from ..user_api.api import KeyAPI, UserAPI
 from ..web.routes import Route
 from ..world import World
@@ -64,6 +65,15 @@ class Ways(Protocol):
     def here(self, interface: type, target: object) -> None:
         """The component that answers an interface runs in this process: calls may go to this object."""
 
+    def leases(self, component: str, database: Database) -> Leases:
+        """What this process may do alone of a component, over the database of that."""
+
+    def open(self, component: str) -> None:
+        """A component of this process has started, and may be called."""
+
+    async def drain(self) -> None:
+        """Take no more calls of others, and finish those under way."""
+
 
 class Within:
     """All components are in this process."""
@@ -71,6 +81,7 @@ class Within:
     def __init__(self) -> None:
         self.echoes: Echoes = NoEchoes()
         self._direct: dict[type, Direct] = {}
+        self._leases: dict[str, Leases] = {}
 
     def _way(self, interface: type) -> Direct:
         return self._direct.setdefault(interface, Direct())
@@ -81,22 +92,32 @@ class Within:
     def here(self, interface: type, target: object) -> None:
         self._way(interface).connect(target)
 
+    def leases(self, component: str, database: Database) -> Leases:
+        return self._leases.setdefault(component, Sole())
+
+    def open(self, component: str) -> None:
+        """Who calls it is in this process."""
+
+    async def drain(self) -> None:
+        """There are no others."""
+
 
 class Basis:
     """The configuration and the world of a process, what it opened of them, and the handles of all components."""
 
-    def __init__(self, config: Config, world: World, ways: Callable[[Basis], Ways]) -> None:
+    def __init__(self, config: Config, world: World, ways: Callable[[Basis], Ways], shared: bool = False) -> None:
+        """`shared`: other processes use the same databases."""
         self.config = config
         self.world = world
         self.server_name = config.global_.server_name
         self.budget = CacheBudget(config.global_.cache.max_size_estimated)
         self.metrics = Metrics(self.budget)
-        self.databases = Databases(config, world)
+        self.databases = Databases(config, world, shared)
         self.queue = queue_of(config, world, self.databases.lock)
         self.client = self.queue.client
         self.federates = federates(config, world)
-        self.relays = Relays(self.client, world, self.federates)
         self.ways = ways(self)
+        self.relays = Relays(self.client, world, self.federates)
         self.rooms = self.ways.to(RoomAPI)
         self.users = self.ways.to(UserAPI)
         self.keys = self.ways.to(KeyAPI)
@@ -106,3 +127,7 @@ class Basis:
     def database(self, component: Any) -> Database:
         """The database of a component, as ``dendrite.yaml`` names it."""
         return self.databases.of(component)
+
+    def leases(self, component: Any) -> Leases:
+        """The leases of a component, which it starts and stops."""
+        return self.ways.leases(component, self.database(component))
