@@ -17,6 +17,7 @@ from pathlib import Path
 
 import orjson
 
+from bench.postgresql import PostgreSQL
 from bench.processes import cores
 from bench.report import Figures, ServerFigures, as_json, machine, percentile, table
 from bench.scenarios import QUICK, SCENARIOS, Outcome, Scale, Scenario, Site, Work
@@ -48,9 +49,9 @@ class Candidate:
     async def measure_idle(self) -> None:
         """Processor seconds that the server uses a second when nobody asks anything."""
         self.resident_at_start = self.resident_mb()
-        before = self.server.process.processor_seconds()
+        before = self.server.processor_seconds()
         await asyncio.sleep(IDLE_SECONDS)
-        self.idle = (self.server.process.processor_seconds() - before) / IDLE_SECONDS
+        self.idle = (self.server.processor_seconds() - before) / IDLE_SECONDS
 
     async def run(self, scenario: Scenario) -> None:
         """Prepare and measure one scenario."""
@@ -64,12 +65,12 @@ class Candidate:
 
     async def _measure(self, work: Work) -> Figures:
         """Measure; what the server does soon after its last answer (pushes, counters) counts too."""
-        process = self.server.process
-        process.look_for_children()
-        started, before = time.perf_counter(), process.processor_seconds()
+        server = self.server
+        server.look_for_children()
+        started, before = time.perf_counter(), server.processor_seconds()
         outcome = await asyncio.wait_for(work(), RUN_PATIENCE)
         await asyncio.sleep(SETTLE_SECONDS)
-        spent = process.processor_seconds() - before - self.idle * (time.perf_counter() - started)
+        spent = server.processor_seconds() - before - self.idle * (time.perf_counter() - started)
         return figures(outcome, max(spent, 0.0), self.resident_mb())
 
     def result(self) -> ServerFigures:
@@ -102,6 +103,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--server", choices=["ours", "synapse", "both"], default="both")
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite", help="its work counts too")
     parser.add_argument("--scenario", action="append", metavar="NAME", help="name or pattern; may be repeated")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter, a room of 200 for one of 2,000")
     parser.add_argument("--seconds", type=float, help="longest run of one scenario")
@@ -161,7 +163,16 @@ def main(arguments: Sequence[str]) -> int:
     scale = scale_of(options)
     with ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        servers = [SERVERS[name](folder / name, on_cores=pinned[0] if pinned else None) for name in names]
+        on_cores = pinned[0] if pinned else None
+        databases = {name: PostgreSQL(folder / f"{name}-postgresql", on_cores) for name in names}
+        servers = [
+            SERVERS[name](
+                folder / name,
+                on_cores=on_cores,
+                database=databases[name] if options.database == "postgresql" else None,
+            )
+            for name in names
+        ]
         candidates = [Candidate(stack.enter_context(server), Site(server, scale)) for server in servers]
         if pinned:
             os.sched_setaffinity(0, pinned[1])
@@ -171,6 +182,8 @@ def main(arguments: Sequence[str]) -> int:
     print(table(results, {scenario.name: scenario.operation for scenario in scenarios}))
     if pinned:
         print("server and generator pinned to a core each")
+    if options.database == "postgresql":
+        print("each on a PostgreSQL server of its own, whose processor time is in the figures; memory is without it")
     print(f"load of the machine before: {load[0]:.1f}")
     if options.json:
         settings = {"quick": options.quick, "pinned": pinned is not None, "load_before": load}

@@ -1,4 +1,4 @@
-"""The servers under test: ours and Synapse, each started as its users start it, on loopback and SQLite.
+"""The servers under test: ours and Synapse, each started as its users start it, on loopback and SQLite or PostgreSQL.
 
 Both run without federation, presence, rate limits and request log, and with cheap password hashing, so that a
 scenario measures its own work. A server can be stopped or killed and started again on the same folder and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
+from bench.postgresql import PostgreSQL
 from bench.processes import ServerProcess, free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -28,6 +30,7 @@ SYNAPSE_REQUIREMENTS = Path(__file__).resolve().parent / "requirements-synapse.t
 START_PATIENCE = 60.0
 SERVER_NAME = "localhost"
 PASSWORD_HASH_COST = 4
+DATABASE = "homeserver"
 
 
 class DidNotStartError(Exception):
@@ -40,8 +43,10 @@ class ServerUnderTest(ABC):
     name: ClassVar[str]
     repeats_to_device: ClassVar[bool] = False  # forgets to-device transaction ids when it is restarted
 
-    def __init__(self, folder: Path, *, on_cores: set[int] | None = None) -> None:
+    def __init__(self, folder: Path, *, on_cores: set[int] | None = None, database: PostgreSQL | None = None) -> None:
         self.folder = folder
+        self.database = database
+        """The PostgreSQL server that is this one's alone; None for SQLite."""
         self.host = "127.0.0.1"
         self.port = free_port()
         self.registration_secret = secrets.token_hex(16)
@@ -82,9 +87,21 @@ class ServerUnderTest(ABC):
         assert self._process is not None, "not started"
         return self._process
 
+    def look_for_children(self) -> None:
+        """Bring the list of measured processes up to date (slow: not inside a measurement)."""
+        self.process.look_for_children()
+
+    def processor_seconds(self) -> float:
+        """Processor time of everything that serves, the database included, since it started."""
+        return self.process.processor_seconds() + (self.database.processor_seconds() if self.database else 0.0)
+
     def start(self) -> None:
         """Start the server and wait until it answers. Raises :class:`DidNotStartError`."""
+        if self.database is not None:
+            self.database.start()
         if not any(self.folder.iterdir()):
+            if self.database is not None:
+                self.database.make(DATABASE)
             self.prepare()
         self._process = ServerProcess(
             self.command(),
@@ -105,6 +122,8 @@ class ServerUnderTest(ABC):
         """End the server in order."""
         if self._process is not None:
             self._process.stop()
+        if self.database is not None:
+            self.database.stop()
 
     def kill(self) -> None:
         """``kill -9``."""
@@ -189,13 +208,7 @@ class Ours(ServerUnderTest):
         Twisted loads further packages (HTTP/2) where it finds them, and the tests need such.
         """
         cls.environment_folder = CACHE / "ours-venv"
-        wanted = (REPOSITORY / "requirements.txt").read_text()
-        stamp = cls.environment_folder / "requirements.txt"
-        if stamp.exists() and stamp.read_text() == wanted:
-            return
-        print(f"installing the requirements into {cls.environment_folder}", file=sys.stderr)
         make_environment(cls.environment_folder, REPOSITORY / "requirements.txt")
-        stamp.write_text(wanted)
 
     def version(self) -> str:
         described = subprocess.run(
@@ -214,6 +227,8 @@ class Ours(ServerUnderTest):
             secret=self.registration_secret,
             hash_cost=PASSWORD_HASH_COST,
         )
+        if self.database is not None:
+            settings = re.sub(r'"file:[^"]+"', f'"{self.database.dsn(DATABASE)}"', settings)
         (self.folder / "dendrite.yaml").write_text(settings)
         seed = base64.b64encode(secrets.token_bytes(32)).decode()
         key = SIGNING_KEY_PEM.format(identifier=secrets.token_hex(3), seed=seed)
@@ -232,10 +247,16 @@ class Ours(ServerUnderTest):
 
 
 def make_environment(folder: Path, requirements: Path) -> None:
-    """A virtual environment in `folder`, with `requirements`."""
+    """See to it that there is a virtual environment in `folder` with just `requirements`; anew when those change."""
+    wanted = requirements.read_text()
+    stamp = folder / requirements.name
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    print(f"installing {requirements.name} into {folder}", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     subprocess.run([*pip, "-r", str(requirements)], check=True)
+    stamp.write_text(wanted)
 
 
 HOMESERVER_YAML = """\
@@ -252,7 +273,7 @@ bcrypt_rounds: {hash_cost}
 federation_domain_whitelist: []
 trusted_key_servers: []
 presence: {{enabled: false}}
-database: {{name: sqlite3, args: {{database: {folder}/homeserver.db}}}}
+database: {database}
 caches: {{sync_response_cache_duration: 0s}}
 listeners:
   - {{type: http, port: {port}, bind_addresses: [127.0.0.1], resources: [{{names: [client, media]}}]}}
@@ -292,11 +313,9 @@ class Synapse(ServerUnderTest):
 
     @classmethod
     def install(cls) -> None:
-        """Make the virtual environment unless it is there: the pinned release, under ``bench/.cache``."""
-        if (cls.environment_folder / "bin" / "synapse_homeserver").exists():
-            return
-        print(f"installing Synapse into {cls.environment_folder}", file=sys.stderr)
-        make_environment(cls.environment_folder, SYNAPSE_REQUIREMENTS)
+        """Make the virtual environment of the pinned release under ``bench/.cache``, unless another one is named."""
+        if "SYNAPSE_VENV" not in os.environ:
+            make_environment(cls.environment_folder, SYNAPSE_REQUIREMENTS)
 
     def version(self) -> str:
         ask = "from importlib.metadata import version; print(version('matrix-synapse'))"
@@ -311,11 +330,18 @@ class Synapse(ServerUnderTest):
             secret=self.registration_secret,
             hash_cost=PASSWORD_HASH_COST,
             port=self.port,
+            database=self._database_settings(),
         )
         (self.folder / "homeserver.yaml").write_text(settings)
         (self.folder / "log.yaml").write_text(SYNAPSE_LOG_YAML)
         seed = base64.b64encode(secrets.token_bytes(32)).decode().rstrip("=")
         (self.folder / "signing.key").write_text(f"ed25519 a_{secrets.token_hex(2)} {seed}\n")
+
+    def _database_settings(self) -> str:
+        if self.database is None:
+            return f"{{name: sqlite3, args: {{database: {self.folder}/homeserver.db}}}}"
+        place = f"user: postgres, dbname: {DATABASE}, host: {self.database.folder}"
+        return f"{{name: psycopg2, args: {{{place}, cp_min: 5, cp_max: 10}}}}"
 
     def command(self) -> list[str]:
         python = str(self.environment_folder / "bin" / "python")

@@ -79,10 +79,13 @@ class Database(Protocol):
     ) -> Deferred[T]:
         """Run `function` in a transaction; fires with its result once that is on disk."""
 
-    def write_unfenced(
+    def apart(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
-        """As `write`, and done also where the fence keeps others out: to take part anew under another name."""
+        """As `write`, but in a shared database out of the order of the others and on either side of the fence.
+
+        For what must not wait for its turn: that this process lives, or joins the others anew.
+        """
 
     def fence(self, sql: str, on_fenced: Callable[[], None]) -> None:
         """From now on write only while `sql` says so, a question without placeholders whose answer is one boolean.
@@ -162,7 +165,6 @@ class _Job:
     result: Any = None
     failure: Failure | None = None
     hooks: list[Callable[[], None]] = field(default_factory=list)
-    is_unfenced: bool = False
 
 
 def sqlite_path(connection_string: str) -> str:
@@ -244,7 +246,7 @@ class SQLiteDatabase:
             self._jobs.put(job)
         return job.answer
 
-    def write_unfenced(
+    def apart(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
         return self.write(function, *args, **kwargs)

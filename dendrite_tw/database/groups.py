@@ -250,14 +250,14 @@ async def commit_group(session: Session, jobs: list[_Job], sharing: Sharing | No
     else:
         number, passes, counters = await sharing.begin(session)
     first = ""
-    for index, job in enumerate(jobs):
-        if passes or job.is_unfenced:
-            first = await _run_job(session, job, f"job_{index}", first, counters)
-        else:
-            job.failure = Failure(Fenced())
-    await _end_group(session, jobs, first, number)
     if sharing is not None and not passes:
+        await session.query("ROLLBACK", None)
+        _fail_all(jobs, Failure(Fenced()))
         sharing.fenced()
+        return
+    for index, job in enumerate(jobs):
+        first = await _run_job(session, job, f"job_{index}", first, counters)
+    await _end_group(session, jobs, first, number)
 
 
 async def _end_group(session: Session, jobs: list[_Job], first: str, number: int) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import psycopg2
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, DeferredList, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -115,9 +115,9 @@ class InlinePostgreSQL(_Shared):
         except Unavailable:
             return
 
-    def _commit(self, jobs: list[_Job]) -> None:
+    def _commit(self, jobs: list[_Job], sharing: Sharing | None) -> None:
         try:
-            run_inline(commit_group(self._session(), jobs, self._sharing))
+            run_inline(commit_group(self._session(), jobs, sharing))
         except _InDoubt:
             self.rest()
             _fail_all(jobs, Failure(Unacknowledged(LOST)))
@@ -136,15 +136,16 @@ class InlinePostgreSQL(_Shared):
     def write(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
-        return self._add(_Job(function, args, kwargs, Deferred()))
+        job = _Job(function, args, kwargs, Deferred())
+        self._commit([job], self._sharing)
+        _deliver([job])
+        return job.answer
 
-    def write_unfenced(
+    def apart(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
-        return self._add(_Job(function, args, kwargs, Deferred(), is_unfenced=True))
-
-    def _add(self, job: _Job) -> Deferred[Any]:
-        self._commit([job])
+        job = _Job(function, args, kwargs, Deferred())
+        self._commit([job], None)
         _deliver([job])
         return job.answer
 
@@ -152,7 +153,7 @@ class InlinePostgreSQL(_Shared):
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         job = _Job(function, args, kwargs, Deferred())
-        self._commit([job])
+        self._commit([job], self._sharing)
         if job.failure is not None:
             job.failure.raiseException()
         for hook in job.hooks:
@@ -349,6 +350,7 @@ class PostgreSQLDatabase(_Shared):
         self._start: InlinePostgreSQL | None = self._blocking(dsn)
         self._dsn = dsn
         self._writer = Writer(reactor, dsn, lifetime, self._settings, self._sharing)
+        self._apart = Writer(reactor, dsn, lifetime, self._settings, None) if shared else self._writer
         self._pool = Pool(reactor, dsn, max(1, min(most - 1, READERS)), kept, lifetime)
 
     def _blocking(self, dsn: str) -> InlinePostgreSQL:
@@ -382,16 +384,16 @@ class PostgreSQLDatabase(_Shared):
     def write(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
-        return self._add(_Job(function, args, kwargs, Deferred()))
+        return self._add(self._writer, _Job(function, args, kwargs, Deferred()))
 
-    def write_unfenced(
+    def apart(
         self, function: Callable[Concatenate[Transaction, P], Awaitable[T]], *args: P.args, **kwargs: P.kwargs
     ) -> Deferred[T]:
-        return self._add(_Job(function, args, kwargs, Deferred(), is_unfenced=True))
+        return self._add(self._apart, _Job(function, args, kwargs, Deferred()))
 
-    def _add(self, job: _Job) -> Deferred[Any]:
+    def _add(self, writer: Writer, job: _Job) -> Deferred[Any]:
         self._started()
-        self._writer.add(job)
+        writer.add(job)
         return job.answer
 
     async def read(
@@ -425,7 +427,8 @@ class PostgreSQLDatabase(_Shared):
         """Fires when the writes that wait are done and all connections are closed."""
         self._started()
         self._pool.close()
-        return self._writer.close()
+        closing = [writer.close() for writer in {self._writer, self._apart}]
+        return DeferredList(closing).addCallback(lambda _: None)
 
 
 def _pass_on(result: Any, answer: Deferred[Any]) -> None:

@@ -20,6 +20,11 @@ class Permissions(msgspec.Struct, frozen=True):
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether everything is allowed."""
+        return not self.allow and not self.deny
+
     def admits(self, subject: str) -> bool:
         """Whether a literal subject, or every subject of a pattern, is allowed and not denied altogether."""
         if is_literal(subject):

@@ -137,10 +137,12 @@ class Hosted:
 
     def stored(self, message: Stored, now: int) -> None:
         """The stream has a new message: tell consumers, followers and clocks."""
-        for consumer in tuple(self.consumers.values()):
-            consumer.stored(message, now)
-        for feed in tuple(self.feeds):
-            feed.stored(message)
+        if self.consumers:
+            for consumer in tuple(self.consumers.values()):
+                consumer.stored(message, now)
+        if self.feeds:
+            for feed in tuple(self.feeds):
+                feed.stored(message)
         if self._republish is not None:
             self._publish_again(message, self._republish)
         if self._ages:

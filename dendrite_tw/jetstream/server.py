@@ -20,7 +20,7 @@ from dendrite_tw.jetstream.subjects import Interest, is_literal, is_valid
 from dendrite_tw.jetstream.wire import Err, Info, Msg, Op, Pub
 
 if TYPE_CHECKING:
-    from dendrite_tw.jetstream.accounts import Gate, User
+    from dendrite_tw.jetstream.accounts import Gate, Permissions, User
 
 ROUTES_REMEMBERED: Final = 4096
 MAX_SUBSCRIPTIONS: Final = 100_000
@@ -50,7 +50,7 @@ class Subscription:
 class Route:
     """Who gets the messages of one subject."""
 
-    __slots__ = ("groups", "plain", "turn")
+    __slots__ = ("groups", "only", "plain", "turn")
 
     def __init__(self, members: list[Subscription]) -> None:
         self.plain: list[Subscription] = []
@@ -61,6 +61,8 @@ class Route:
             else:
                 self.plain.append(member)
         self.groups = list(by_name.values())
+        self.only = self.plain[0] if len(self.plain) == 1 and not self.groups else None
+        """The one who gets them, where it is only one: a stream mostly, or who asked."""
         self.turn = 0
 
 
@@ -128,6 +130,8 @@ class Server:
         """Hand a message to all who subscribed; returns to how many."""
         self.in_messages += 1
         route = self._routes.get(subject)
+        if route is not None and route.only is not None and (origin is None or route.only.session is not origin):
+            return int(self._give(route.only, subject, reply, headers, payload))
         if route is None:
             if subject.startswith(("_INBOX.", "$JS.ACK.")):
                 # Such subjects are used once: remembering their routes would only drive out others.
@@ -162,7 +166,7 @@ class Server:
         session = member.session
         if session is None:
             return member.receive(subject, reply, headers, payload) is not False
-        if not session.may_hear(subject):
+        if session.hears_not_all and not session.may_hear(subject):
             return False
         self.out_messages += 1
         self.out_bytes += len(headers) + len(payload)
@@ -234,6 +238,9 @@ class Session:
         self._subscriptions: dict[str, Subscription] = {}
         self._gate = None if trusted else server.gate
         self._user: User | None = None
+        self.hears_not_all = False
+        self._may_publish: Permissions | None = None
+        """Where the client may publish, unless it may everywhere."""
         self._admitted = trusted or not server.demands_login
         if self._gate is not None and self._admitted:
             self._enter(self._gate.admit({}))
@@ -303,6 +310,8 @@ class Session:
         if user is None:
             return
         self._user = user
+        self._may_publish = None if user.publish.is_open else user.publish
+        self.hears_not_all = bool(user.subscribe.deny)
         if user.server is not self.server:
             self.closed()
             self.server = user.server
@@ -319,7 +328,7 @@ class Session:
             return
         if self.pedantic and not (is_valid(op.subject) and is_literal(op.subject)):
             self.send(Err("Invalid Publish Subject"))
-        if self._user is not None and not self._user.publish.admits(op.subject):
+        if self._may_publish is not None and not self._may_publish.admits(op.subject):
             self.send(Err(f'Permissions Violation for Publish to "{op.subject}"'))
             return
         self.server.in_bytes += len(op.headers) + len(op.payload)

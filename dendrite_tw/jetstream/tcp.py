@@ -25,6 +25,9 @@ AUTH_SECONDS: Final = 2.0
 PING_SECONDS: Final = 120.0
 MAX_PINGS_OUT: Final = 2
 
+TURN: Final = 64
+"""Operations after which the disk may begin with what they brought, while the others of an arrival are handled."""
+
 log = Logger(namespace="dendrite_tw.jetstream.tcp")
 
 
@@ -63,11 +66,15 @@ class ServerConnection(Protocol):
         session = self._session
         if session is None or self._closing:
             return
+        count = 0
         try:
             for op in self._parser.feed(data):
                 session.handle(op)
                 if self._closing:
                     return
+                count += 1
+                if not count % TURN:
+                    self._turn_done()
         except ProtocolError as error:
             session.refuse(str(error))
         self._turn_done()

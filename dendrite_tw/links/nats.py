@@ -1,7 +1,11 @@
 """Calls between processes over NATS: a method of an interface is a request, its result the reply.
 
-What anybody may answer is asked on ``Call.{Interface}.{method}``, which all who serve the interface share as a queue
-group; what only the holder of a share may, on ``Call.{Interface}.{method}.{share}``.
+What anybody may answer is asked on ``Call.{Interface}.{method}``, what only the holder of a share may on
+``Call.{Interface}.{method}.{share}``; whoever serves an interface is in one queue group with the others, so one of
+them gets each call.  What can be answered in this process is called directly.
+
+A call that certainly nobody has carried out (nobody was there, it went to a process that had just given its share
+away, it was not sent as a whole) is tried again for `RETRY_SECONDS`; where it may have been, only a question is.
 """
 
 from __future__ import annotations
@@ -9,162 +13,167 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from ..database.engines import Unavailable
-from ..jetstream.client import Handle, QueueClient
-from ..jetstream.errors import NobodyThereError, UnavailableError
-from ..jetstream.wire import Msg
-from ..matrix.errors import MatrixError
-from .codec import InterfaceCodec
-from .handle import Answerer, Method, Transport
-from .routing import key_of, routing_of, share_of
+from ..jetstream.client import QueueClient
+from ..sharing.shares import share_of
+from .answering import Answering
+from .calling import TICK_SECONDS, Asking
+from .codec import RESULT, InterfaceCodec
+from .errors import CallFailed, Lost, NotTaken, Unanswered
+from .frames import Budget
+from .handle import Method, Transport
+from .routing import key_of, routing_of
+
+__all__ = ["CallFailed", "Calls", "Holds", "Unanswered"]
 
 RETRY_SECONDS: Final = 8.0
 PAUSES: Final = (0.02, 0.05, 0.1, 0.25)
-
-NOT_MINE: Final = b"\x03"
-FAILED: Final = b"\x02"
+"""Seconds between attempts; the last one is repeated."""
 
 Holds = Callable[[str, int], bool]
+"""Whether this process holds a share of an interface: its name, and the share."""
 
 log = Logger()
-
-
-class Unanswered(Unavailable):
-    """No process answered; of an action it may not be known whether it was carried out."""
-
-    def __init__(self, reason: str) -> None:
-        MatrixError.__init__(
-            self, 503, "M_UNKNOWN", f"A part of this server did not answer: {reason}. Try again.", retry_after_ms=2000
-        )
-
-
-class CallFailed(Exception):
-    """Whoever answered failed in an unforeseen way, and has it in its log."""
 
 
 class Calls:
     """What a process asks others and answers them; one for each process."""
 
     def __init__(self, client: QueueClient, time: IReactorTime, holds: Holds) -> None:
+        self.budget = Budget()
         self.client = client
-        self.time = time
-        self.holds = holds
         self.draining = False
+        """Whether this process takes no more calls, those of its own components among them if others can."""
+        self.asking = Asking(client, self.budget, self._begun)
+        self.answering = Answering(client, self.budget, holds, self._begun)
+        self._time = time
         self._codecs: dict[type, InterfaceCodec] = {}
-        self._served: list[Handle] = []
-        self._shares: dict[tuple[str, int], Handle] = {}
+        self._ticking: IDelayedCall | None = None
+
+    # --- the caller's side ---
+
+    def transport(self, interface: type, local: object | None) -> Transport:
+        """Carries the calls of an interface: to ``local`` where that may answer, else to other processes."""
+        return _Calling(self, self._time, local)
 
     def codec(self, interface: type) -> InterfaceCodec:
         if interface not in self._codecs:
             self._codecs[interface] = InterfaceCodec(interface)
         return self._codecs[interface]
 
-    def transport(self, interface: type, local: object | None) -> Transport:
-        """Carries the calls of an interface: to ``local`` where that may answer, else to other processes."""
-        return _Calling(self, interface, local)
+    # --- the answerer's side ---
 
     def serve(self, interface: type, target: object) -> None:
         """Answer what any process may answer."""
-        subject = self.client.subject("Call", f"{interface.__name__}.*")
-        self._served.append(self._answer(subject, interface, target, interface.__name__))
+        self.answering.serve(self.codec(interface), target, None)
 
     def serve_share(self, interface: type, target: object, share: int) -> None:
         """Answer what only the holder of a share may."""
-        subject = self.client.subject("Call", f"{interface.__name__}.*.{share}")
-        self._shares[interface.__name__, share] = self._answer(subject, interface, target, "", share)
+        self.answering.serve(self.codec(interface), target, share)
 
     def withdraw_share(self, interface: type, share: int) -> Deferred[None]:
-        """Answer nothing more of a share; fires when what was under way is done."""
-        handle = self._shares.pop((interface.__name__, share), None)
-        return succeed(None) if handle is None else self.client.leave(handle)
-
-    def serves(self, interface: str, share: int) -> bool:
-        return (interface, share) in self._shares and self.holds(interface, share)
+        """Take no more calls of a share; fires when those of other processes that are under way are done."""
+        return self.answering.withdraw(interface.__name__, share)
 
     async def drain(self) -> None:
-        """Take no more calls, and finish those under way."""
+        """Take no more calls; returns when those of other processes that are under way are done."""
         self.draining = True
-        for handle in self._served:
-            self.client.unsubscribe(handle)
+        await self.answering.drain()
 
-    def _answer(self, subject: str, interface: type, target: object, group: str, share: int | None = None) -> Handle:
-        answer = Answerer(interface, target)
-        codec, at = self.codec(interface), len(self.client.subject("Call", interface.__name__)) + 1
+    def stop(self) -> None:
+        """Let time pass without this; what is under way is not answered any more."""
+        if self._ticking is not None and self._ticking.active():
+            self._ticking.cancel()
+        self._ticking = None
 
-        async def run(op: Msg) -> None:
-            name = op.subject[at:].partition(".")[0]
-            if name not in codec.methods:
-                return
-            if share is not None and not self.serves(interface.__name__, share):
-                reply = NOT_MINE
-            else:
-                try:
-                    reply = await answer(name, op.payload)
-                except Exception:
-                    log.failure("{interface}.{name} failed", interface=interface.__name__, name=name)
-                    reply = FAILED
-            self.client.tell(op.reply, reply)
+    # --- time ---
 
-        return self.client.subscribe(subject, lambda op: _go(run(op)), group)
+    def _begun(self) -> None:
+        if self._ticking is None:
+            self._ticking = self._time.callLater(TICK_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        self._ticking = None
+        self.asking.tick()
+        self.answering.tick()
+        if self.asking.under_way or self.answering.under_way:
+            self._begun()
 
 
-def _go(work: Any) -> None:
-    Deferred.fromCoroutine(work).addErrback(lambda failure: log.failure("A call failed", failure=failure))
+class _Route:
+    """How a method is called that is not, or not always, answered here."""
+
+    __slots__ = ("codec", "label", "local", "repeat", "subject")
+
+    def __init__(self, calls: Calls, interface: type, name: str, local: object | None) -> None:
+        self.label = interface.__name__
+        self.subject = calls.client.subject("Call", f"{self.label}.{name}")
+        self.codec = calls.codec(interface).methods[name]
+        self.repeat = routing_of(interface, name).repeat
+        self.local = None if local is None else cast(Method, getattr(local, name))
 
 
 class _Calling:
     """The transport of one interface."""
 
-    def __init__(self, calls: Calls, interface: type, local: object | None) -> None:
+    def __init__(self, calls: Calls, time: IReactorTime, local: object | None) -> None:
         self._calls = calls
-        self._interface = interface
+        self._time = time
         self._local = local
 
     def method(self, interface: type, name: str) -> Method:
-        calls, routing, label = self._calls, routing_of(interface, name), interface.__name__
-        codec = calls.codec(interface).methods[name]
-        key = key_of(interface, name) if routing.share else None
-        subject = calls.client.subject("Call", f"{label}.{name}")
-        local = None if self._local is None else cast(Method, getattr(self._local, name))
+        route = _Route(self._calls, interface, name, self._local)
+        return self._by_share(route, interface, name) if routing_of(interface, name).share else self._by_anybody(route)
+
+    def _by_anybody(self, route: _Route) -> Method:
+        calls, local = self._calls, route.local
 
         def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
-            if key is None:
-                if local is not None and not calls.draining:
-                    return local(*args, **kwargs)
-                return self._ask(subject, codec, args, kwargs, routing.repeat)
-            share = share_of(key(args, kwargs))
-            if local is not None and calls.serves(label, share):
+            if local is not None and not calls.draining:
                 return local(*args, **kwargs)
-            return self._ask(f"{subject}.{share}", codec, args, kwargs, routing.repeat)
+            return self._ask(route, None, args, kwargs)
 
         return call
 
-    async def _ask(self, subject: str, codec: Any, args: Any, kwargs: Any, repeat: bool) -> Any:
-        calls = self._calls
-        request = codec.encode_arguments(args, kwargs)
-        until = calls.time.seconds() + RETRY_SECONDS
+    def _by_share(self, route: _Route, interface: type, name: str) -> Method:
+        serves, local, label, key = self._calls.answering.serves, route.local, route.label, key_of(interface, name)
+
+        def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
+            share = share_of(key(args, kwargs))
+            if local is not None and serves(label, share):
+                return local(*args, **kwargs)
+            return self._ask(route, share, args, kwargs)
+
+        return call
+
+    async def _ask(self, route: _Route, share: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Ask other processes, until there is an answer or no point in asking."""
+        asking, codec = self._calls.asking, route.codec
+        subject = route.subject if share is None else f"{route.subject}.{share}"
+        request = RESULT + codec.encode_arguments(args, kwargs)
+        until = self._time.seconds() + RETRY_SECONDS
         attempt = 0
         while True:
             try:
-                reply = (await calls.client.ask(subject, request)).payload
-                if reply == FAILED:
-                    raise CallFailed(subject)
-                if reply != NOT_MINE:
-                    return codec.decode_result(reply)
-                reason = "it is being handed over"
-            except NobodyThereError:
-                reason = "nobody is there"
-            except UnavailableError as error:
+                return codec.decode_result(await asking.ask(subject, request))
+            except NotTaken as error:
                 reason = str(error)
-                if not repeat:
-                    raise Unanswered(reason) from None
-            if calls.time.seconds() >= until:
+                if route.local is not None and (share is None or self._calls.answering.serves(route.label, share)):
+                    return await route.local(*args, **kwargs)
+            except Lost as error:
+                reason = str(error)
+                if not route.repeat:
+                    until = 0.0
+            if self._time.seconds() >= until:
+                log.warn("{subject} was not answered: {reason}", subject=subject, reason=reason)
                 raise Unanswered(reason)
-            pause: Deferred[None] = Deferred()
-            calls.time.callLater(PAUSES[min(attempt, len(PAUSES) - 1)], pause.callback, None)
+            await self._pause(PAUSES[min(attempt, len(PAUSES) - 1)])
             attempt += 1
-            await pause
+
+    def _pause(self, seconds: float) -> Deferred[None]:
+        pause: Deferred[None] = Deferred(lambda _: timer.cancel())
+        timer = self._time.callLater(seconds, pause.callback, None)
+        return pause

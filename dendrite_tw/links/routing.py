@@ -7,16 +7,12 @@ the component answers, and what nobody is known to have done is not asked a seco
 from __future__ import annotations
 
 import inspect
-import zlib
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-SHARES: Final = 64
-"""Into how many shares the keys of a component are cut."""
 
 _MARK: Final = "__routing__"
 
@@ -66,8 +62,3 @@ def key_of(interface: type, name: str) -> Callable[[tuple[Any, ...], dict[str, A
         return str(value)
 
     return key
-
-
-def share_of(key: str) -> int:
-    """The share that a key is of, the same in every process."""
-    return zlib.crc32(key.encode()) % SHARES

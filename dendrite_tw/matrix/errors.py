@@ -8,7 +8,7 @@ turns it into bytes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -22,6 +22,12 @@ class MatrixError(Exception):
     ``extra`` holds further top-level keys of the JSON body (``retry_after_ms``,
     ``soft_logout``, ``room_version`` …).
     """
+
+    kinds: ClassVar[dict[str, type[MatrixError]]] = {}
+    """All narrower errors by their names, so that one can be made again in another process."""
+
+    def __init_subclass__(cls) -> None:
+        MatrixError.kinds[cls.__name__] = cls
 
     def __init__(self, status: int, errcode: str, error: str, **extra: Any) -> None:
         super().__init__(error)

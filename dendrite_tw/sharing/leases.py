@@ -11,8 +11,17 @@ from typing import Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
 
+from ..database.engines import Unavailable
+
 Gained = Callable[[str], Awaitable[None]]
 Lost = Callable[[str, bool], Awaitable[None]]
+
+
+class NotMine(Unavailable):
+    """Another process holds the lease; nothing was stored of what was asked, so it may be asked again there."""
+
+    def __init__(self) -> None:
+        super().__init__("another process is to answer this")
 
 
 class Leases(Protocol):

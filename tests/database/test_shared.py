@@ -162,23 +162,23 @@ class FenceTests(Processes):
         self.failureResultOf(self.first.write(insert, 1, "a"), Fenced)
         self.first.fence(self.lives("first again"), lambda: self.fenced.append("again"))
         self.failureResultOf(self.first.write(insert, 1, "a"), Fenced)
-        self.successResultOf(self.first.write_unfenced(begin_to_live, "first again"))
+        self.successResultOf(self.first.apart(begin_to_live, "first again"))
         self.successResultOf(self.first.write(insert, 1, "a"))
-        self.assertEqual((self.count(), self.fenced), (1, ["first", "again", "again"]))
+        self.assertEqual((self.count(), self.fenced), (1, ["first", "again"]))
 
     def test_each_job_of_a_group_is_told(self) -> None:
         self.second.prepare(bury, "first")
-        jobs = [_Job(insert, (1, key), {}, Deferred(), is_unfenced=key == "b") for key in "abc"]
+        jobs = [_Job(insert, (1, key), {}, Deferred()) for key in "abc"]
         run_inline(commit_group(self.first._session(), jobs, self.first._sharing))
-        self.assertEqual([job.failure and job.failure.type for job in jobs], [Fenced, None, Fenced])
-        self.assertEqual((self.count(), self.fenced), (1, ["first"]))
+        self.assertEqual([job.failure and job.failure.type for job in jobs], [Fenced] * 3)
+        self.assertEqual((self.count(), self.fenced), (0, ["first"]))
 
     def test_nobody_is_fenced_off_a_database_of_one_process(self) -> None:
         alone = SQLiteDatabase(":memory:", None)
         self.addCleanup(alone.close)
         alone.fence("SELECT false", lambda: self.fenced.append("alone"))
         alone.prepare(migrate, "pairs", [STEP])
-        self.successResultOf(alone.write_unfenced(insert, 1, "a"))
+        self.successResultOf(alone.apart(insert, 1, "a"))
         self.assertEqual((alone.shared, self.fenced), (False, []))
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 from twisted.trial.unittest import SynchronousTestCase
 
-from dendrite_tw.links.routing import SHARES, Routing, key_of, routed, routing_of, share_of
+from dendrite_tw.links.routing import Routing, key_of, routed, routing_of
 
 
 class Draft(msgspec.Struct):
@@ -54,7 +54,3 @@ class RoutingTests(SynchronousTestCase):
 
             @routed(share="rom_id")
             async def call(self: object, room_id: str) -> None: ...
-
-    def test_shares_are_the_same_everywhere_and_all_are_used(self) -> None:
-        self.assertEqual(share_of("!room:example.org"), 41)
-        self.assertEqual({share_of(f"!{number}:x") for number in range(2000)}, set(range(SHARES)))

@@ -173,6 +173,10 @@ class Process:
             self.draining[name] = Deferred()
             await self.draining[name]
 
+    def finish_draining(self) -> None:
+        while self.draining:
+            self.draining.popitem()[1].callback(None)
+
     def start(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self.leases.start())
 
