@@ -28,6 +28,7 @@ from .web.routes import Route
 from .web.site import QuietSite, make_root, make_site
 from .wiring.basis import Basis, Living, Part, Ways, Within
 from .wiring.chores import Chores
+from .wiring.relays import OwnRelays
 from .world import World
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class Parts:
         found: list[Living] = []
         for name, part in self.of.items():
             found += [*part.life, Opened(self.basis.ways, name)]
-        found += self.relays
+        found.append(self.basis.relays)
         found += [living for part in self.of.values() for living in part.later]
         return [*found, self.last_seen, Chores(self.basis)]
 
@@ -129,7 +130,9 @@ class Parts:
 
     @property
     def relays(self) -> list[OutboxRelay]:
-        return self.basis.relays.all
+        """Of a process with all components: those of rooms and of users."""
+        relays = cast(OwnRelays, self.basis.relays)
+        return [relays.of["room_api"], relays.of["user_api"]]
 
     @property
     def users(self) -> UserComponent:

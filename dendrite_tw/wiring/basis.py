@@ -20,11 +20,11 @@ from ..metrics import Metrics
 from ..queues import queue_of
 from ..room_api.api import RoomAPI
 from ..settings import federates
-from ..sharing.leases import Leases, Sole
+from ..sharing.leases import Leases
 from ..user_api.api import KeyAPI, UserAPI
 from ..web.routes import Route
 from ..world import World
-from .relays import Relays
+from .relays import MakeRelays, OwnRelays, relays_of
 
 T = TypeVar("T")
 
@@ -58,6 +58,7 @@ class Ways(Protocol):
     """Where components are, and how those that are elsewhere are reached and told."""
 
     echoes: Echoes
+    relays: MakeRelays
 
     def to(self, interface: type[T]) -> T:
         """The handle of an interface, for all who call it."""
@@ -65,8 +66,10 @@ class Ways(Protocol):
     def here(self, interface: type, target: object) -> None:
         """The component that answers an interface runs in this process: calls may go to this object."""
 
-    def leases(self, component: str, database: Database) -> Leases:
-        """What this process may do alone of a component, over the database of that."""
+    def leases(self, component: str, database: Database) -> Leases | None:
+        """What this process may do alone of a component, over the database of that; `None` where it has no others
+        beside it.
+        """
 
     def open(self, component: str) -> None:
         """A component of this process has started, and may be called."""
@@ -80,8 +83,8 @@ class Within:
 
     def __init__(self) -> None:
         self.echoes: Echoes = NoEchoes()
+        self.relays: MakeRelays = OwnRelays
         self._direct: dict[type, Direct] = {}
-        self._leases: dict[str, Leases] = {}
 
     def _way(self, interface: type) -> Direct:
         return self._direct.setdefault(interface, Direct())
@@ -92,8 +95,8 @@ class Within:
     def here(self, interface: type, target: object) -> None:
         self._way(interface).connect(target)
 
-    def leases(self, component: str, database: Database) -> Leases:
-        return self._leases.setdefault(component, Sole())
+    def leases(self, component: str, database: Database) -> None:
+        return None
 
     def open(self, component: str) -> None:
         """Who calls it is in this process."""
@@ -117,7 +120,7 @@ class Basis:
         self.client = self.queue.client
         self.federates = federates(config, world)
         self.ways = ways(self)
-        self.relays = Relays(self.client, world, self.federates)
+        self.relays = relays_of(self.ways.relays, self.client, world, self.federates)
         self.rooms = self.ways.to(RoomAPI)
         self.users = self.ways.to(UserAPI)
         self.keys = self.ways.to(KeyAPI)
@@ -128,6 +131,6 @@ class Basis:
         """The database of a component, as ``dendrite.yaml`` names it."""
         return self.databases.of(component)
 
-    def leases(self, component: Any) -> Leases:
-        """The leases of a component, which it starts and stops."""
+    def leases(self, component: Any) -> Leases | None:
+        """The leases of a component, which it starts and stops; `None` where it has all to itself."""
         return self.ways.leases(component, self.database(component))

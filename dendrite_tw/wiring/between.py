@@ -5,23 +5,29 @@ Loaded only where the components run as processes of their own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from functools import partial
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 
 from ..database.engines import Database
+from ..database.outbox import Outbox
 from ..federation_api.api import FederationAPI
+from ..jetstream.client import QueueClient
+from ..jetstream.shared_relay import Positions, SharedRelay
 from ..links.echoes import Echoes, NatsEchoes
 from ..links.handle import Direct, handle
 from ..links.nats import Calls
 from ..media_api.api import MediaAPI
 from ..room_api.api import RoomAPI
-from ..sharing.database import DatabaseLeases, SharedDatabase
+from ..sharing.database import DatabaseLeases
 from ..sharing.leases import Gained, Leases, Lost
+from ..sharing.shares import SHARES, share_of
 from ..user_api.api import KeyAPI, UserAPI
+from ..world import World
 from .basis import Basis
+from .relays import MakeRelays, durables_of, outbox_of
 
 T = TypeVar("T")
 
@@ -34,11 +40,18 @@ ANSWERED_BY: dict[type, str] = {
 }
 """The component that answers each interface."""
 
-SHARED: dict[str, type] = {"room_server": RoomAPI}
-"""The components that are cut into shares, each of which one process answers for, and by which interface."""
+ALONE: dict[str, dict[str, tuple[type, int]]] = {
+    "room_server": {f"r{share}": (RoomAPI, share) for share in range(SHARES)},
+    "user_api": {name: (api, share_of(name)) for name, api in (("unread", UserAPI), ("resync", KeyAPI))},
+}
+"""The leases whose holder alone answers something: the interface and the share of it, by component and lease."""
 
-_SHARE = re.compile(r"r([0-9]+)\Z")
-"""The lease of a share, and its number."""
+
+_LEASE_OF = {
+    (interface.__name__, share): (component, lease)
+    for component, leases in ALONE.items()
+    for lease, (interface, share) in leases.items()
+}
 
 
 class Between:
@@ -51,6 +64,7 @@ class Between:
         """The name of this process, which no other has."""
         self.echoes: Echoes = NatsEchoes(basis.client, self.process)
         self.calls = Calls(basis.client, basis.world.time, self._holds)
+        self.relays: MakeRelays = partial(SharedRelays, self.echoes)
         self._direct: dict[type, Direct] = {}
         self._targets: dict[type, object] = {}
         self._leases: dict[str, Leases] = {}
@@ -69,18 +83,15 @@ class Between:
         """What this process holds of a component's leases; holding a share of rooms is to answer for it."""
         if component not in self._leases:
             world = self._basis.world
-            shared = cast(SharedDatabase, database)
-            found: Leases = DatabaseLeases(component, shared, self.echoes, world.time, world.random)
-            if component in SHARED:
-                found = Answering(found, self.calls, SHARED[component], self._targets)
+            found: Leases = DatabaseLeases(component, database, self.echoes, world.time, world.random)
+            if component in ALONE:
+                found = Answering(found, self.calls, ALONE[component], self._targets)
             self._leases[component] = found
         return self._leases[component]
 
     def _holds(self, interface: str, share: int) -> bool:
-        for component, answered in SHARED.items():
-            if answered.__name__ == interface and component in self._leases:
-                return self._leases[component].holds(f"r{share}")
-        return False
+        component, lease = _LEASE_OF.get((interface, share), ("", ""))
+        return component in self._leases and self._leases[component].holds(lease)
 
     def open(self, component: str) -> None:
         """A component has started: answer the calls of other processes to it, but for those of its shares."""
@@ -100,10 +111,13 @@ class Answering:
     done before the component is told.
     """
 
-    def __init__(self, leases: Leases, calls: Calls, interface: type, targets: dict[type, object]) -> None:
+    def __init__(
+        self, leases: Leases, calls: Calls, alone: dict[str, tuple[type, int]], targets: dict[type, object]
+    ) -> None:
+        """`alone` says what the holder of a lease answers alone."""
         self._leases = leases
         self._calls = calls
-        self._interface = interface
+        self._alone = alone
         self._targets = targets
         self.holds = leases.holds
         self.start = leases.start
@@ -114,24 +128,51 @@ class Answering:
         return self._leases.process
 
     def want(self, names: Sequence[str], gained: Gained, lost: Lost) -> None:
-        shares = [name for name in names if _SHARE.match(name)]
-        self._leases.want([name for name in names if name not in shares], gained, lost)
+        self._leases.want([name for name in names if name not in self._alone], gained, lost)
 
         async def take(name: str) -> None:
             await gained(name)
-            self._calls.serve_share(self._interface, self._targets[self._interface], share_number(name))
+            interface, share = self._alone[name]
+            self._calls.serve_share(interface, self._targets[interface], share)
 
         async def give(name: str, kept: bool) -> None:
-            withdrawn: Deferred[None] = self._calls.withdraw_share(self._interface, share_number(name))
+            withdrawn: Deferred[None] = self._calls.withdraw_share(*self._alone[name])
             if kept:
                 await withdrawn
             await lost(name, kept)
 
-        self._leases.want(shares, take, give)
+        self._leases.want([name for name in names if name in self._alone], take, give)
 
 
-def share_number(name: str) -> int:
-    """The number of the share whose lease this is."""
-    found = _SHARE.match(name)
-    assert found is not None
-    return int(found[1])
+class SharedRelays:
+    """`Relays` of a process beside others: an outbox is relayed by one of them at a time."""
+
+    def __init__(self, echoes: Echoes, client: QueueClient, world: World, durables: dict[str, list[str]]) -> None:
+        self._echoes = echoes
+        self._client = client
+        self._time = world.time
+        self._durables = durables
+        self._of: dict[str, SharedRelay] = {}
+        self._positions: dict[str, Positions] = {}
+
+    def add(self, outbox: Outbox, leases: Leases | None) -> None:
+        assert leases is not None
+        relay = SharedRelay(outbox, self._client, self._echoes, self._time, durables_of(outbox.name, self._durables))
+        leases.want(["relay"], relay.gained, relay.lost)
+        self._of[outbox.name] = relay
+        self._positions[outbox.name] = relay.positions
+
+    def consumed(self, durable: str, position: int) -> None:
+        outbox = outbox_of(durable, self._durables)
+        if outbox not in self._positions:
+            self._positions[outbox] = Positions(outbox, self._echoes, self._time)
+        self._positions[outbox].tell(durable, position)
+
+    async def start(self) -> None:
+        """They begin when they are given the lease."""
+
+    def stop(self) -> None:
+        for relay in self._of.values():
+            relay.stop()
+        for positions in self._positions.values():
+            positions.stop()

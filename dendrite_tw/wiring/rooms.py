@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config.key_files import signing_key
-from ..room_api.api import OUTPUT_ROOM_EVENT, RoomAPI
+from ..room_api.api import RoomAPI
 from ..room_api.component import RoomComponent
 from ..web.routes import Route
 from .basis import Basis, Living
@@ -15,7 +15,7 @@ class RoomPart:
     def __init__(self, basis: Basis) -> None:
         self.rooms = rooms_of(basis)
         basis.ways.here(RoomAPI, self.rooms)
-        basis.relays.add(self.rooms.outbox, (OUTPUT_ROOM_EVENT,))
+        basis.relays.add(self.rooms.outbox, basis.leases("room_server"))
         self.life: list[Living] = [self.rooms]
         self.later: list[Living] = []
         self.prepare = self.rooms.prepare
