@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import Logger
 from twisted.web.resource import Resource
 
 from .client_api.last_seen import LastSeen
 from .components import COMPONENTS
 from .config import Config
+from .database.engines import Unavailable
 from .databases import ended
 from .jetstream.outbox import OutboxRelay
 from .monitor import MonitorRoutes
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from .sync_api.component import SyncComponent
     from .user_api.component import UserComponent
     from .user_api.keys_component import KeyComponent
+
+log = Logger()
 
 PARTS = {
     "user_api": ("users", "UserPart"),
@@ -119,7 +123,10 @@ class Parts:
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
         for living in reversed(self.living):
-            await ended(living.stop())
+            try:
+                await ended(living.stop())
+            except Unavailable as error:
+                log.warn("{name} could not finish: {error}", name=type(living).__name__, error=str(error))
         await self.queue.stop()
         await self.databases.close()
 

@@ -125,7 +125,7 @@ class Process(Server):
             log.warn("{count} requests are given up", count=self._under_way())
 
     def _under_way(self) -> int:
-        return self._inner.busy + sum(len(front.channels) for front in self._fronts)
+        return self._inner.busy + sum(front.busy for front in self._fronts)
 
 
 nothing: Callable[[], None] = lambda: None  # noqa: E731

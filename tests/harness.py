@@ -107,7 +107,8 @@ class Web:
 
     def __init__(self, root: IResource, clock: Clock) -> None:
         self.clock = clock
-        self.site: Any = QuietSite(root, [(b"", root.api)] if isinstance(root, Root) else apis_below(root), reactor=clock)
+        apis = [(b"", root.api)] if isinstance(root, Root) else apis_below(root)
+        self.site: Any = QuietSite(root, apis, reactor=clock)
         self.site.displayTracebacks = False
 
     def request(

@@ -174,7 +174,9 @@ class Deployment:
     def __init__(self, config: Config, world: Callable[[str], World], clock: Clock) -> None:
         self.clock = clock
         self.processes: dict[str, list[Any]] = {
-            component: [polylith(config, world(f"{component} {number}"), frozenset([component])) for number in range(EACH)]
+            component: [
+                polylith(config, world(f"{component} {number}"), frozenset([component])) for number in range(EACH)
+            ]
             for component in COMPONENTS
         }
         self.all = [process for processes in self.processes.values() for process in processes]

@@ -165,7 +165,7 @@ class ServerTestCase(SynchronousTestCase):
 
     def stop(self) -> None:
         stopped = self.server.stopService()
-        self.pump(6.0)
+        self.pump(12.0 if POLYLITH else 6.0)
         self.successResultOf(stopped)
 
     def pump(self, seconds: float = 0.0) -> None:

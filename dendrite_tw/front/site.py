@@ -205,7 +205,13 @@ class FrontSite(QuietSite):
         """Let connections end: those that wait for nothing now, the others when they have their answer."""
         self.draining = True
         for channel in list(self.channels):
-            channel.close_if_idle()
+            if channel.is_idle:
+                channel.loseConnection()
+
+    @property
+    def busy(self) -> int:
+        """Requests that are being read or answered."""
+        return sum(not channel.is_idle for channel in self.channels)
 
 
 class FrontChannel(DirectChannel):
@@ -221,9 +227,10 @@ class FrontChannel(DirectChannel):
         self.site.channels.discard(self)
         super().connectionLost(reason)
 
-    def close_if_idle(self) -> None:
-        if self._direct is None and not self.requests:
-            self.loseConnection()
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being read or answered."""
+        return self._direct is None and not self.requests
 
     def answered(self) -> None:
         super().answered()

@@ -15,8 +15,9 @@ class RoomPart:
     def __init__(self, basis: Basis) -> None:
         self.rooms = rooms_of(basis)
         basis.ways.here(RoomAPI, self.rooms)
-        basis.relays.add(self.rooms.outbox, basis.leases("room_server"))
-        self.life: list[Living] = [self.rooms]
+        leases = basis.leases("room_server")
+        basis.relays.add(self.rooms.outbox, leases)
+        self.life: list[Living] = [self.rooms, leases] if leases is not None else [self.rooms]
         self.later: list[Living] = []
         self.prepare = self.rooms.prepare
 

@@ -35,8 +35,11 @@ class UserPart:
         basis.ways.here(UserAPI, self.users)
         basis.ways.here(KeyAPI, self.keys)
         show_resyncs(basis.metrics, self.keys.resyncs)
-        basis.relays.add(outbox, basis.leases("user_api"))
+        leases = basis.leases("user_api")
+        basis.relays.add(outbox, leases)
         self.life: list[Living] = [self.users, Counted(basis, self.users)]
+        if leases is not None:
+            self.life.append(leases)
         self.later: list[Living] = [self.keys, KeyPruning(basis, self.keys)]
         self.prepare = self.users.prepare
 
