@@ -236,12 +236,13 @@ class Polylith(Ours):
             self._nginx.start()
 
     def stop(self) -> None:
-        """End all of it in order: processes first, then what they stand on."""
-        running = [member for member in self.members if member.running]
-        for member in running:
-            os.killpg(member.process.pid, 15)
-        for member in running:
-            member.drain()
+        """End all of it in order: who asks before who answers, then what they stand on."""
+        for component in reversed(COMPONENTS):
+            running = [member for member in self.of(component) if member.running]
+            for member in running:
+                member.process.terminate()
+            for member in running:
+                member.process.wait(DRAIN_PATIENCE)
         if self._nginx is not None:
             self._nginx.stop()
         self.nats.stop()
