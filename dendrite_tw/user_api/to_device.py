@@ -172,8 +172,7 @@ class ToDevice:
         if highest is None:
             generation = self._highest.generation
             highest = await self._database.read(table.highest, user_id, device_id)
-            if self._exclusive:
-                self._highest.keep(key, highest, generation)
+            self._highest.keep(key, highest, generation)
         return highest
 
     async def delete(self, user_id: str, device_id: str, upto: int) -> None:
