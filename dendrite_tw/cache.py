@@ -170,6 +170,13 @@ class Cache(Generic[K, V]):
             self._account(-found[1])
             return found[0]
 
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._budget.lock:
+            for key in [*self._fresh, *self._kept]:
+                if key is not _MARK:
+                    self.pop(key)
+
     def evict_oldest(self) -> bool:
         """Forget one value that may go; `False` where there is none."""
         with self._budget.lock:
