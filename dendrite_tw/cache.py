@@ -173,9 +173,10 @@ class Cache(Generic[K, V]):
     def clear(self) -> None:
         """Forget everything."""
         with self._budget.lock:
-            for key in [*self._fresh, *self._kept]:
-                if key is not _MARK:
-                    self.pop(key)
+            self._account(-self.bytes)
+            self._fresh_used = 0
+            self._fresh.clear()
+            self._kept.clear()
 
     def evict_oldest(self) -> bool:
         """Forget one value that may go; `False` where there is none."""

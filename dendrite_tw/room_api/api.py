@@ -152,6 +152,13 @@ class RoomView(msgspec.Struct, frozen=True, kw_only=True):
     rewritten: int = 0
 
 
+class Dressing(msgspec.Struct, frozen=True, kw_only=True):
+    """What events of a room are shown with: the user's membership, and by event the JSON of ``m.relations``."""
+
+    membership: Membership | None
+    bundles: dict[str, bytes]
+
+
 class LiveEvents(msgspec.Struct, frozen=True, kw_only=True):
     """Live events of a room, oldest first; ``more`` where older ones remain of those that were asked for.
 
@@ -540,6 +547,14 @@ class RoomAPI(Protocol):
     async def room_view(self, room_id: str, timeline_limit: int) -> RoomView: ...
 
     @routed(repeat=True)
+    async def room_views(self, room_ids: Sequence[str], timeline_limit: int) -> list[RoomView]:
+        """As `room_view` for each of these rooms (50 at the most), without those that are not here."""
+
+    @routed(repeat=True)
+    async def rooms_joined(self, user_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The rooms that each of these users, local or remote, is joined to."""
+
+    @routed(repeat=True)
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
         """The newest position of each of these rooms: of a live event, or of a state that replaced all of it."""
 
@@ -634,6 +649,14 @@ class RoomAPI(Protocol):
     @routed(repeat=True)
     async def aggregations(self, room_id: str, event_ids: Sequence[str], user_id: str) -> dict[str, bytes]:
         """For each event that has any, the JSON of ``unsigned.m.relations`` as the user sees it."""
+
+    @routed(repeat=True)
+    async def aggregations_of(self, events: dict[str, list[str]], user_id: str) -> dict[str, bytes]:
+        """As `aggregations` for the events of several rooms: room to event IDs."""
+
+    @routed(repeat=True)
+    async def dressing(self, room_id: str, event_ids: Sequence[str], user_id: str) -> Dressing:
+        """What events of a room are shown with to a user."""
 
     @routed(share="room_id", repeat=True)
     async def timestamp_to_event(self, room_id: str, user_id: str, ts: int, direction: str) -> tuple[str, int]:
