@@ -65,6 +65,8 @@ class Server(MultiService):
         self.site = parts.root
         self.started: Deferred[None] = Deferred()
         """Fires when everything has started."""
+        self.serves = self.started
+        """Fires when its sockets may be served."""
 
     def factory(self, reactor: Any) -> QuietSite:
         """What serves on its listeners."""

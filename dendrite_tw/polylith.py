@@ -39,7 +39,7 @@ class Process(Server):
 
     def __init__(self, parts: Parts, components: frozenset[str]) -> None:
         super().__init__(parts)
-        self.serves: Deferred[None] = Deferred()
+        self.serves = Deferred()
         basis = parts.basis
         self._time: Any = basis.world.time
         self._components = components
