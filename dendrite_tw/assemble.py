@@ -23,7 +23,7 @@ from .databases import ended
 from .jetstream.outbox import OutboxRelay
 from .monitor import MonitorRoutes
 from .settings import limiter, metrics_resource
-from .web.auth import TokenAuthenticator
+from .web.auth import TokenAuthenticator, WhoAsks
 from .web.routes import Route
 from .web.site import make_root
 from .wiring.basis import Basis, Living, Part, Ways, Within
@@ -156,12 +156,22 @@ def made(component: str, basis: Basis) -> Part:
     return part
 
 
+def who_asks(parts: Parts) -> WhoAsks:
+    """Knows whose access tokens are: the user component, or what is remembered of it where that is elsewhere."""
+    basis = parts.basis
+    if "user_api" in parts.of:
+        return basis.users
+    from .web.callers import RememberedCallers
+
+    return RememberedCallers(basis.users, basis.ways.echoes, basis.budget, basis.world.clock)
+
+
 def root_of(parts: Parts, routes: list[Route]) -> Resource:
     """The tree of what a process serves."""
     basis = parts.basis
     return make_root(
         routes,
-        TokenAuthenticator(basis.users, parts.last_seen),
+        TokenAuthenticator(who_asks(parts), parts.last_seen),
         limiter(basis.config, basis.world),
         basis.metrics.observe,
         metrics_resource(basis.config, basis.metrics),

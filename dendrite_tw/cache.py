@@ -170,6 +170,14 @@ class Cache(Generic[K, V]):
             self._account(-found[1])
             return found[0]
 
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._budget.lock:
+            self._account(-self.bytes)
+            self._fresh_used = 0
+            self._fresh.clear()
+            self._kept.clear()
+
     def evict_oldest(self) -> bool:
         """Forget one value that may go; `False` where there is none."""
         with self._budget.lock:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
 
 
+UNLIMITED = 1000
+"""More connections than are ever opened."""
+
+
 class Databases:
     """The databases that the configuration names: one object for each connection string.
 
@@ -60,7 +64,7 @@ class Databases:
         self, key: str, wanted: DatabaseSection, component: Component
     ) -> PostgreSQLDatabase | InlinePostgreSQL:
         # The driver is of no use, and five megabytes of memory, to a server on SQLite.
-        from .database.connections import dsn_of
+        from .database.addresses import dsn_of
         from .database.groups import InUse
         from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
 
@@ -70,12 +74,11 @@ class Databases:
             advice = "Write postgresql://user:password@host/name?sslmode=disable, or file:name.db for SQLite."
             raise self._config.error(key, f"This is no address of a database: {error}.", advice) from None
         most, kept = pool_size(wanted)
-        lifetime = max(0.0, wanted.conn_max_lifetime)
         shared = component if self._shared else ""
         try:
             if self._world.threads is None:
                 return InlinePostgreSQL(dsn, shared)
-            return PostgreSQLDatabase(dsn, self._world.time, most, kept, lifetime, shared)
+            return PostgreSQLDatabase(dsn, self._world.time, most, kept, lifetime_of(wanted), shared)
         except InUse as error:
             advice = "One process with all components keeps a database to itself. "
             advice += "Stop what runs, or give each deployment a database of its own."
@@ -126,10 +129,17 @@ class Databases:
 
 
 def pool_size(wanted: DatabaseSection) -> tuple[int, int]:
-    """The most connections and the most idle ones, with Go's meaning of 0 and of negative numbers."""
-    unlimited = 1000
-    most, kept = wanted.max_open_conns or type(wanted)().max_open_conns, wanted.max_idle_conns or 2
-    return (unlimited if most < 0 else most), (unlimited if kept < 0 else kept)
+    """The most connections and the most idle ones, as Go's `database/sql` means them.
+
+    0 and negative numbers are no limit for the ones and none for the others.
+    """
+    most = wanted.max_open_conns if wanted.max_open_conns > 0 else UNLIMITED
+    return most, min(max(0, wanted.max_idle_conns), most)
+
+
+def lifetime_of(wanted: DatabaseSection) -> float:
+    """Seconds after which a connection is replaced, 0 for never."""
+    return max(0.0, float(wanted.conn_max_lifetime))
 
 
 async def ended(stopping: Any) -> None:

@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.resource import IResource, Resource
 
-from dendrite_tw.database.connections import dsn_of
+from dendrite_tw.database.addresses import dsn_of
 from dendrite_tw.database.engines import SQLiteDatabase, run_inline
 from dendrite_tw.database.postgresql import InlinePostgreSQL
 from dendrite_tw.database.statements import Transaction

@@ -104,6 +104,7 @@ class Commands(SynchronousTestCase):
             line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].strip().splitlines()
         )
         servers = {"dendrite", "dendrite-monolith-server", "dendrite-nats-server", "dendrite-polylith-multi"}
+        servers |= {"dendrite-generate-nginx", "dendrite-move-queue"}
         components = {name for name, target in scripts.items() if "commands.polylith:" in target} - servers
         self.assertEqual(set(scripts), {*TOOLS, *servers, *components})
         words = [re.sub(r"(api|appservice)-server", r"\1", name.removeprefix("dendrite-")) for name in components]

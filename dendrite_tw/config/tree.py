@@ -65,9 +65,9 @@ class Database(Section, frozen=True, kw_only=True):
         ),
     ] = ""
     max_open_conns: Annotated[
-        int, Key("Most connections at a time to PostgreSQL: 0 = the default, negative = no limit.")
+        int, Key("Most connections at a time to PostgreSQL; 0 or less = no limit.")
     ] = 90
-    max_idle_conns: Annotated[int, Key("Idle connections that are kept: 0 = the default, negative = no limit.")] = 2
+    max_idle_conns: Annotated[int, Key("Idle connections that are kept; 0 or less = none.")] = 2
     conn_max_lifetime: Annotated[int, Key("Seconds after which a connection is replaced; 0 or less = never.")] = -1
 
     @property
@@ -91,7 +91,7 @@ class ComponentDatabase(Database, frozen=True, kw_only=True):
     """The database of one component, where `global.database` does not serve them all."""
 
     max_open_conns: Annotated[
-        int, Key("Most connections at a time to PostgreSQL: 0 = the default, negative = no limit.")
+        int, Key("Most connections at a time to PostgreSQL; 0 or less = no limit.")
     ] = 10
 
 

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: one that blocks, one for the reactor, and a pool of the latter.
+"""Connections to PostgreSQL: one that blocks, and one for the reactor.
 
 Both run one query at a time and give back psycopg2's cursor with its result.
 `ReactorConnection` is txpostgres's, changed where that costs time or loses
@@ -10,87 +10,32 @@ notices that it died and connects again for as long as it takes.
 from __future__ import annotations
 
 import os
-import re
-import socket
 from binascii import unhexlify
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psycopg2
 import psycopg2.extensions
-from psycopg2.extensions import POLL_OK, POLL_WRITE, AsIs, make_dsn, new_type, parse_dsn
-from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.defer import Deferred, fail, succeed
+from psycopg2.extensions import POLL_OK, POLL_WRITE, AsIs, new_type
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import TimeoutError
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from txpostgres.reconnection import DeadConnectionDetector
 from txpostgres.txpostgres import Connection
 
-from .engines import Unavailable
+from .addresses import CONNECT_SECONDS, places_of
 
 log = Logger()
-
-CONNECT_SECONDS = 10.0
-"""How long a server may take to let us in."""
 
 FIRST_DELAY, DELAY_FACTOR, LONGEST_DELAY = 0.1, 1.7, 5.0
 """Seconds between attempts to reconnect."""
 
-MOST_ADDRESSES = 4
-"""How many addresses of a host are tried."""
-
 PATIENCE = 5.0
 """Seconds that work waits for a connection before it is refused."""
 
-IDLE_SECONDS = 30.0
-"""How long a connection above the number that is kept may be idle."""
-
-_UNKNOWN = re.compile(r'invalid (?:URI query parameter|connection option)[ :]+"\w+"')
-"""What libpq says of a parameter that it does not know; its other complaints may quote a password."""
-
-_GO_ONLY = ("binary_parameters", "disable_prepared_binary_result")
 _SHUTTING_DOWN = ("57P01", "57P02", "57P03", "57P05", "25P03")
 """Ended by the administrator, a crash, a start that is not over, or because it was idle for too long."""
-
-
-def dsn_of(connection_string: str) -> str:
-    """What libpq wants to hear for a connection string of Go's lib/pq.
-
-    Takes ``postgres://``, ``postgresql://`` and ``key=value``; the host is localhost where none is
-    named, as with Go's driver.  Raises `ValueError` for what is neither.
-    """
-    text = connection_string
-    for name in _GO_ONLY:
-        text = _without(text, name)
-    try:
-        given = parse_dsn(text)
-    except (psycopg2.Error, UnicodeError) as error:
-        unknown = _UNKNOWN.search(str(error))
-        raise ValueError(unknown.group(0) if unknown else "neither a URI nor key=value") from None
-    known = {
-        "host": "localhost",
-        "connect_timeout": str(int(CONNECT_SECONDS)),
-        "keepalives_idle": "30",
-        "keepalives_interval": "10",
-        "keepalives_count": "3",
-        "tcp_user_timeout": "30000",
-        "application_name": "dendrite_tw",
-    }
-    if "hostaddr" in given or "service" in given:
-        del known["host"]
-    return str(make_dsn(**{**known, **given, "client_encoding": "UTF8"}))
-
-
-def _without(text: str, name: str) -> str:
-    """The connection string without a parameter that only Go's driver knows."""
-    if "://" in text:
-        base, mark, query = text.partition("?")
-        kept = [part for part in query.split("&") if part.partition("=")[0] != name]
-        return base + (mark + "&".join(kept) if any(kept) else "")
-    return " ".join(part for part in text.split(" ") if part.partition("=")[0] != name)
 
 
 def is_lost(error: object) -> bool:
@@ -132,6 +77,14 @@ A killed one gives up its transaction at once; one that was stopped, or whose ma
 _LOCK = """
 DO $$
 BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'this server is a standby' USING ERRCODE = 'read_only_sql_transaction';
+    END IF;
+    BEGIN
+        PERFORM set_config('dendrite_tw.timeline', substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8), false);
+    EXCEPTION WHEN OTHERS THEN
+        PERFORM set_config('dendrite_tw.timeline', '', false);
+    END;
     PERFORM set_config('lock_timeout', '3s', true);
     PERFORM {function}(hashtext('dendrite_tw'), hashtext(current_schema()));
 EXCEPTION WHEN lock_not_available THEN
@@ -147,15 +100,18 @@ EXCEPTION WHEN lock_not_available THEN
 END
 $$"""
 
+"""Only a primary takes writes.  Its timeline, which changes when a standby is promoted, helps to tell later
+what became of a commit (`groups.Mark`); servers that only look like PostgreSQL need not have one.
+"""
+
 WRITING = _SETTINGS + ";" + _LOCK.format(function="pg_advisory_lock")
 """Positions are given by one writer, so there may be no second one: it waits until the first has gone.
 
 A connection that was just closed may hold the lock for some more milliseconds.
 """
 
-WRITING_WITH_OTHERS = (
-    f"{_SETTINGS}; SET idle_in_transaction_session_timeout = '{HELD_SECONDS}s';"
-    + _LOCK.format(function="pg_advisory_lock_shared")
+WRITING_WITH_OTHERS = f"{_SETTINGS}; SET idle_in_transaction_session_timeout = '{HELD_SECONDS}s';" + _LOCK.format(
+    function="pg_advisory_lock_shared"
 )
 """Where several processes write, each takes its turn with every group; they keep out who writes without."""
 
@@ -274,12 +230,25 @@ class ReactorConnection(Connection):  # type: ignore[misc]
         self.on_ready(self)
 
     def connect(self, *args: Any, **kwargs: Any) -> Deferred[Any]:
-        return self._resolved().addCallback(self._connect).addErrback(self._not_opened)
+        return Deferred.fromCoroutine(self._connect_somewhere())
 
-    def _connect(self, dsn: str) -> Deferred[Any]:
+    async def _connect_somewhere(self) -> None:
+        """Try one address after the other, each with its part of the time; raises what the last one says."""
+        places = await places_of(self._dsn, self.reactor)
+        for index, place in enumerate(places):
+            try:
+                await self._connect(place, CONNECT_SECONDS / len(places))
+                return
+            except Exception:
+                if self._connection is not None:
+                    self.close()
+                if index == len(places) - 1 or self._ended:
+                    raise
+
+    def _connect(self, dsn: str, seconds: float) -> Deferred[Any]:
         if self._ended:
             return fail(psycopg2.OperationalError("the connection is not wanted any more"))
-        timer = self.reactor.callLater(CONNECT_SECONDS, self.close)
+        timer = self.reactor.callLater(seconds, self.close)
 
         def over(result: Any) -> Any:
             if timer.active():
@@ -288,27 +257,6 @@ class ReactorConnection(Connection):  # type: ignore[misc]
 
         opening: Deferred[Any] = super().connect(dsn)
         return opening.addCallback(self._opened).addBoth(over)
-
-    def _resolved(self) -> Deferred[str]:
-        """The connection string with the addresses of its host: libpq would look them up while all else waits."""
-        host = parse_dsn(self._dsn).get("host", "")
-        if not host or host.startswith(("/", "@")) or "," in host or "hostaddr" in parse_dsn(self._dsn):
-            return succeed(self._dsn)
-        if isIPAddress(host) or isIPv6Address(host):
-            return succeed(self._dsn)
-        looking = deferToThreadPool(
-            self.reactor, self.reactor.getThreadPool(), socket.getaddrinfo, host, None, 0, socket.SOCK_STREAM
-        )
-        return looking.addCallback(self._with_addresses, host)
-
-    def _with_addresses(self, found: list[Any], host: str) -> str:
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))[:MOST_ADDRESSES]
-        return str(make_dsn(self._dsn, host=",".join([host] * len(addresses)), hostaddr=",".join(addresses)))
-
-    def _not_opened(self, failure: Failure) -> Failure:
-        if self._connection is not None:
-            self.close()
-        return failure
 
     def _opened(self, _: Any) -> Deferred[Any]:
         """Watch a descriptor of our own: libpq closes its behind the reactor's back when the server goes."""
@@ -327,13 +275,13 @@ class ReactorConnection(Connection):  # type: ignore[misc]
         """Whether the transaction can only be rolled back."""
         return bool(self._connection.get_transaction_status() == psycopg2.extensions.TRANSACTION_STATUS_INERROR)
 
-    def query(self, sql: str | bytes, values: Sequence[Any] | None) -> Deferred[Any]:
+    def query(self, sql: str | bytes, values: Sequence[Any] | Mapping[str, Any] | None) -> Deferred[Any]:
         """Run `sql`; fires with the cursor, whose rows are there until the next query."""
         if not self.alive:
             return fail(psycopg2.OperationalError("there is no connection"))
         return self._ask(sql, values)
 
-    def _ask(self, sql: str | bytes, values: Sequence[Any] | None) -> Deferred[Any]:
+    def _ask(self, sql: str | bytes, values: Sequence[Any] | Mapping[str, Any] | None) -> Deferred[Any]:
         try:
             self._one_cursor.execute(sql, values)
         except Exception as error:
@@ -423,95 +371,3 @@ class ReactorConnection(Connection):  # type: ignore[misc]
         self._ended = True
         self.detector.stop()
         self.close()
-
-
-class Pool:
-    """Connections for reading: opened when all are busy, lent one task at a time, the dead left out."""
-
-    def __init__(self, reactor: Any, dsn: str, most: int, kept: int, lifetime: float) -> None:
-        """At most `most` connections; `kept` stay when idle; `lifetime` in seconds, 0 for ever."""
-        self._reactor = reactor
-        self._dsn = dsn
-        self._most = most
-        self._kept = kept
-        self._lifetime = lifetime
-        self._all: set[ReactorConnection] = set()
-        self._busy: set[ReactorConnection] = set()
-        self._idle: list[ReactorConnection] = []
-        self._waiting: deque[Deferred[ReactorConnection]] = deque()
-        self._closed = False
-
-    @property
-    def size(self) -> int:
-        """How many connections there are, those that are being opened included."""
-        return len(self._all)
-
-    async def borrow(self) -> ReactorConnection:
-        """A living connection, to be given back; raises `Unavailable` where there is none for too long."""
-        if self._closed:
-            raise Unavailable("it is being closed")
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.alive:
-                self._busy.add(connection)
-                return connection
-        if len(self._all) < self._most:
-            self._open()
-        asking: Deferred[ReactorConnection] = Deferred()
-        self._waiting.append(asking)
-        timer = self._reactor.callLater(PATIENCE, self._refuse, asking)
-        try:
-            return await asking
-        finally:
-            if timer.active():
-                timer.cancel()
-
-    def _refuse(self, asking: Deferred[ReactorConnection]) -> None:
-        self._waiting.remove(asking)
-        asking.errback(Unavailable("no connection to PostgreSQL is free"))
-
-    def _open(self) -> None:
-        connection = ReactorConnection(self._reactor, self._dsn, READING)
-        connection.on_ready = self._offer
-        self._all.add(connection)
-        connection.open()
-
-    def give_back(self, connection: ReactorConnection) -> None:
-        """Let others have a connection; one that died comes back by itself when it is connected again."""
-        self._busy.discard(connection)
-        now = self._reactor.seconds()
-        if not connection.alive:
-            return
-        if self._closed or (self._lifetime > 0 and now - connection.opened_at > self._lifetime):
-            self._drop(connection)
-            if self._waiting and len(self._all) < self._most and not self._closed:
-                self._open()
-            return
-        connection.used_at = now
-        self._offer(connection)
-
-    def _offer(self, connection: ReactorConnection) -> None:
-        if connection in self._busy or connection not in self._all:
-            return
-        if self._waiting:
-            self._busy.add(connection)
-            self._waiting.popleft().callback(connection)
-            return
-        if connection not in self._idle:
-            self._idle.append(connection)
-        longest = self._idle[0]
-        if len(self._idle) > self._kept and self._reactor.seconds() - longest.used_at > IDLE_SECONDS:
-            self._drop(longest)
-
-    def _drop(self, connection: ReactorConnection) -> None:
-        self._all.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
-        connection.close_for_good()
-
-    def close(self) -> None:
-        self._closed = True
-        while self._waiting:
-            self._waiting.popleft().errback(Unavailable("it is being closed"))
-        for connection in list(self._all):
-            self._drop(connection)

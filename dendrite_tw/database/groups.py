@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import psycopg2
 from psycopg2 import errors
@@ -206,18 +206,18 @@ class Sharing:
         """Read a number at the beginning of each group, for `Transaction.counters`."""
         self._counters[name] = sql
 
-    async def begin(self, session: Session) -> tuple[int, bool, dict[str, int]]:
-        """Begin a group: its transaction's number, whether it may write, and the counters.
+    async def begin(self, session: Session) -> tuple[Mark, bool, dict[str, int]]:
+        """Begin a group: its transaction's mark, whether it may write, and the counters.
 
         Each statement of the message sees what was committed when it began, so what follows the
         lock sees all that was committed under it.
         """
-        asked = ["txid_current()", f"({self._fence})" if self._fence else "true"]
+        asked = [_MARK, f"({self._fence})" if self._fence else "true"]
         asked += [f"({sql})" for sql in self._counters.values()]
         names = list(self._counters)
         begun = await session.query(f"{_BEGIN}; {self._lock}; SELECT {', '.join(asked)}", None)
-        number, passes, *counts = begun.fetchone()
-        return int(number), bool(passes), dict(zip(names, counts, strict=True))
+        number, timeline, flushed, passes, *counts = begun.fetchone()
+        return Mark(number, timeline, flushed), bool(passes), dict(zip(names, counts, strict=True))
 
     def fenced(self) -> None:
         """Tell whose place was taken."""
@@ -228,12 +228,46 @@ _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 """Whatever the server's default: a group must see what others commit while it waits."""
 
 
-class _InDoubt(Exception):
-    """The connection broke during the commit of the transaction with this number."""
+class Mark(NamedTuple):
+    """By which a transaction is known after its connection broke.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    Its number alone is not enough: a server that crashed, or a standby in place of one, may give it again if
+    nothing of the transaction had reached the disk.  So it counts together with the server's timeline, and with
+    how far the log was on disk at the transaction's beginning: a crash is followed by a checkpoint behind that,
+    which says what number came next.
+    """
+
+    number: int
+    timeline: str
+    flushed: str | None
+
+
+_MARK = (
+    "txid_current(), current_setting('dendrite_tw.timeline'), "
+    "CASE WHEN current_setting('dendrite_tw.timeline') <> '' THEN pg_current_wal_flush_lsn()::text END"
+)
+
+OUTCOME = """
+SELECT CASE
+    WHEN current_setting('dendrite_tw.timeline') <> %(timeline)s THEN 'unknown'
+    WHEN %(flushed)s IS NULL OR checkpoint_lsn <= %(flushed)s::pg_lsn OR %(number)s < next_number
+        THEN txid_status(%(number)s)
+    ELSE 'aborted'
+END
+FROM (
+    SELECT checkpoint_lsn, split_part(next_xid, ':', 1)::bigint * 4294967296 + split_part(next_xid, ':', 2)::bigint
+    AS next_number FROM pg_control_checkpoint()
+) AS checkpoint
+"""
+"""What became of the transaction of a mark."""
+
+
+class _InDoubt(Exception):
+    """The connection broke during the commit of the transaction with this mark."""
+
+    def __init__(self, mark: Mark) -> None:
+        super().__init__(mark)
+        self.mark = mark
 
 
 async def commit_group(session: Session, jobs: list[_Job], sharing: Sharing | None = None) -> None:
@@ -245,10 +279,10 @@ async def commit_group(session: Session, jobs: list[_Job], sharing: Sharing | No
     counters: dict[str, int] = {}
     passes = True
     if sharing is None:
-        begun = await session.query(f"{_BEGIN}; SELECT txid_current()", None)
-        number = int(begun.fetchone()[0])
+        begun = await session.query(f"{_BEGIN}; SELECT {_MARK}", None)
+        mark = Mark(*begun.fetchone())
     else:
-        number, passes, counters = await sharing.begin(session)
+        mark, passes, counters = await sharing.begin(session)
     first = ""
     if sharing is not None and not passes:
         await session.query("ROLLBACK", None)
@@ -257,15 +291,15 @@ async def commit_group(session: Session, jobs: list[_Job], sharing: Sharing | No
         return
     for index, job in enumerate(jobs):
         first = await _run_job(session, job, f"job_{index}", first, counters)
-    await _end_group(session, jobs, first, number)
+    await _end_group(session, jobs, first, mark)
 
 
-async def _end_group(session: Session, jobs: list[_Job], first: str, number: int) -> None:
+async def _end_group(session: Session, jobs: list[_Job], first: str, mark: Mark) -> None:
     try:
         done = await session.query(first + "COMMIT", None)
     except Exception as error:
         if is_lost(error):
-            raise _InDoubt(number) from error
+            raise _InDoubt(mark) from error
         await session.query("ROLLBACK", None)
         _fail_all(jobs, _told(error))
         return

@@ -26,7 +26,6 @@ from .connections import (
     WRITING,
     WRITING_WITH_OTHERS,
     BlockingConnection,
-    Pool,
     ReactorConnection,
     is_lost,
 )
@@ -35,6 +34,8 @@ from .engines import Unavailable, _deliver, _Job, run_inline
 from .groups import (
     LOST,
     NOT_THERE,
+    OUTCOME,
+    Mark,
     OnlySQL,
     PostgreSQLTransaction,
     Sharing,
@@ -44,6 +45,7 @@ from .groups import (
     _unavailable,
     commit_group,
 )
+from .pool import Pool
 from .statements import Transaction
 
 P = ParamSpec("P")
@@ -189,14 +191,15 @@ class Writer:
         self._lifetime = lifetime
         self._sharing = sharing
         self._connection = ReactorConnection(reactor, dsn, settings)
-        self._connection.on_ready = lambda _: self._wake()
+        self._connection.on_ready = lambda _: self._ready()
         self._connection.on_lost = lambda _: self._begin_to_wait()
         self._opened = False
         self._waiting: deque[_Job] = deque()
-        self._doubtful: tuple[int, list[_Job]] | None = None
+        self._doubtful: tuple[Mark, list[_Job]] | None = None
         self._running = False
         self._closing: Deferred[None] | None = None
         self._patience: Any = None
+        self._aging: Any = None
         self._gave_up = False
 
     @property
@@ -218,6 +221,23 @@ class Writer:
             self._begin_to_wait()
             self._connection.open()
         self._wake()
+
+    def _ready(self) -> None:
+        if self._lifetime > 0:
+            self._stop_aging()
+            self._aging = self._reactor.callLater(self._lifetime, self._renew_old)
+        self._wake()
+
+    def _renew_old(self) -> None:
+        """The connection is old; if it is busy, it is renewed when it has nothing to do."""
+        self._aging = None
+        if self._connection.alive and not self._running:
+            self._connection.renew()
+
+    def _stop_aging(self) -> None:
+        if self._aging is not None:
+            self._aging.cancel()
+            self._aging = None
 
     def _begin_to_wait(self) -> None:
         if self._patience is None and not self._gave_up:
@@ -265,7 +285,7 @@ class Writer:
             if self._patience is not None:
                 self._patience.cancel()
                 self._patience = None
-            if 0 < self._lifetime < self._reactor.seconds() - connection.opened_at:
+            if 0 < self._lifetime <= self._reactor.seconds() - connection.opened_at:
                 connection.renew()
         self._finish()
 
@@ -273,7 +293,7 @@ class Writer:
         try:
             await commit_group(self._connection, jobs, self._sharing)
         except _InDoubt as error:
-            self._doubtful = (error.number, jobs)
+            self._doubtful = (error.mark, jobs)
             return
         except Exception as error:
             if self._connection.alive:
@@ -284,9 +304,9 @@ class Writer:
     async def _settle(self) -> None:
         """Learn what became of a commit whose answer was lost."""
         assert self._doubtful is not None
-        number, _ = self._doubtful
+        mark, _ = self._doubtful
         try:
-            status = (await self._connection.query("SELECT txid_status(%s)", (number,))).fetchone()[0]
+            status = (await self._connection.query(OUTCOME, mark._asdict())).fetchone()[0]
         except psycopg2.Error as error:
             if is_lost(error):
                 return
@@ -324,6 +344,7 @@ class Writer:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+        self._stop_aging()
         if self._opened:
             self._connection.close_for_good()
         self._closing.callback(None)
@@ -343,15 +364,17 @@ class PostgreSQLDatabase(_Shared):
     ) -> None:
         """Connect to `dsn` once, to see that it works: raises `Unavailable`.
 
-        `most` counts the writer's connection too; `lifetime` is in seconds, 0 for ever.  `shared` is the
-        name of the component whose processes all write here; without it this is the only writer.
+        `most` counts the connections for writing too: one, and in a shared database one for what is
+        done `apart`; there is always one for reading.  `lifetime` is in seconds, 0 for ever.  `shared` is
+        the name of the component whose processes all write here; without it this is the only writer.
         """
         super().__init__(_sharing(shared))
         self._start: InlinePostgreSQL | None = self._blocking(dsn)
         self._dsn = dsn
         self._writer = Writer(reactor, dsn, lifetime, self._settings, self._sharing)
         self._apart = Writer(reactor, dsn, lifetime, self._settings, None) if shared else self._writer
-        self._pool = Pool(reactor, dsn, max(1, min(most - 1, READERS)), kept, lifetime)
+        readers = most - (2 if shared else 1)
+        self._pool = Pool(reactor, dsn, max(1, min(readers, READERS)), kept, lifetime)
 
     def _blocking(self, dsn: str) -> InlinePostgreSQL:
         return InlinePostgreSQL(dsn, self._sharing or "")

@@ -25,6 +25,7 @@ from dendrite_tw.jetstream.catalogue import CATALOGUE, DEFAULT_PREFIX
 from dendrite_tw.jetstream.client import QueueClient
 from dendrite_tw.jetstream.credentials import Credentials
 from dendrite_tw.jetstream.wire import Op, Parser, ProtocolError
+from dendrite_tw.writing import write_at_once
 
 RETRY_SECONDS: Final = 2.0
 JITTER_SECONDS: Final = 1.0
@@ -49,6 +50,7 @@ class Connection(Protocol):
         self._admitted = False
         self._out: list[bytes] = []
         self._flushing = False
+        self._receiving = False
         self._pings_out = 0
         self._timer: IDelayedCall | None = None
 
@@ -58,6 +60,7 @@ class Connection(Protocol):
         self._timer = self._queue.clock.callLater(CONNECT_SECONDS, self._give_up)
 
     def dataReceived(self, data: bytes) -> None:
+        self._receiving = True
         try:
             for op in self._parser.feed(data):
                 self._handle(op)
@@ -65,6 +68,8 @@ class Connection(Protocol):
             log.error("{address} does not speak NATS: {error}", address=self._address, error=str(error))
             self._hang_up()
         self._queue.client.flush()
+        self._receiving = False
+        self._flush()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._timer is not None and self._timer.active():
@@ -142,15 +147,18 @@ class Connection(Protocol):
     def send(self, op: Op) -> None:
         """Send an operation; those of one turn of the reactor go in one write."""
         self._out.append(wire.encode(op))
-        if not self._flushing:
+        if not (self._flushing or self._receiving):
             self._flushing = True
-            self._queue.clock.callLater(0, self._flush)
+            self._queue.clock.callLater(0, self._flush_later)
+
+    def _flush_later(self) -> None:
+        self._flushing = False
+        self._flush()
 
     def _flush(self) -> None:
-        self._flushing = False
         if self._out and self.transport is not None:
             out, self._out = self._out, []
-            self.transport.write(b"".join(out))
+            write_at_once(self.transport, out[0] if len(out) == 1 else b"".join(out))
 
     def _hang_up(self) -> None:
         if self.transport is not None:

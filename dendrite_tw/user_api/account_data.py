@@ -69,6 +69,8 @@ class AccountData:
         return None if content is None else _for_client(user_id, room_id, type, content)
 
     async def ignored_users(self, user_id: str) -> frozenset[str]:
+        if self._database.shared:
+            return _ignored_in(await self._database.read(table.content, user_id, "", IGNORED_USERS))
         known = self._ignored.get(user_id)
         if known is None:
             generation = self._ignored.generation

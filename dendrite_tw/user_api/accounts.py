@@ -55,6 +55,7 @@ class Accounts:
         self._appservices = appservices
         self._rooms = rooms
         self._passwords = Passwords(settings.bcrypt_cost, world.random, world.threads)
+        self._leaving: set[str] = set()
         self.on_account_deactivated: list[AccountHook] = []
         self.on_registered: list[Callable[[str], Awaitable[None]]] = []
 
@@ -248,13 +249,22 @@ class Accounts:
         await short_tokens.delete_of_user(txn, user_id)
         await profiles.delete_profile(txn, user_id)
         await pushers.delete_all(txn, user_id)
-        if erase:
-            await account_data.delete_all(txn, user_id)
         for hook in self.on_account_deactivated:
             await hook(txn, user_id)
+        if erase:
+            await account_data.delete_all(txn, user_id)
 
     async def leave_rooms(self, user_id: str) -> None:
-        """Make a deactivated user leave every room; a room that fails now is tried again at the next start."""
+        """Make a deactivated user leave every room; a room that fails now is tried again later."""
+        if user_id in self._leaving:
+            return
+        self._leaving.add(user_id)
+        try:
+            await self._leave_rooms(user_id)
+        finally:
+            self._leaving.discard(user_id)
+
+    async def _leave_rooms(self, user_id: str) -> None:
         left_all = True
         for membership in await self._rooms.memberships(user_id):
             if membership.membership in ("join", "invite", "knock"):
@@ -269,7 +279,7 @@ class Accounts:
             await self._database.write(table.has_left, user_id)
 
     async def resume(self) -> None:
-        """Go on with what a stop of the server interrupted."""
+        """Go on with what the end of a process interrupted."""
         for user_id in await self._database.read(table.still_leaving):
             in_background(self.leave_rooms(user_id), f"leaving the rooms of {user_id}")
 

@@ -41,8 +41,13 @@ class AutoJoin:
                 name=localpart,
                 creator_profile=profile,
             )
-            await self._rooms.create_room(room)
-            return
+            try:
+                await self._rooms.create_room(room)
+                return
+            except MatrixError as error:
+                found = await self._resolve(alias) if error.errcode == "M_ROOM_IN_USE" else None
+                if found is None:
+                    raise
         change = MembershipChange(
             room_id=found.room_id, sender=user_id, target=user_id, action="join", profile=profile, via=found.servers
         )

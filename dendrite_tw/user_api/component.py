@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.task import LoopingCall
@@ -13,10 +14,13 @@ from ..database.migrate import migrate, steps_of
 from ..database.outbox import Outbox
 from ..database.statements import Transaction
 from ..federation_api.api import FederationAPI
+from ..links.echoes import Echoes, NoEchoes
 from ..room_api.api import RoomAPI
+from ..sharing.leases import Leases, Sole
 from ..world import World
 from .account_data import AccountData
-from .accounts import AccountHook, Accounts
+from .accounts import AccountHook, Accounts, in_background
+from .api import UNREAD
 from .appservices import AppServices
 from .auto_join import AutoJoin
 from .devices import Devices
@@ -39,6 +43,26 @@ log = Logger()
 
 PACKAGE = "dendrite_tw.user_api"
 
+CHORES = "chores"
+"""The lease of who goes on with what others left undone, and deletes what is kept for a while only."""
+
+RESUME_SECONDS = 60.0
+FORGET_SECONDS = 60.0
+"""How old what is remembered of sessions may be, where processes share a database."""
+
+NO_ECHOES = NoEchoes()
+
+
+def repeated(work: Callable[[], object], world: World) -> LoopingCall:
+    loop = LoopingCall(work)
+    loop.clock = world.time
+    return loop
+
+
+def halt(loop: LoopingCall) -> None:
+    if loop.running:
+        loop.stop()
+
 
 class UserComponent:
     """Everything about local users, over one database and one outbox.
@@ -60,24 +84,31 @@ class UserComponent:
         budget: CacheBudget,
         federation: FederationAPI,
         appservices: AppServices | None = None,
+        *,
+        echoes: Echoes = NO_ECHOES,
+        leases: Leases | None = None,
     ) -> None:
         self.settings = settings
         self.database = database
         self.outbox = outbox
         services = appservices or AppServices()
-        self.tokens = Tokens(settings, database, world, budget)
+        self.leases = leases or Sole()
+        self.tokens = Tokens(settings, database, world, budget, echoes)
         self.accounts = Accounts(settings, database, world, self.tokens, services, rooms)
         elsewhere = RemoteProfiles(federation, world.time, budget)
         self.profiles = Profiles(settings, database, rooms, self.accounts, elsewhere)
         self.data = AccountData(database, outbox, budget)
-        self.rules = PushRules(database, self.data)
+        self.rules = PushRules(database, self.data, echoes)
         self.unread_store = UnreadStore(database, budget)
         judge = Judge(settings, rooms, self.rules, self.profiles, budget)
-        self.counts = UnreadCounts(settings, self.unread_store, judge, self.rules, rooms, world)
+        self.counts = UnreadCounts(settings, self.unread_store, judge, self.rules, rooms, world, database.shared)
         self.receipts = Receipts(settings, database, outbox, self.data, self.unread_store, rooms, world)
         self._queue = queue
-        self._pruning = LoopingCall(self._prune)
-        self._pruning.clock = world.time
+        self._pruning = repeated(self._prune, world)
+        self._resuming = repeated(self._resume, world)
+        self._forgetting = repeated(self._forget, world)
+        self.leases.want([UNREAD], self._count, self._count_no_more)
+        self.leases.want([CHORES], self._begin_chores, self._end_chores)
         self.on_device_deleted: list[DeviceHook] = self.tokens.on_device_deleted
         self.on_device_changed: list[DeviceHook] = self.tokens.on_device_changed
         self.is_device_id_taken: list[DeviceIdCheck] = self.tokens.is_device_id_taken
@@ -155,10 +186,10 @@ class UserComponent:
         self.notifications = notifications.notifications
 
     async def position(self) -> int:
-        return self.outbox.position
+        return await self.outbox.newest()
 
     async def _forget_deactivated(self, txn: Transaction, user_id: str) -> None:
-        txn.after_commit(lambda: self.rules.forget(user_id))
+        await self.rules.forget(txn, user_id)
         txn.after_commit(lambda: self.data.forget(user_id))
 
     # --- life ---
@@ -170,16 +201,40 @@ class UserComponent:
 
     async def start(self) -> None:
         """Take up what an earlier run left, and begin to consume."""
-        await self.rules.load()
-        await self.counts.start(self._queue)
-        self._pruning.start(PRUNE_SECONDS, now=False)
-        await self.accounts.resume()
+        if self.database.shared:
+            self._forgetting.start(FORGET_SECONDS, now=False)
+        await self.leases.start()
 
     async def stop(self) -> None:
         """Consume no more, and store what is only in memory."""
-        if self._pruning.running:
-            self._pruning.stop()
-        await self.counts.stop()
+        halt(self._forgetting)
+        await self.leases.stop()
+
+    async def _count(self, lease: str) -> None:
+        await self.counts.start(self._queue)
+
+    async def _count_no_more(self, lease: str, kept: bool) -> None:
+        await self.counts.stop(kept)
+
+    async def _begin_chores(self, lease: str) -> None:
+        self._pruning.start(PRUNE_SECONDS, now=False)
+        if self.database.shared:
+            self._resuming.start(RESUME_SECONDS, now=False)
+        self._resume()
+
+    async def _end_chores(self, lease: str, kept: bool) -> None:
+        halt(self._pruning)
+        halt(self._resuming)
+
+    def _resume(self) -> None:
+        """Go on with what a process that has ended, this one in an earlier life maybe, left undone."""
+        in_background(self.accounts.resume(), "going on with what was left undone for accounts")
+        in_background(self.profiles.resume(), "going on with showing profiles in rooms")
+
+    def _forget(self) -> None:
+        """Ask the database again, for a process may have been killed before it told others of a change."""
+        self.tokens.forget_all()
+        self.counts.look_at_rules()
 
     async def forget_room(self, room_id: str) -> int:
         """Delete everything about a room that is purged; returns the number of rows that went."""

@@ -33,6 +33,17 @@ Span = tuple[int, int]
 
 WHOLE: Span = (0, FOREVER)
 
+Spans = dict[str, Span]
+"""Those of one user by room, in lower case; that of "" holds for every room too."""
+
+
+def span_in(spans: Spans, room_id: str) -> Span:
+    """The part of a room's log that counts."""
+    if not spans:
+        return WHOLE
+    everywhere, here = spans.get("", WHOLE), spans.get(room_id.lower(), WHOLE)
+    return max(everywhere[0], here[0]), min(everywhere[1], here[1])
+
 
 _VERSIONS = itertools.count()
 """Numbers that no two changes share, also not of a log that was forgotten and read again."""

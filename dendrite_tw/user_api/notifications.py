@@ -14,7 +14,7 @@ from ..database.engines import Database
 from ..matrix.push_defaults import DEFAULT_RULES
 from ..room_api.api import RoomAPI
 from .api import Notification
-from .counts import FOREVER, Reader, Special
+from .counts import FOREVER, Reader, Special, span_in
 from .tables import unread as table
 from .tables.unread import LogRow, PersonalRow
 from .unread_store import UnreadStore
@@ -38,19 +38,20 @@ class Notifications:
         own = await self._database.read(table.newest_personal, user_id, start, int(only_highlight), limit)
         rooms = [found.room_id for found in await self._rooms.memberships(user_id) if found.membership == "join"]
         logged = await self._database.read(table.newest_logged, rooms, start, user_id, int(only_highlight), limit)
+        spans = await self._store.stored_spans(user_id)
+        readers = await self._store.marked(user_id, _rooms_of(logged, own))
         shown: dict[tuple[str, int], Notification] = {}
         for row in logged:
-            after, upto = await self._store.span(user_id, row.room_id)
+            after, upto = span_in(spans, row.room_id)
             if after < row.position <= upto:
-                shown[row.room_id, row.position] = await self._of_log(user_id, row)
+                shown[row.room_id, row.position] = self._of_log(readers[row.room_id], row)
         for special in own:
             shown.pop((special.room_id, special.position), None)
             if special.notify and special.room_id in rooms:
-                shown[special.room_id, special.position] = await self._of_user(user_id, special)
+                shown[special.room_id, special.position] = self._of_user(readers[special.room_id], special)
         return _newest(shown.values(), limit)
 
-    async def _of_log(self, user_id: str, row: LogRow) -> Notification:
-        reader = await self._store.reader(user_id, row.room_id)
+    def _of_log(self, reader: Reader, row: LogRow) -> Notification:
         return Notification(
             room_id=row.room_id,
             event_id=row.event_id,
@@ -61,8 +62,7 @@ class Notifications:
             actions=[*LOG_ACTIONS, {"set_tweak": "highlight"}] if row.highlight else LOG_ACTIONS,
         )
 
-    async def _of_user(self, user_id: str, row: PersonalRow) -> Notification:
-        reader = await self._store.reader(user_id, row.room_id)
+    def _of_user(self, reader: Reader, row: PersonalRow) -> Notification:
         return Notification(
             room_id=row.room_id,
             event_id=row.event_id,
@@ -72,6 +72,10 @@ class Notifications:
             highlight=bool(row.highlight),
             actions=orjson.loads(row.actions),
         )
+
+
+def _rooms_of(logged: Iterable[LogRow], own: Iterable[PersonalRow]) -> list[str]:
+    return sorted({row.room_id for row in logged} | {row.room_id for row in own})
 
 
 def _is_read(reader: Reader, position: int, thread_id: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -46,9 +47,7 @@ class Profiles:
     async def profile(self, user_id: str) -> dict[str, str]:
         if not self._settings.is_local(user_id):
             return await self._elsewhere.profile(user_id)
-        rows = await self._database.read(table.fields, user_id)
-        shown = {row.field: orjson.loads(row.value) for row in rows if row.field in SHOWN_IN_ROOMS}
-        return {field: value for field, value in shown.items() if isinstance(value, str)}
+        return shown_of(await self._database.read(table.fields, user_id))
 
     async def profile_fields(self, user_id: str, field: str | None = None) -> dict[str, Any] | None:
         if not self._settings.is_local(user_id):
@@ -72,6 +71,8 @@ class Profiles:
         if account is None or account.deactivated:
             raise MatrixError(404, "M_NOT_FOUND", "There is no such user.")
         await table.set_field(txn, user_id, field, value)
+        if field in SHOWN_IN_ROOMS:
+            await accounts.must_show(txn, user_id)
         rows = await table.fields(txn, user_id)
         size = 2 + sum(len(orjson.dumps(row.field)) + len(row.value) + 2 for row in rows)
         if size > PROFILE_LIMIT:
@@ -79,8 +80,20 @@ class Profiles:
 
     async def delete_profile_field(self, user_id: str, field: str) -> None:
         check_field(field)
-        await self._database.write(table.delete_field, user_id, field)
+        await self._database.write(self._delete, user_id, field)
         self._show(user_id, field)
+
+    async def _delete(self, txn: Transaction, user_id: str, field: str) -> None:
+        await table.delete_field(txn, user_id, field)
+        if field in SHOWN_IN_ROOMS:
+            await accounts.must_show(txn, user_id)
+
+    # --- in rooms ---
+
+    async def resume(self) -> None:
+        """Go on with what the end of a process, or of the rooms', interrupted."""
+        for user_id in await self._database.read(accounts.still_to_show):
+            self._show(user_id, SHOWN_IN_ROOMS[0])
 
     def _show(self, user_id: str, field: str) -> None:
         """Tell the user's rooms; the client need not wait until every one of them has taken it."""
@@ -93,15 +106,32 @@ class Profiles:
         in_background(self._show_until_done(user_id), f"showing the profile of {user_id} in rooms")
 
     async def _show_until_done(self, user_id: str) -> None:
-        """Show the newest profile, and once more if it changed meanwhile: rooms never end with an older one."""
+        """Show the newest profile, and once more if it changed meanwhile: rooms never end with an older one.
+
+        Not even if another process shows one at the same time: who has shown an older one last sees that it is.
+        """
         try:
             again = True
             while again:
                 self._showing[user_id] = False
-                await self._rooms.update_profile(user_id, await self.profile(user_id))
-                again = self._showing[user_id]
+                shown = await self.profile(user_id)
+                await self._rooms.update_profile(user_id, shown)
+                again = not await self._database.write(self._is_shown, user_id, shown) or self._showing[user_id]
         finally:
             del self._showing[user_id]
+
+    async def _is_shown(self, txn: Transaction, user_id: str, shown: dict[str, str]) -> bool:
+        """Whether what rooms show is what is stored; then nothing is left to do."""
+        if shown_of(await table.fields(txn, user_id)) != shown:
+            return False
+        await accounts.is_shown(txn, user_id)
+        return True
+
+
+def shown_of(rows: Sequence[table.FieldRow]) -> dict[str, str]:
+    """The fields that rooms show."""
+    shown = {row.field: orjson.loads(row.value) for row in rows if row.field in SHOWN_IN_ROOMS}
+    return {field: value for field, value in shown.items() if isinstance(value, str)}
 
 
 def check_field(field: str) -> None:

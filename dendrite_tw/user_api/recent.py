@@ -42,3 +42,7 @@ class Recent(Generic[K, V]):
     def forget(self, key: K) -> None:
         self.generation += 1
         self._cache.pop(key)
+
+    def forget_all(self) -> None:
+        self.generation += 1
+        self._cache.clear()

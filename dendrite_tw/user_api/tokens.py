@@ -3,7 +3,8 @@
 Client-Server API, "Client Authentication".  Only the SHA-256 of a token is
 kept, on disk and in memory.  What is kept in memory is forgotten in the moment
 in which the change that ends it is on disk, so an answer is never older than
-the database.
+the database.  Other processes are told of it in the same moment (`SESSIONS`); what they did not hear, because this
+one was killed between the two, they forget within `component.FORGET_SECONDS`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
+from ..links.echoes import Echoes
 from ..matrix.errors import MatrixError, invalid_param
 from ..world import World
-from .api import TYPE_ADMIN, TYPE_GUEST, Caller, DeviceSeen, ExpiringToken, Login, NewLogin
+from .api import (
+    SESSIONS,
+    TYPE_ADMIN,
+    TYPE_GUEST,
+    Caller,
+    DeviceSeen,
+    ExpiringToken,
+    Login,
+    NewLogin,
+    SessionsChanged,
+)
 from .recent import Recent
 from .settings import (
     ACCESS_TOKEN_LIFETIME_MS,
@@ -66,15 +80,20 @@ class _Known:
 class Tokens:
     """Sessions of local users and the tokens that belong to them."""
 
-    def __init__(self, settings: UserSettings, database: Database, world: World, budget: CacheBudget) -> None:
+    def __init__(
+        self, settings: UserSettings, database: Database, world: World, budget: CacheBudget, echoes: Echoes
+    ) -> None:
         self._settings = settings
         self._database = database
         self._clock = world.clock
         self._random = world.random
+        self._echoes = echoes
         self._known: Recent[bytes, _Known] = Recent("access_tokens", budget, KNOWN_BYTES)
         self.on_device_deleted: list[DeviceHook] = []
         self.on_device_changed: list[DeviceHook] = []
         self.is_device_id_taken: list[DeviceIdCheck] = []
+        echoes.hear(SESSIONS, self._heard)
+        echoes.on_missed(self._known.forget_all)
 
     # --- whose token is it ---
 
@@ -96,13 +115,10 @@ class Tokens:
         return known.caller
 
     async def _look_up(self, hashed: bytes) -> _Known:
-        generation = self._known.generation
-        row = await self._database.read(sessions.token, hashed)
-        if row is None:
-            raise unknown_token()
-        if row.parent_id is not None:
+        generation, row = await self._row(hashed)
+        while row.parent_id is not None:
             await self._database.write(self._now_used, row.pair_id, row.parent_id, row.user_id)
-            generation = self._known.generation
+            generation, row = await self._row(hashed)
         caller = Caller(
             user_id=row.user_id,
             device_id=row.device_id,
@@ -113,8 +129,17 @@ class Tokens:
             expires_ts=row.expires_ts or 0,
         )
         known = _Known(caller, row.expires_ts or 0, bool(row.locked))
-        self._known.keep(hashed, known, generation)
+        if self._echoes.hearing:
+            self._known.keep(hashed, known, generation)
         return known
+
+    async def _row(self, hashed: bytes) -> tuple[int, sessions.TokenRow]:
+        """What is stored of a token, and how new what was remembered before that is."""
+        generation = self._known.generation
+        row = await self._database.read(sessions.token, hashed)
+        if row is None:
+            raise unknown_token()
+        return generation, row
 
     async def forget_with(self, txn: Transaction, user_id: str) -> None:
         """Ask the database again for every token that the user has now, once `txn` is on disk."""
@@ -123,14 +148,28 @@ class Tokens:
         def forget() -> None:
             for hashed in hashes:
                 self._known.forget(hashed)
+            if hashes and self._database.shared:
+                self._echoes.tell(SESSIONS, msgspec.msgpack.encode(SessionsChanged(user_id, hashes)))
 
         txn.after_commit(forget)
 
+    def _heard(self, payload: bytes) -> None:
+        """Another process changed sessions."""
+        for hashed in msgspec.msgpack.decode(payload, type=SessionsChanged).hashes:
+            self._known.forget(hashed)
+
+    def forget_all(self) -> None:
+        """Ask the database again for every token."""
+        self._known.forget_all()
+
     async def _now_used(self, txn: Transaction, pair_id: int, parent_id: int, user_id: str) -> None:
-        """A new token is used for the first time: the pair before it ends ("Refreshing access tokens")."""
-        await self.forget_with(txn, user_id)
-        await sessions.delete_pair(txn, parent_id)
-        await sessions.make_independent(txn, pair_id)
+        """A new token is used for the first time: the pair before it ends ("Refreshing access tokens").
+
+        Nothing happens where the new token has ended meanwhile, or was used.
+        """
+        if await sessions.become_independent(txn, pair_id, parent_id):
+            await self.forget_with(txn, user_id)
+            await sessions.delete_pair(txn, parent_id)
 
     # --- sessions ---
 

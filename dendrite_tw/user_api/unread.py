@@ -7,6 +7,9 @@ crash loses nothing.  The listener is followed only while it continues without
 a gap what the consumer has seen.  What follows what is said by positions, for
 the queue may lose a stream and begin to number it anew.
 
+Of the processes that share a database the holder of the lease `UNREAD` alone does this, and is asked for counts.
+Another one goes on where it stored its position.
+
 A count saturates at `settings.LOG_LIMIT`.  Client-Server API, "Receiving
 notifications".
 """
@@ -18,10 +21,11 @@ from typing import Any, Protocol
 
 import msgspec
 import orjson
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from ..database.engines import Unavailable
 from ..matrix.errors import MatrixError
 from ..matrix.push_rules import DEFAULT, RuleSet
 from ..room_api.api import (
@@ -37,7 +41,7 @@ from ..room_api.api import (
 from ..world import World
 from .accounts import in_background
 from .api import UNREAD, Unread
-from .counts import EVERYTHING, FOREVER, MAIN, Span
+from .counts import EVERYTHING, FOREVER, MAIN, Spans, span_in
 from .push_rules import PushRules
 from .settings import NOTIFICATION_DAYS, UserSettings
 from .tables.unread import LogRow, PersonalRow
@@ -53,6 +57,9 @@ LINGER_SECONDS = 0.3
 
 PATIENCE_SECONDS = 1.0
 """How long a question for counts waits for an event that is on its way."""
+
+TAKEOVER_SECONDS = 5.0
+"""How long it waits where this process has only just begun to count, and the queue is to bring what is missing."""
 
 PRUNE_SECONDS = 3600
 DAY_MS = 86_400_000
@@ -99,9 +106,17 @@ class UnreadCounts:
     """Takes events into account, and counts."""
 
     def __init__(
-        self, settings: UserSettings, store: UnreadStore, judge: Judge, rules: PushRules, rooms: RoomAPI, world: World
+        self,
+        settings: UserSettings,
+        store: UnreadStore,
+        judge: Judge,
+        rules: PushRules,
+        rooms: RoomAPI,
+        world: World,
+        is_shared: bool = False,
     ) -> None:
         self._settings = settings
+        self._is_shared = is_shared
         self._store = store
         self._judge = judge
         self._rooms = rooms
@@ -115,28 +130,61 @@ class UnreadCounts:
         """The position up to which events have come in, so that the listener's next one may be taken."""
         self._waiting: list[tuple[int, Deferred[None]]] = []
         self._subscriptions: list[Any] = []
+        self._counting = False
+        self._lingering: Deferred[None] | None = None
+        self._rules_waiting = False
+        """Whether push rules are to be taken up, because they could not be when they changed."""
         self.on_memberships: list[MembershipHook] = []
         """Called in order with every event by which memberships changed, before it counts as taken."""
-        rules.on_change.append(self._rules_changed)
+        rules.on_stored = self.look_at_rules
 
     # --- life ---
 
     async def start(self, queue: Any) -> None:
         """Go on from the position that is stored."""
+        await self._rules.load()
         self._reached = await self._store.stored_position()
+        self._store.on_stored(self._reached)
+        self._counting = True
+        try:
+            await self._take_up_rules()
+        except BaseException:
+            self._let_go()
+            raise
         self._subscriptions = [
             queue.listen(OUTPUT_ROOM_EVENT, self.heard),
             queue.consume(OUTPUT_ROOM_EVENT, CONSUMER, self.consume, batch=BATCH),
         ]
 
-    async def stop(self) -> None:
-        """Take no more events, and store those that were taken."""
-        for subscription in self._subscriptions:
+    async def stop(self, kept: bool = True) -> None:
+        """Take no more events; those that were taken are stored, unless another process counts already."""
+        self._counting = False
+        if self._lingering is not None:
+            self._lingering.cancel()
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
             stopping = subscription.stop()
             if stopping is not None:
                 await stopping
-        self._subscriptions = []
-        await self._store.flush(self._reached)
+        await self._order.acquire()
+        try:
+            if kept:
+                await self._store.flush(self._reached)
+        finally:
+            self._let_go()
+            self._order.release()
+
+    def _let_go(self) -> None:
+        """Know nothing that is true only for the one who counts."""
+        self._counting = self._rules_waiting = False
+        self._reached = self._given_up = 0
+        self._followed = None
+        self._store.forget_all()
+        self._rules.forget_all()
+        self._judge.forget_all()
+        waiting, self._waiting = self._waiting, []
+        for _, arrived in waiting:
+            arrived.errback(NotCounting())
 
     # --- events ---
 
@@ -155,20 +203,34 @@ class UnreadCounts:
 
     async def consume(self, messages: list[Message]) -> None:
         """The durable consumer's way: what the listener has not brought, and then all of it to disk."""
+        if self._rules_waiting:
+            await self._take_up_rules()
         for message in messages:
             await self._in_order(message, 0)
+            if not self._counting:
+                raise NotCounting
         if messages:
             self._followed = max(self._followed or 0, _position(messages[-1]))
         if len(messages) < BATCH:
-            await deferLater(self._time, LINGER_SECONDS)
+            await self._linger()
         await self._store.flush(self._reached)
+
+    async def _linger(self) -> None:
+        """Let more come that can be stored together; not where this process is about to count no more."""
+        self._lingering = deferLater(self._time, LINGER_SECONDS)
+        try:
+            await self._lingering
+        except CancelledError:
+            return
+        finally:
+            self._lingering = None
 
     async def _in_order(self, message: Message, after: int) -> None:
         """Take an event into account, one at a time and once, if all up to `after` have been."""
         await self._order.acquire()
         try:
             position = _position(message)
-            if position <= self._reached or after > self._reached:
+            if not self._counting or position <= self._reached or after > self._reached:
                 return
             told = _read(message)
             if isinstance(told, RoomPurged):
@@ -251,39 +313,48 @@ class UnreadCounts:
 
     # --- rules ---
 
-    def _rules_changed(self, user_id: str, old: RuleSet, new: RuleSet) -> None:
-        """Where a user's events begin or cease to be judged apart, the log counts up to now or from now on."""
-        spans: dict[str, Span] = {}
-        ends, begins = (0, self._reached), (self._reached, FOREVER)
-        if _is_apart(old) != _is_apart(new):
-            spans[""] = ends if _is_apart(new) else begins
-        for room_id in new.reach.rooms - old.reach.rooms:
-            spans[room_id] = ends
-        for room_id in old.reach.rooms - new.reach.rooms:
-            spans[room_id] = begins
-        if spans:
-            in_background(self._store.put_spans(user_id, spans), f"storing what counts as unread for {user_id}")
+    def look_at_rules(self) -> None:
+        """Push rules may have changed; events that come from now on are judged by the new ones."""
+        if self._counting:
+            self._rules_waiting = True
+            in_background(self._take_up_rules(), "taking up push rules")
+
+    async def _take_up_rules(self) -> None:
+        await self._order.acquire()
+        try:
+            if self._counting:
+                self._rules_waiting = False
+                for change in await self._store.take_up_rules(self._reached, spans_of):
+                    self._rules.take(*change)
+        except BaseException:
+            self._rules_waiting = True
+            raise
+        finally:
+            self._order.release()
 
     # --- questions ---
 
     async def unread(
         self, user_id: str, room_ids: list[str], room_position: int, lease: str = UNREAD
     ) -> dict[str, Unread]:
+        if not self._counting:
+            raise NotCounting
         if room_position > max(self._reached, self._given_up):
             await self._arrival_of(room_position)
-        counts = {}
-        for room_id in room_ids:
-            reader = await self._store.reader(user_id, room_id)
-            room = await self._store.log(room_id)
-            counts[room_id] = reader.unread(room_id, room, await self._store.span(user_id, room_id))
-        return counts
+        readers = await self._store.readers(user_id, room_ids)
+        logs = await self._store.logs(room_ids)
+        spans = await self._store.spans(user_id)
+        return {
+            room_id: readers[room_id].unread(room_id, logs[room_id], span_in(spans, room_id)) for room_id in room_ids
+        }
 
     async def _arrival_of(self, position: int) -> None:
         """Wait until events up to `position` are taken into account, but not for ever."""
         arrived: Deferred[None] = Deferred()
         entry = (position, arrived)
         self._waiting.append(entry)
-        timer = self._time.callLater(PATIENCE_SECONDS, self._give_up, entry)
+        taking_over = self._followed is None and self._is_shared
+        timer = self._time.callLater(TAKEOVER_SECONDS if taking_over else PATIENCE_SECONDS, self._give_up, entry)
         try:
             await arrived
         finally:
@@ -310,6 +381,28 @@ class UnreadCounts:
     def oldest_kept(self) -> int:
         """Events before this time, in milliseconds, are pruned."""
         return self._clock.now_ms() - NOTIFICATION_DAYS * DAY_MS
+
+
+class NotCounting(Unavailable):
+    """Another process counts what is unread, or is about to."""
+
+    def __init__(self) -> None:
+        MatrixError.__init__(
+            self, 503, "M_UNKNOWN", "What is unread is counted by another process. Try again.", retry_after_ms=1000
+        )
+
+
+def spans_of(old: RuleSet, new: RuleSet, position: int) -> Spans:
+    """Where a user's events begin or cease to be judged apart, the log counts up to `position` or from it on."""
+    spans: Spans = {}
+    ends, begins = (0, position), (position, FOREVER)
+    if _is_apart(old) != _is_apart(new):
+        spans[""] = ends if _is_apart(new) else begins
+    for room_id in new.reach.rooms - old.reach.rooms:
+        spans[room_id] = ends
+    for room_id in old.reach.rooms - new.reach.rooms:
+        spans[room_id] = begins
+    return spans
 
 
 def _is_apart(rules: RuleSet) -> bool:

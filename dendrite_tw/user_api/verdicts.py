@@ -62,6 +62,10 @@ class Judge:
             self._ruled.put(key, members)
         return members
 
+    def forget_all(self) -> None:
+        """Another process judges from now on."""
+        self._ruled.clear()
+
     def _rules_changed(self, user_id: str, old: RuleSet, new: RuleSet) -> None:
         if old.is_default != new.is_default:
             self._epoch += 1

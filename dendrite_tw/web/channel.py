@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES, HTTPChannel, datetimeToString
 from twisted.web.http_headers import Headers
 
 from ..matrix.errors import not_found
+from ..writing import write_at_once
 from .files import FilePart, narrow, send
 from .pieces import LAST_CHUNK, chunk, send_pieces
 from .resource import CORS_HEADERS, ApiResource, error_response
@@ -275,21 +275,7 @@ class DirectChannel(HTTPChannel):
         return data[body_end:]
 
     def write(self, data: bytes) -> None:
-        """Send at once what the socket takes at once: a turn of the reactor and two calls to epoll less."""
-        transport: Any = self.transport
-        if (
-            isinstance(transport, Connection)
-            and not transport.TLS
-            and transport.connected
-            and not transport.disconnecting
-            and not transport.dataBuffer
-            and not transport._tempDataBuffer
-        ):
-            sent = transport.writeSomeData(data)
-            if isinstance(sent, int):
-                data = data[sent:]
-        if data:
-            transport.write(data)
+        write_at_once(self.transport, data)
 
     def answered(self) -> None:
         """The answer to the request that was read at once is on its way."""

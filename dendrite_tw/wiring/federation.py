@@ -25,6 +25,7 @@ class FederationPart:
             basis.keys,
             basis.client,
             basis.relays.consumed,
+            basis.ways.echoes,
         )
         self.servers = self.federating.component.servers
         basis.ways.here(FederationAPI, self.federating.component)

@@ -43,9 +43,13 @@ def program(name: str) -> str:
 class Cluster:
     """One server process; `stop` and `start` may be called again and again."""
 
-    def __init__(self, port: int = 0) -> None:
-        """Listens on `port` of localhost too, unless it is 0."""
+    def __init__(self, port: int = 0, primary: Cluster | None = None) -> None:
+        """Listens on `port` of localhost too, unless it is 0.
+
+        With a `primary`, which is stopped for a moment, as its standby.
+        """
         self.port = port
+        self._primary = primary
         self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
         self._as: dict[str, object] = {}
         if os.geteuid() == 0:
@@ -53,8 +57,37 @@ class Cluster:
             shutil.chown(self.folder, "postgres", "postgres")
         self._process: subprocess.Popen[bytes] | None = None
         self._schemas = itertools.count(1)
-        self._run(program("initdb"), "-D", self.folder / "data", "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8")
+        if primary is None:
+            self._run(
+                program("initdb"), "-D", self.folder / "data", "-A", "trust", "-U", "postgres", "-N", "-E", "UTF8"
+            )
+        else:
+            self._copy(primary)
         self.start()
+
+    def _copy(self, primary: Cluster) -> None:
+        primary.stop()
+        subprocess.run(["cp", "-a", primary.folder / "data", self.folder / "data"], check=True)
+        primary.start()
+        signal_file = self.folder / "data" / "standby.signal"
+        signal_file.touch()
+        if self._as:
+            shutil.chown(signal_file, "postgres", "postgres")
+
+    def wait_for_standby(self) -> None:
+        """From now on this primary answers a commit only when a standby has it too."""
+        self.ask("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        self.ask("SELECT pg_reload_conf()")
+        for _ in range(200):
+            if self.ask("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"):
+                return
+            time.sleep(0.05)
+        raise RuntimeError("the standby does not follow")
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self.ask("ALTER SYSTEM RESET synchronous_standby_names")
+        self.ask("SELECT pg_promote()")
 
     def _run(self, *command: object) -> None:
         subprocess.run(
@@ -68,6 +101,8 @@ class Cluster:
     def start(self) -> None:
         command = [program("postgres"), "-D", str(self.folder / "data"), "-k", str(self.folder)]
         more = {"listen_addresses": "localhost", "port": str(self.port)} if self.port else {}
+        if self._primary is not None:
+            more["primary_conninfo"] = f"host=localhost port={self._primary.port} user=postgres"
         for name, value in {**SETTINGS, **more}.items():
             command += ["-c", f"{name}={value}"]
         self._process = subprocess.Popen(

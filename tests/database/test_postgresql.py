@@ -16,14 +16,17 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.assemble import monolith
-from dendrite_tw.config import ConfigError, loads
-from dendrite_tw.database.connections import dsn_of, is_lost
+from dendrite_tw.config import Config, ConfigError, loads
+from dendrite_tw.config import Database as DatabaseSection
+from dendrite_tw.database.addresses import dsn_of
+from dendrite_tw.database.connections import is_lost
 from dendrite_tw.database.dialects import POSTGRESQL
 from dendrite_tw.database.engines import Unavailable, _Job, run_inline
 from dendrite_tw.database.groups import ATTEMPTS, Unacknowledged, commit_group
 from dendrite_tw.database.migrate import migrate, steps_of
 from dendrite_tw.database.postgresql import InlinePostgreSQL
 from dendrite_tw.database.statements import Statement, Transaction
+from dendrite_tw.databases import UNLIMITED, Databases, lifetime_of, pool_size
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.keys import signing_key, write_pem
 from dendrite_tw.world import test_world
@@ -210,16 +213,39 @@ class AddressTests(SynchronousTestCase):
         self.assertIn("colour", str(caught.exception))
 
 
+class PoolSizeTests(SynchronousTestCase):
+    def test_the_keys_mean_what_they_mean_to_go(self) -> None:
+        cases = {
+            (10, 5): (10, 5),
+            (3, 5): (3, 3),
+            (0, 0): (UNLIMITED, 0),
+            (-1, -1): (UNLIMITED, 0),
+        }
+        for (most, kept), expected in cases.items():
+            self.assertEqual(pool_size(DatabaseSection(max_open_conns=most, max_idle_conns=kept)), expected)
+        self.assertEqual(pool_size(DatabaseSection()), (90, 2))
+
+    def test_a_lifetime_is_in_seconds_and_none_below_one(self) -> None:
+        self.assertEqual(lifetime_of(DatabaseSection(conn_max_lifetime=60)), 60.0)
+        self.assertEqual(lifetime_of(DatabaseSection(conn_max_lifetime=0)), 0.0)
+        self.assertEqual(lifetime_of(DatabaseSection()), 0.0)
+
+
 class StartTests(SynchronousTestCase):
     """What the operator hears of a database that cannot be used."""
 
-    def refusal(self, connection_string: str) -> str:
+    def config(self, connection_string: str = "") -> Config:
         folder = Path(self.mktemp())
         folder.mkdir()
         (folder / "matrix_key.pem").write_text(write_pem(signing_key("ed25519:1", b"k" * 32)))
-        text = re.sub(r'"file:[^"]+"', f'"{connection_string}"', CONFIG.format(folder=folder.resolve(), secret="s"))
+        text = CONFIG.format(folder=folder.resolve(), secret="s")
+        if connection_string:
+            text = re.sub(r'"file:[^"]+"', f'"{connection_string}"', text)
+        return loads(text, "dendrite.yaml", allow_open_registration=True)
+
+    def refusal(self, connection_string: str) -> str:
         with self.assertRaises(ConfigError) as caught:
-            monolith(loads(text, "dendrite.yaml", allow_open_registration=True), test_world(Clock()))
+            monolith(self.config(connection_string), test_world(Clock()))
         return str(caught.exception)
 
     def test_the_key_and_the_reason_are_named_and_no_password(self) -> None:
@@ -234,6 +260,39 @@ class StartTests(SynchronousTestCase):
             self.assertIn("user_api.account_database.connection_string", told)
             self.assertIn(reason, told)
             self.assertNotIn("hunter2", told)
+
+    def opened(self, config: Config, shared: bool) -> Databases:
+        databases = Databases(config, test_world(Clock()), shared)
+        self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(databases.close())))
+        return databases
+
+    def test_processes_that_share_have_an_object_for_each_component(self) -> None:
+        config = self.config(cluster().new())
+        one, other = self.opened(config, shared=True), self.opened(config, shared=True)
+        self.assertTrue(one.of("room_server").shared)
+        self.assertIs(one.of("room_server"), one.of("room_server"))
+        self.assertIsNot(one.of("room_server"), one.of("user_api"))
+        other.of("room_server").prepare(migrate, "room_api", steps_of("dendrite_tw.room_api"))
+        with self.assertRaises(ConfigError) as caught:
+            self.opened(config, shared=False).of("sync_api")
+        told = str(caught.exception)
+        self.assertIn("sync_api.database.connection_string", told)
+        self.assertIn("processes of a polylith use this database", told)
+
+    def test_one_with_everything_shares_with_nobody(self) -> None:
+        config = self.config(cluster().new())
+        one = self.opened(config, shared=False)
+        self.assertIs(one.of("room_server"), one.of("user_api"))
+        self.assertFalse(one.of("user_api").shared)
+        with self.assertRaises(ConfigError) as caught:
+            self.opened(config, shared=True).of("room_server")
+        self.assertIn("another server uses this database", str(caught.exception))
+
+    def test_files_cannot_be_shared(self) -> None:
+        with self.assertRaises(ConfigError) as caught:
+            self.opened(self.config(), shared=True).of("media_api")
+        self.assertIn("media_api.database.connection_string", str(caught.exception))
+        self.assertIn("they need PostgreSQL", str(caught.exception))
 
 
 def statements_of(component: str) -> list[tuple[str, Statement]]:

@@ -7,7 +7,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from dendrite_tw.database.connections import BlockingConnection, dsn_of
+from dendrite_tw.database.addresses import dsn_of
+from dendrite_tw.database.connections import WRITING_WITH_OTHERS, BlockingConnection
 from dendrite_tw.database.engines import Fenced, SQLiteDatabase, Unavailable, _Job, run_inline
 from dendrite_tw.database.groups import InUse, commit_group
 from dendrite_tw.database.migrate import migrate
@@ -186,7 +187,7 @@ class TurnsTests(Processes):
     """Groups of one component follow each other, whatever they touch; those of others do not wait."""
 
     def test_a_group_waits_for_the_one_before_it(self) -> None:
-        holder = BlockingConnection(self.dsn, "SELECT 1")
+        holder = BlockingConnection(self.dsn, WRITING_WITH_OTHERS)
         self.addCleanup(holder.close)
         sharing = self.first._sharing
         assert sharing is not None

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable, Coroutine, Iterator
 from typing import Any
 
+from psycopg2.extensions import parse_dsn
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
-from twisted.internet.task import deferLater
-from twisted.trial.unittest import TestCase
 
 from bench.processes import free_port
-from dendrite_tw.database.connections import ReactorConnection, dsn_of
+from dendrite_tw.database import pool
+from dendrite_tw.database.addresses import dsn_of, places_of
+from dendrite_tw.database.connections import ReactorConnection
 from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.database.groups import Unacknowledged
 from dendrite_tw.database.migrate import migrate
 from dendrite_tw.database.outbox import Outbox
-from dendrite_tw.database.postgresql import PostgreSQLDatabase
-from dendrite_tw.database.statements import Transaction, many, none, one
+from dendrite_tw.database.statements import Transaction, none, one
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.world import SeededRandom
 from tests.database.cluster import Cluster, cluster
-from tests.database.test_engines import STEP, VALUES, count, insert, insert_each, store, stored, value_of
-
-
-@many(str, "SELECT key FROM pairs ORDER BY key")
-def keys(txn: Transaction) -> None: ...
+from tests.database.test_engines import VALUES, count, insert, insert_each, store, stored, value_of
+from tests.interop.database_load import Case, Load, keys, pause, run
 
 
 @one(int, "SELECT COUNT(*) FROM pg_sleep(0.05)")
@@ -43,25 +39,6 @@ def end_oneself(txn: Transaction) -> None: ...
 def random_text(length: int) -> str:
     """Text that cannot be compressed much."""
     return SeededRandom(0).token(length)
-
-
-def run(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
-    return Deferred.fromCoroutine(coroutine)
-
-
-def pause(seconds: float) -> Deferred[None]:
-    return deferLater(reactor, seconds, lambda: None)  # type: ignore[arg-type]
-
-
-class Case(TestCase):
-    timeout = 60
-
-    def open(self, server: Cluster, **options: Any) -> PostgreSQLDatabase:
-        self.schema = server.new()
-        database = PostgreSQLDatabase(dsn_of(self.schema), reactor, **options)
-        database.prepare(migrate, "pairs", [STEP])
-        self.addCleanup(database.close)
-        return database
 
 
 class ReactorTests(Case):
@@ -148,45 +125,85 @@ class PoolTests(Case):
         self.assertEqual(await gatherResults(reads), [1] * 20)
         await writing
 
-    async def test_idle_connections_are_closed_in_time(self) -> None:
-        self.patch(__import__("dendrite_tw.database.connections", fromlist=["x"]), "IDLE_SECONDS", 0.05)
-        database = self.open(cluster(), most=6, kept=1)
-        await gatherResults([database.read_long(slow) for _ in range(5)])
-        self.assertEqual(database._pool.size, 5)
-        for _ in range(6):
-            await pause(0.06)
-            await database.read(count)
+    async def test_there_is_always_one_to_read_and_one_to_write(self) -> None:
+        database = self.open(cluster(), most=1)
+        await gatherResults([database.read_long(slow), database.write(insert, 1, "a"), database.read_long(count)])
         self.assertEqual(database._pool.size, 1)
 
+    async def test_a_shared_database_has_two_to_write(self) -> None:
+        before = self.backends()
+        database = self.open(cluster(), most=4, shared="pairs")
+        reads = [database.read_long(slow) for _ in range(20)]
+        await gatherResults([*reads, database.write(insert, 1, "a"), database.apart(insert, 1, "b")])
+        self.assertEqual(database._pool.size, 2)
+        self.assertEqual(self.backends() - before, 4)
+
+    async def test_idle_connections_are_closed_in_time(self) -> None:
+        self.patch(pool, "IDLE_SECONDS", 0.05)
+        for kept in (0, 2):
+            database = self.open(cluster(), most=6, kept=kept)
+            await gatherResults([database.read_long(slow) for _ in range(5)])
+            self.assertEqual(database._pool.size, 5)
+            await pause(0.15)
+            self.assertEqual(database._pool.size, kept)
+            self.assertEqual(await database.read(count), 0)
+
     async def test_old_connections_are_replaced(self) -> None:
-        database = self.open(cluster(), lifetime=0.05)
+        database = self.open(cluster(), lifetime=0.2)
 
         @one(int, "SELECT pg_backend_pid()")
         def backend(txn: Transaction) -> None: ...
 
         first, writer = await database.read(backend), await database.write(backend)
-        await pause(0.1)
-        await database.read(backend)
-        await database.write(backend)
-        await pause(0.1)
+        self.assertEqual(await database.read(backend), first)
+        self.assertEqual(await database.write(backend), writer)
+        await pause(0.3)
+        self.assertEqual(database._pool.size, 0)
         self.assertNotEqual(await database.read(backend), first)
         self.assertNotEqual(await database.write(backend), writer)
+
+    async def test_without_a_lifetime_they_stay(self) -> None:
+        self.patch(pool, "IDLE_SECONDS", 0.05)
+        database = self.open(cluster(), kept=1)
+
+        @one(int, "SELECT pg_backend_pid()")
+        def backend(txn: Transaction) -> None: ...
+
+        first, writer = await database.read(backend), await database.write(backend)
+        await pause(0.2)
+        self.assertEqual((await database.read(backend), await database.write(backend)), (first, writer))
 
 
 class AddressTests(Case):
     """Names are looked up without holding up the reactor."""
 
-    async def resolved(self, connection_string: str) -> str:
-        return await ReactorConnection(reactor, dsn_of(connection_string), "")._resolved()
+    async def places(self, connection_string: str) -> list[dict[str, str]]:
+        return [parse_dsn(place) for place in await places_of(dsn_of(connection_string), reactor)]
 
     async def test_a_name_becomes_its_addresses(self) -> None:
-        found = await self.resolved("postgresql://u@localhost/d")
-        self.assertRegex(found, r"host=localhost(,localhost)* ")
-        self.assertIn("127.0.0.1", found)
+        found = await self.places("postgresql://u@localhost/d")
+        self.assertEqual({place["host"] for place in found}, {"localhost"})
+        self.assertIn("127.0.0.1", [place["hostaddr"] for place in found])
 
     async def test_addresses_and_sockets_stay(self) -> None:
         for given in ("postgresql://u@127.0.0.1/d", "postgresql://u@[::1]/d", "host=/run/x dbname=d"):
-            self.assertEqual(await self.resolved(given), dsn_of(given))
+            self.assertEqual(await self.places(given), [parse_dsn(dsn_of(given))])
+
+    async def test_several_servers_are_tried_one_by_one(self) -> None:
+        found = await self.places("postgresql://u@192.0.2.1:1,localhost:2,192.0.2.3/d?target_session_attrs=read-write")
+        self.assertEqual({place["target_session_attrs"] for place in found}, {"read-write"})
+        self.assertEqual(len({place["host"] for place in found}), 3)
+        self.assertEqual([place["port"] for place in found if place["host"] == "localhost"][:1], ["2"])
+        found = await self.places("host=192.0.2.1,192.0.2.2 port=5433 dbname=d user=u")
+        self.assertEqual(
+            [(place["host"], place["port"]) for place in found], [("192.0.2.1", "5433"), ("192.0.2.2", "5433")]
+        )
+        found = await self.places("host=a,nowhere.invalid hostaddr=192.0.2.1,192.0.2.2 dbname=d")
+        self.assertEqual([place["hostaddr"] for place in found], ["192.0.2.1", "192.0.2.2"])
+
+    async def test_a_name_that_is_not_known_leaves_the_others(self) -> None:
+        found = await self.places("postgresql://u@nowhere.invalid,192.0.2.3/d")
+        self.assertEqual([place["host"] for place in found], ["192.0.2.3"])
 
     async def test_an_unknown_name_is_tried_again(self) -> None:
         connection = ReactorConnection(reactor, dsn_of("postgresql://u@nowhere.invalid/d"), "")
@@ -269,48 +286,14 @@ class KilledTests(Case):
         self.assertEqual(await self.database.read(keys), expected)
 
 
-class RestartTests(Case):
+class RestartTests(Load):
     """On a server of its own, for others would notice; it is found by its name."""
 
     def setUp(self) -> None:
         self.server = Cluster(free_port())
         self.addCleanup(self.server.remove)
         self.database = self.open(self.server)
-        self.numbers = iter(range(1_000_000))
-        self.stored: set[str] = set()
-        self.unknown: set[str] = set()
-        self.refused = 0
-        self.over = False
-
-    async def load(self, numbers: Iterator[int]) -> None:
-        """Write and read until told to stop; note which writes were promised."""
-        while not self.over:
-            key = str(next(numbers))
-            try:
-                await self.database.write(insert, 1, key)
-                self.stored.add(key)
-                await self.database.read(value_of, key)
-            except Unacknowledged:
-                self.unknown.add(key)
-            except Unavailable:
-                self.refused += 1
-                await pause(0.02)
-
-    async def under_load(self, disturb: Awaitable[Any]) -> None:
-        working = gatherResults([run(self.load(self.numbers)) for _ in range(12)])
-        await pause(0.3)
-        await disturb
-        before = len(self.stored)
-        for _ in range(400):
-            await pause(0.05)
-            if len(self.stored) > before + 50:
-                break
-        self.over = True
-        await working
-        self.assertGreater(len(self.stored), before)
-        found = set(await self.database.read(keys))
-        self.assertEqual(self.stored - found, set())
-        self.assertEqual(found - self.stored - self.unknown, set())
+        self.begin([self.database])
 
     async def restart(self, how: signal.Signals) -> None:
         self.server.stop(how)
@@ -322,6 +305,12 @@ class RestartTests(Case):
 
     def test_crash_in_the_middle_of_load(self) -> Deferred[Any]:
         return run(self.under_load(self.restart(signal.SIGQUIT)))
+
+    def test_many_processes_are_told_the_truth_after_a_crash(self) -> Deferred[Any]:
+        """The server then gives numbers again that it gave before, to whoever comes first."""
+        dsn = self.server.new()
+        self.begin([self.join(dsn, shared=name) for name in ("pairs", "pairs", "others", "more")])
+        return run(self.under_load(self.restart(signal.SIGQUIT), each=4))
 
     async def test_a_server_that_stays_away_refuses_and_comes_back(self) -> None:
         await self.database.write(insert, 1, "a")

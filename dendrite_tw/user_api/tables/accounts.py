@@ -77,6 +77,20 @@ def still_leaving(txn: Transaction) -> None:
     """Deactivated users who may still be members of rooms."""
 
 
+@none("UPDATE accounts SET must_show = 1 WHERE user_id = :user_id AND must_show = 0")
+def must_show(txn: Transaction, user_id: str) -> None:
+    """The profile is another one than rooms show."""
+
+
+@none("UPDATE accounts SET must_show = 0 WHERE user_id = :user_id AND must_show = 1")
+def is_shown(txn: Transaction, user_id: str) -> None: ...
+
+
+@many(str, "SELECT user_id FROM accounts WHERE must_show = 1")
+def still_to_show(txn: Transaction) -> None:
+    """Users whose rooms may show an older profile."""
+
+
 @none("UPDATE accounts SET locked = :locked WHERE user_id = :user_id AND deactivated = 0")
 def set_locked(txn: Transaction, user_id: str, locked: int) -> None: ...
 

@@ -148,5 +148,10 @@ def delete_pair(txn: Transaction, pair_id: int) -> None: ...
 def make_independent(txn: Transaction, pair_id: int) -> None: ...
 
 
+@none("UPDATE token_pairs SET parent_id = NULL WHERE pair_id = :pair_id AND parent_id = :parent_id")
+def become_independent(txn: Transaction, pair_id: int, parent_id: int) -> None:
+    """Touches no row where the pair is gone, or stands for itself already."""
+
+
 @none("DELETE FROM token_pairs WHERE session_id = :session_id")
 def delete_tokens(txn: Transaction, session_id: int) -> None: ...

@@ -65,8 +65,8 @@ _LOG = "room_id, position, thread_id, event_id, sender, ts, highlight"
 _PERSONAL = "user_id, room_id, position, thread_id, event_id, ts, notify, highlight, logged, actions"
 
 
-@many(LogRow, f"SELECT {_LOG} FROM unread_log WHERE room_id = :room_id ORDER BY position")
-def log(txn: Transaction, room_id: str) -> None: ...
+@many(LogRow, f"SELECT {_LOG} FROM unread_log WHERE room_id = ANY(:room_ids) ORDER BY position")
+def logs(txn: Transaction, room_ids: Sequence[str]) -> None: ...
 
 
 @each(
@@ -97,11 +97,14 @@ def newest_logged(
 
 @many(
     PersonalRow,
-    f"SELECT {_PERSONAL} FROM unread_personal WHERE user_id = :user_id AND room_id = :room_id "
-    "AND position > :after ORDER BY position DESC LIMIT :count",
+    f"SELECT {_PERSONAL} FROM ("
+    f"SELECT {_PERSONAL}, ROW_NUMBER() OVER (PARTITION BY room_id ORDER BY position DESC) AS place "
+    "FROM unread_personal p WHERE user_id = :user_id AND room_id = ANY(:room_ids) AND position > COALESCE("
+    "(SELECT event_position FROM read_marks m WHERE m.user_id = p.user_id AND m.room_id = p.room_id "
+    "AND m.thread_id = ''), 0)) AS unread WHERE place <= :count ORDER BY position",
 )
-def personal(txn: Transaction, user_id: str, room_id: str, after: int, count: int) -> None:
-    """The newest first."""
+def personal(txn: Transaction, user_id: str, room_ids: Sequence[str], count: int) -> None:
+    """The newest `count` of each room that are behind the mark of all threads, in order."""
 
 
 @many(
@@ -139,9 +142,9 @@ def delete_personal(txn: Transaction, room_id: str, position: int) -> None: ...
 @many(
     MarkRow,
     "SELECT user_id, room_id, thread_id, event_position FROM read_marks "
-    "WHERE user_id = :user_id AND room_id = :room_id",
+    "WHERE user_id = :user_id AND room_id = ANY(:room_ids)",
 )
-def marks(txn: Transaction, user_id: str, room_id: str) -> None: ...
+def marks(txn: Transaction, user_id: str, room_ids: Sequence[str]) -> None: ...
 
 
 @each(
