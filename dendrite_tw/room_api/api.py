@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec.structs import force_setattr as set_field
 
+from ..links.routing import routed
 from ..matrix.events import shared
 
 OUTPUT_ROOM_EVENT = "OutputRoomEvent"
@@ -149,6 +150,13 @@ class RoomView(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
     partial: bool = False
     rewritten: int = 0
+
+
+class Dressing(msgspec.Struct, frozen=True, kw_only=True):
+    """What events of a room are shown with: the user's membership, and by event the JSON of ``m.relations``."""
+
+    membership: Membership | None
+    bundles: dict[str, bytes]
 
 
 class LiveEvents(msgspec.Struct, frozen=True, kw_only=True):
@@ -492,6 +500,14 @@ class RoomAPI(Protocol):
 
     async def room_view(self, room_id: str, timeline_limit: int) -> RoomView: ...
 
+    @routed(repeat=True)
+    async def room_views(self, room_ids: Sequence[str], timeline_limit: int) -> list[RoomView]:
+        """As `room_view` for each of these rooms (50 at the most), without those that are not here."""
+
+    @routed(repeat=True)
+    async def rooms_joined(self, user_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The rooms that each of these users, local or remote, is joined to."""
+
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
         """The newest position of each of these rooms: of a live event, or of a state that replaced all of it."""
 
@@ -568,6 +584,14 @@ class RoomAPI(Protocol):
 
     async def aggregations(self, room_id: str, event_ids: Sequence[str], user_id: str) -> dict[str, bytes]:
         """For each event that has any, the JSON of ``unsigned.m.relations`` as the user sees it."""
+
+    @routed(repeat=True)
+    async def aggregations_of(self, events: dict[str, list[str]], user_id: str) -> dict[str, bytes]:
+        """As `aggregations` for the events of several rooms: room to event IDs."""
+
+    @routed(repeat=True)
+    async def dressing(self, room_id: str, event_ids: Sequence[str], user_id: str) -> Dressing:
+        """What events of a room are shown with to a user."""
 
     async def timestamp_to_event(self, room_id: str, user_id: str, ts: int, direction: str) -> tuple[str, int]:
         """The nearest event in a direction: its ID and time in milliseconds."""

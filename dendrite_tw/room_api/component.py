@@ -49,6 +49,7 @@ from .store import EventStore, RoomEvents
 from .storing import Storing
 from .succession import Succession
 from .tables.names import Names
+from .together import Together
 from .upgrade import Upgrades
 from .user_directory import UserDirectory
 from .verifying import Verifying
@@ -394,6 +395,11 @@ class RoomComponent:
         self.relations = relations.relations
         self.threads = relations.threads
         self.aggregations = relations.aggregations
+        together = Together(database, queries, relations)
+        self.rooms_joined = together.rooms_joined
+        self.room_views = together.room_views
+        self.aggregations_of = together.aggregations_of
+        self.dressing = together.dressing
         self.timestamp_to_event = nearest.timestamp_to_event
         self.visible = queries.visible
         self.make_membership = remote.asked.make_membership

@@ -10,15 +10,7 @@ from twisted.python.failure import Failure
 from ..database.outbox import Outbox
 from ..figures import show_resyncs
 from ..settings import user_settings
-from ..user_api.api import (
-    OUTPUT_CLIENT_DATA,
-    OUTPUT_KEY_CHANGE_EVENT,
-    OUTPUT_NOTIFICATION_DATA,
-    OUTPUT_RECEIPT_EVENT,
-    OUTPUT_SEND_TO_DEVICE_EVENT,
-    KeyAPI,
-    UserAPI,
-)
+from ..user_api.api import KeyAPI, UserAPI
 from ..user_api.component import UserComponent
 from ..user_api.keys_component import KeyComponent
 from ..web.routes import Route
@@ -29,15 +21,6 @@ log = Logger()
 PRUNE_SECONDS = 3600
 
 CONSUMER = "UserAPIRoomServerConsumer"
-
-STREAMS = (
-    OUTPUT_CLIENT_DATA,
-    OUTPUT_KEY_CHANGE_EVENT,
-    OUTPUT_NOTIFICATION_DATA,
-    OUTPUT_RECEIPT_EVENT,
-    OUTPUT_SEND_TO_DEVICE_EVENT,
-)
-"""What the outbox is published to."""
 
 
 class UserPart:
@@ -52,8 +35,11 @@ class UserPart:
         basis.ways.here(UserAPI, self.users)
         basis.ways.here(KeyAPI, self.keys)
         show_resyncs(basis.metrics, self.keys.resyncs)
-        basis.relays.add(outbox, STREAMS)
+        leases = basis.leases("user_api")
+        basis.relays.add(outbox, leases)
         self.life: list[Living] = [self.users, Counted(basis, self.users)]
+        if leases is not None:
+            self.life.append(leases)
         self.later: list[Living] = [self.keys, KeyPruning(basis, self.keys)]
         self.prepare = self.users.prepare
 

@@ -195,6 +195,20 @@ _MEMBERSHIP = (
 )
 
 
+class JoinedRow(msgspec.Struct, frozen=True):
+    user_id: str
+    room_id: str
+
+
+@many(
+    JoinedRow,
+    "SELECT u.name, r.room_id FROM names u JOIN memberships m ON m.user_nid = u.name_nid "
+    "JOIN rooms r ON r.room_nid = m.room_nid WHERE u.name = ANY(:user_ids) AND m.membership = 'join'",
+)
+def rooms_joined(txn: Transaction, user_ids: Sequence[str]) -> None:
+    """The rooms that users are joined to, in no order."""
+
+
 @many(MembershipRow, f"{_MEMBERSHIP} WHERE m.user_nid = :user_nid ORDER BY m.room_nid")
 def memberships_of(txn: Transaction, user_nid: int) -> None: ...
 
