@@ -17,19 +17,23 @@ from .federation_api.inbound import Inbound
 from .federation_api.keyring import Perspective, perspective
 from .federation_api.outbound import OutboundComponent
 from .federation_api.signing_keys import OwnKeys
+from .links.echoes import Echoes
 from .metrics import Metrics
 from .room_api.api import RoomAPI
+from .sharing.leases import Leases, Sole
 from .user_api.api import KeyAPI, UserAPI
 from .web.internet import ClientOptions, NameCache
 from .web.networks import Networks
+from .web.routes import Route
 from .world import World
 
 
 class Federating:
     """The three parts: who speaks to other servers, who takes what they send, and who tells them what happens here.
 
-    ``parts`` are the three in the order in which they start.  `on_stored` is told by the consumers of `outbound`, with
-    their names, up to which position all is stored.
+    ``parts`` are the three in the order in which they start, and the leases, under which the last two work where
+    several processes do.  `on_stored` is told by the consumers of `outbound`, with their names, up to which position
+    all is stored.
     """
 
     def __init__(
@@ -43,10 +47,15 @@ class Federating:
         keys: KeyAPI,
         queue: Any,
         on_stored: Callable[[str, int], None],
+        echoes: Echoes | None = None,
+        leases: Leases | None = None,
     ) -> None:
         server_name, presence = config.global_.server_name, config.global_.presence
-        self.component = federation_component(config, world, database, metrics)
-        self.inbound = Inbound(database, rooms, users, keys, queue, world, server_name, presence.enable_inbound)
+        leases = leases or Sole()
+        self.component = federation_component(config, world, database, metrics, echoes)
+        self.inbound = Inbound(
+            database, rooms, users, keys, queue, world, server_name, presence.enable_inbound, echoes, leases
+        )
         self.outbound = OutboundComponent(
             server_name,
             database,
@@ -58,13 +67,31 @@ class Federating:
             world,
             presence.enable_outbound,
             on_stored,
+            echoes,
+            leases,
         )
-        self.parts = (self.component, self.inbound, self.outbound)
+        self.parts = (self.component, self.inbound, self.outbound, Holding(leases))
         show_inbound(metrics, self.inbound)
         show_outbound(metrics, self.outbound)
 
 
-def federation_component(config: Config, world: World, database: Database, metrics: Metrics) -> FederationComponent:
+class Holding:
+    """Takes leases once all is there that works under them, and gives them back before that ends."""
+
+    def __init__(self, leases: Leases) -> None:
+        self.start = leases.start
+        self.stop = leases.stop
+
+    def prepare(self) -> None:
+        """Nothing: leases are taken when all processes can be asked."""
+
+    def routes(self) -> list[Route]:
+        return []
+
+
+def federation_component(
+    config: Config, world: World, database: Database, metrics: Metrics, echoes: Echoes | None = None
+) -> FederationComponent:
     """What speaks to other servers."""
     internet = world.internet
     assert internet is not None
@@ -80,6 +107,7 @@ def federation_component(config: Config, world: World, database: Database, metri
         config.federation_api.send_max_retries,
         internet.locator,
         counted_requests(metrics),
+        echoes,
     )
 
 

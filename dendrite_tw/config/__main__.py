@@ -1,7 +1,7 @@
 """``python -m dendrite_tw.config --write-samples``: write the files that come from the tree anew.
 
-These are the samples in ``conf/`` and the tables in ``docs/configuration.md``, below its marker.  Run it in
-the root of the repository after changing a key.
+These are the samples in ``conf/``, the tables in ``docs/configuration.md``, below its marker, and the nginx sample for
+a polylith.  Run it in the root of the repository after changing a key or a route.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dendrite_tw.commands import generate_nginx
 from dendrite_tw.config.samples import polylith_sample, reference, sample
 
 MARKER = "<!-- The tables below are written by python -m dendrite_tw.config --write-samples. -->\n"
@@ -21,6 +22,7 @@ def outputs(root: Path) -> dict[Path, str]:
     return {
         root / "conf" / "dendrite-sample.yaml": sample(),
         root / "conf" / "dendrite-sample.polylith.yaml": polylith_sample(),
+        root / "contrib" / "nginx" / "polylith.conf": generate_nginx.sample(),
         manual: f"{introduction}{MARKER}\n{reference()}",
     }
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..links.codec import InterfaceCodec
+from ..links.routing import routed
 from ..matrix.errors import MatrixError
 from ..web.internet import Unreachable
 
@@ -185,12 +186,14 @@ class FederationAPI(Protocol):
         Raises `Unreachable`, `BackingOff`, and ``M_TOO_LARGE`` (502) beyond the limit.
         """
 
+    @routed(repeat=True)
     async def check_signatures(self, checks: list[SignatureCheck]) -> list[str | None]:
         """For each signature `None` where it is good, else the reason why it is not.
 
         Keys that are missing are fetched, those of many servers at once.
         """
 
+    @routed(repeat=True)
     async def fetch_keys(self, wanted: list[KeysWanted]) -> list[ServerKey]:
         """The keys among `wanted` that anybody knows, whether or not they were valid at the time that is given."""
 

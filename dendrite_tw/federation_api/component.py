@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
+from ..links.echoes import Echoes
 from ..web.internet import HttpRequests, Locator
 from ..web.names import Names
 from ..web.routes import Route
@@ -24,7 +25,7 @@ from .client import FederationClient, Observer
 from .destinations import Destinations
 from .downloads import Downloads
 from .failures import FailedRequests
-from .keyring import KeyRing, Perspective
+from .keyring import REREAD_SECONDS, KeyRing, Perspective
 from .notary import Notary
 from .resolver import ServerResolver
 from .routes import KeyRoutes
@@ -56,16 +57,17 @@ class FederationComponent:
         send_max_retries: int = 16,
         locator: Locator | None = None,
         observe: Observer = lambda method, outcome: None,
+        echoes: Echoes | None = None,
     ) -> None:
         """`locator` finds servers in another way than the specification's, for tests."""
         self._database = database
         self.own = own
-        self.destinations = Destinations(database, world.clock, send_max_retries)
+        self.destinations = Destinations(database, world.clock, send_max_retries, echoes)
         self.locator = locator or ServerResolver(http, names, world.clock, world.random)
         self.client = FederationClient(http, self.locator, self.destinations, own, world.time, observe)
         self.downloads = Downloads(self.client, http)
         self.keys = KeyRing(
-            own, database, KeyQuestions(self.client), world.time, world.clock, perspectives, prefer_direct_fetch
+            own, database, KeyQuestions(self.client), world.time, world.clock, perspectives, prefer_direct_fetch, echoes
         )
         self.notary = Notary(self.keys, own, database, world.clock)
         self.servers = ServerAuthenticator(
@@ -78,6 +80,8 @@ class FederationComponent:
         self._http = http
         self._pruning = LoopingCall(lambda: Deferred.fromCoroutine(self.prune()).addErrback(_unpruned))
         self._pruning.clock = world.time
+        self._rereading = LoopingCall(self.keys.forget)
+        self._rereading.clock = world.time
 
     def prepare(self) -> None:
         """Bring the database up to date and read which servers do not answer."""
@@ -86,10 +90,14 @@ class FederationComponent:
 
     async def start(self) -> None:
         self._pruning.start(PRUNE_SECONDS, now=False)
+        if self._database.shared:
+            await self.destinations.load()
+            self._rereading.start(REREAD_SECONDS, now=False)
 
     async def stop(self) -> None:
-        if self._pruning.running:
-            self._pruning.stop()
+        for loop in (self._pruning, self._rereading):
+            if loop.running:
+                loop.stop()
         await self._http.close()
 
     def routes(self) -> list[Route]:
@@ -116,9 +124,10 @@ class FederationComponent:
         return await self.keys.verify_all(checks)
 
     async def prune(self) -> None:
-        """Delete what is kept for a while only."""
+        """Delete what is kept for a while only, and learn what another process perhaps did not live to tell."""
         await self.keys.prune()
         await self.destinations.prune()
+        await self.destinations.load()
 
 
 class KeyQuestions:

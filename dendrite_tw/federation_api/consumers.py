@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
-from ..database.engines import Database
+from ..database.engines import Database, Unavailable
 from ..matrix.errors import MatrixError
 from ..matrix.identifiers import is_server_name
 from ..room_api.api import OUTPUT_ROOM_EVENT, PURGE_ROOM, STATE_COMPLETE, RoomAPI, RoomPurged, StateComplete
@@ -76,7 +76,7 @@ class Consumer:
         self._worker: Any = None
 
     async def start(self, queue: Any) -> None:
-        """Go on from the position that is stored."""
+        """Go on from the position that is stored; also again after `stop`, when another process read on meanwhile."""
         await self.progress.load()
         self._worker = queue.consume(self.stream, self.name, self.consume, batch=BATCH)
         self._storing.start(STORE_SECONDS, now=False)
@@ -87,7 +87,10 @@ class Consumer:
         if self._worker is not None:
             await self._worker.stop()
             self._worker = None
-        await self.progress.store()
+        try:
+            await self.progress.store()
+        except Unavailable as error:
+            log.info("{consumer} reads some messages again: {error}", consumer=self.name, error=error.error)
 
     async def consume(self, messages: list[Message]) -> None:
         """Take messages in; when this returns, what follows from them is stored."""

@@ -79,7 +79,7 @@ class DestinationRoutes:
 
     async def page(self, query: PageQuery) -> dict[str, Any]:
         """Servers for which something waits, or that did not answer the last time."""
-        names, total, following = self._names(query)
+        names, total, following = await self._names(query)
         answer: dict[str, Any] = {"destinations": [await self._described(name) for name in names], "total": total}
         return answer if following is None else {**answer, "next_token": following}
 
@@ -99,7 +99,7 @@ class DestinationRoutes:
     async def _described(self, server: str) -> dict[str, Any]:
         counts = await self._database.read_long(_counts, server)
         queue, trouble = self._post.queues.get(server), self._destinations.trouble(server)
-        state, reason = self._state(queue, server)
+        state, reason = self._state(queue, server, counts)
         return {
             "destination": server,
             "state": state,
@@ -115,7 +115,7 @@ class DestinationRoutes:
             "last_sent_ts": (queue.sent_ts or None) if queue else None,
         }
 
-    def _state(self, queue: Queue | None, server: str) -> tuple[str, str]:
+    def _state(self, queue: Queue | None, server: str, counts: Counts) -> tuple[str, str]:
         """What a queue does, in a word and in a sentence."""
         trouble = self._destinations.trouble(server)
         if queue is not None and queue.busy:
@@ -129,6 +129,8 @@ class DestinationRoutes:
             seconds = -(-(trouble.retry_ts - self._clock.now_ms()) // 1000)
             return "backing_off", f"It failed {trouble.failures} times in a row; the next attempt is in {seconds} s."
         if queue is None:
+            if counts.pdus or counts.edus or counts.rooms:
+                return "waiting", "Another process of this server sends to it."
             return "idle", "Nothing waits."
         if queue.ready:
             return "waiting", "It waits for its turn: many transactions are under way."
@@ -138,17 +140,17 @@ class DestinationRoutes:
 
     async def synapse_page(self, query: PageQuery) -> dict[str, Any]:
         """``GET /_synapse/admin/v1/federation/destinations``."""
-        names, total, following = self._names(query)
+        names, total, following = await self._names(query)
         answer: dict[str, Any] = {"destinations": [self._synapse(name) for name in names], "total": total}
         return answer if following is None else {**answer, "next_token": following}
 
     async def synapse_one(self, server: str) -> dict[str, Any]:
-        self._require(server)
+        await self._require(server)
         return self._synapse(server)
 
     async def synapse_rooms(self, server: str, query: PageQuery) -> dict[str, Any]:
         """The rooms of which something waits for a server."""
-        self._require(server)
+        await self._require(server)
         query.check()
         limit = min(query.limit, PAGE_LIMIT)
         rows = await self._database.read_long(table.rooms_waiting, server, query.start, limit)
@@ -162,7 +164,7 @@ class DestinationRoutes:
 
     async def reset(self, server: str) -> dict[str, Any]:
         """``POST …/reset_connection``: forget that a server did not answer, and try it now."""
-        self._require(server)
+        await self._require(server)
         if not self._destinations.failures(server):
             raise MatrixError(400, "M_UNKNOWN", "The retry timing does not need to be reset for this destination.")
         await self._senders.retry(server)
@@ -178,16 +180,16 @@ class DestinationRoutes:
             "last_successful_stream_ordering": None,
         }
 
-    def _require(self, server: str) -> None:
-        if server not in self._post.queues and self._destinations.trouble(server) is None:
+    async def _require(self, server: str) -> None:
+        if self._destinations.trouble(server) is None and server not in await self._post.waiting():
             raise MatrixError(404, "M_NOT_FOUND", "Nothing waits for this server, and it answered the last time.")
 
     # --- both ---
 
-    def _names(self, query: PageQuery) -> tuple[list[str], int, str | None]:
+    async def _names(self, query: PageQuery) -> tuple[list[str], int, str | None]:
         """A page of the servers' names, how many there are in all, and the token of the next page."""
         query.check()
-        known = {*self._post.queues, *self._destinations.failing()}
+        known = {*await self._post.waiting(), *self._destinations.failing()}
         names = sorted((name for name in known if query.destination in name), reverse=query.dir == "b")
         page = names[query.start : query.start + min(query.limit, PAGE_LIMIT)]
         following = query.start + len(page)

@@ -16,7 +16,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..database.engines import Database
+from ..links.echoes import Echoes
 from ..room_api.api import RoomAPI
+from ..sharing.leases import Leases
 from ..user_api.api import KeyAPI, UserAPI
 from ..web.routes import Access, Limit, Route
 from ..world import World
@@ -51,10 +53,12 @@ class Inbound:
         world: World,
         server_name: str,
         takes_presence: bool,
+        echoes: Echoes | None = None,
+        leases: Leases | None = None,
     ) -> None:
         self._pdus: Counter[tuple[str, ...]] = Counter()
         self._edus: Counter[tuple[str, ...]] = Counter()
-        self.inbox = Inbox(database, rooms, world.time, world.clock, self._count_pdus)
+        self.inbox = Inbox(database, rooms, world.time, world.clock, self._count_pdus, echoes, leases)
         ephemeral = Ephemeral(rooms, users, keys, queue, world.clock, takes_presence, self._count_edu)
         streams = EventStreams(rooms)
         self._transactions = TransactionRoutes(database, rooms, self.inbox, ephemeral, self._count_pdus)

@@ -4,6 +4,9 @@ Server-Server API, "Retrieving server keys".  A key is looked for in memory, in 
 with notaries (``key_perspectives``), in the order that ``prefer_direct_fetch`` says.  Requests for the keys of one
 server share a fetch; a server that does not answer, or whose answer does not help, is left in peace for a while; and
 what a stranger can make this server do and keep is bounded.
+
+Where several processes share the database, who stores keys of a server tells the others, which then read them anew; and
+all is read anew now and then, for somebody may be killed before it tells.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from twisted.logger import Logger
 
 from ..database.engines import Database
 from ..database.statements import Transaction
+from ..links.echoes import Echoes, NoEchoes
 from ..matrix import signing
 from ..matrix.errors import MatrixError
 from ..matrix.identifiers import is_server_name
@@ -70,8 +74,17 @@ LONGEST_WAIT_MS = 600_000
 KEY_IDS_ASKED = 50
 """How many keys of one server are asked for together: forged events may name any number."""
 
+STORED = "federation_keys"
+"""The topic by which a process says of which servers it stored keys."""
+
+REREAD_SECONDS = 60
+"""How long keys are believed at most that another process may have replaced without anybody hearing of it."""
+
 Wanted = dict[str, int]
 """Key ids, and the moment that each must have been valid at (milliseconds; 0 for any)."""
+
+
+_NAMES = msgspec.msgpack.Decoder(list[str])
 
 
 class KeyUnavailable(SignatureError):
@@ -122,6 +135,7 @@ class KeyRing:
         clock: Clock,
         perspectives: Sequence[Perspective] = (),
         prefer_direct: bool = False,
+        echoes: Echoes | None = None,
     ) -> None:
         self._own = own
         self._database = database
@@ -134,6 +148,27 @@ class KeyRing:
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
         self._fetching: SharedCalls[str, None] = SharedCalls()
         self._turns = DeferredSemaphore(FETCHES)
+        self._echoes: Echoes = echoes or NoEchoes()
+        self._loads: dict[object, tuple[Sequence[str], set[str]]] = {}
+        """The servers whose keys are being read, and those of them that were stored meanwhile."""
+        self._echoes.hear(STORED, self._heard)
+        self._echoes.on_missed(self.forget)
+
+    # --- beside other processes ---
+
+    def _heard(self, payload: bytes) -> None:
+        """Another process stored keys of these servers."""
+        names = _NAMES.decode(payload)
+        for name in names:
+            self._known.pop(name, None)
+        for reading, outdated in self._loads.values():
+            outdated.update(set(names).intersection(reading))
+
+    def forget(self) -> None:
+        """What is in memory may be out of date."""
+        self._known.clear()
+        for reading, outdated in self._loads.values():
+            outdated.update(reading)
 
     # --- signatures ---
 
@@ -197,11 +232,16 @@ class KeyRing:
 
     async def _keys(self, wants: Mapping[str, Wanted]) -> dict[str, dict[str, KeyRow]]:
         """What is known of the keys of these servers, after others were asked for what is missing."""
+        if not self._echoes.hearing:
+            self._known.clear()
         servers = [name for name in wants if name != self._own.server_name and is_server_name(name)]
         await self._load([name for name in servers if name not in self._known])
         missing = {name: lacking for name in servers if (lacking := self._lacking(name, wants[name]))}
         if missing:
             await self._fetch(missing)
+            if self._database.shared:
+                # What others stored meanwhile was forgotten here.
+                await self._load([name for name in servers if name not in self._known])
         return {name: self._recall(name) for name in servers}
 
     def _recall(self, server_name: str) -> dict[str, KeyRow]:
@@ -224,15 +264,21 @@ class KeyRing:
         return dict(lacking[:KEY_IDS_ASKED])
 
     async def _load(self, server_names: Sequence[str]) -> None:
-        """Bring what is stored to memory."""
-        if not server_names:
-            return
-        rows = await self._database.read(keys_of, server_names)
-        by_server: dict[str, list[KeyRow]] = {}
-        for row in rows:
-            by_server.setdefault(row.server_name, []).append(row)
-        for name, stored in by_server.items():
-            self._remember(name, stored)
+        """Bring what is stored to memory; again what is stored anew while it is read."""
+        while server_names:
+            load, outdated = object(), set[str]()
+            self._loads[load] = (server_names, outdated)
+            try:
+                rows = await self._database.read(keys_of, server_names)
+            finally:
+                del self._loads[load]
+            by_server: dict[str, list[KeyRow]] = {}
+            for row in rows:
+                by_server.setdefault(row.server_name, []).append(row)
+            for name, stored in by_server.items():
+                if name not in outdated:
+                    self._remember(name, stored)
+            server_names = [name for name in server_names if name in outdated]
 
     def _remember(self, server_name: str, rows: Iterable[KeyRow]) -> None:
         known = dict(self._known.get(server_name, {}))
@@ -266,6 +312,7 @@ class KeyRing:
             await store_documents(txn, documents)
 
         await self._database.write(store)
+        self._echoes.tell(STORED, msgspec.msgpack.encode([one.keys[0].server_name for one in published]))
         for one in published:
             self._remember(one.keys[0].server_name, one.keys)
 

@@ -2,6 +2,9 @@
 
 Server-Server API, "Typing Notifications" and "Presence".  Nothing of this is stored.  Presence is told after a pause
 in which it often changes back, and what a server knows already is not told again for a while.
+
+Where several processes hear of it, one of them tells (``telling``); the others remember who is present, in case they
+have to go on.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ class TypingTeller:
         self._rooms = rooms
         self._server_name = server_name
         self._subscription: Any = None
+        self.telling = True
 
     def start(self, queue: Any) -> None:
         self._subscription = queue.listen(OUTPUT_TYPING_EVENT, self._heard)
@@ -59,8 +63,10 @@ class TypingTeller:
             self._subscription = None
 
     def _heard(self, message: Any) -> None:
+        if not self.telling:
+            return
         typing = msgspec.msgpack.decode(message.payload, type=Typing)
-        if server_of(typing.user_id) == self._server_name:
+        if server_of(typing.user_id) == self._server_name and not typing.ended:
             _in_background(self._tell(typing))
 
     async def _tell(self, typing: Typing) -> None:
@@ -85,6 +91,7 @@ class PresenceTeller:
         """What was told of a user, and when."""
         self._timer: IDelayedCall | None = None
         self._subscription: Any = None
+        self.telling = True
 
     def start(self, queue: Any) -> None:
         self._subscription = queue.listen(OUTPUT_PRESENCE_EVENT, self._heard)
@@ -104,6 +111,8 @@ class PresenceTeller:
         self._known.move_to_end(presence.user_id)
         if len(self._known) > KNOWN_LIMIT:
             self._known.popitem(last=False)
+        if not self.telling:
+            return
         self._pending[presence.user_id] = presence
         if len(self._pending) > PENDING_LIMIT:
             self._pending.popitem(last=False)
@@ -113,6 +122,8 @@ class PresenceTeller:
     def _begin(self) -> None:
         self._timer = None
         pending, self._pending = self._pending, OrderedDict()
+        if not self.telling:
+            return
         _in_background(self._tell_all(pending))
 
     async def _tell_all(self, pending: OrderedDict[str, Presence]) -> None:

@@ -1,9 +1,13 @@
-"""What this server tells others, put together: queues, who fills them, and what an administrator sees of them."""
+"""What this server tells others, put together: queues, who fills them, and what an administrator sees of them.
+
+Where several processes share the database, each stream is read by one of them, under a lease, and each server is sent
+to by one of them (`spread`).  What is of the moment is told by the one that reads the events of rooms.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
@@ -11,7 +15,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..database.engines import Database
+from ..links.echoes import Echoes, NoEchoes
 from ..room_api.api import RoomAPI
+from ..sharing.leases import Leases, Sole
 from ..user_api.api import KeyAPI
 from ..web.routes import Route
 from ..world import World
@@ -25,11 +31,18 @@ from .post import Post
 from .queue import Numbers
 from .senders import Senders, SendTransaction
 
+if TYPE_CHECKING:
+    from .shared_post import SharedPost
+
 log = Logger()
 
 PRUNE_SECONDS = 3600
 
 CONSUMERS: list[type[Consumer]] = [RoomConsumer, SendToDeviceConsumer, KeyChangeConsumer, ReceiptConsumer]
+
+EVENTS = "events"
+LEASES = [EVENTS, "to_device", "keys", "receipts"]
+"""The leases under which they are run, in the same order."""
 
 
 class OutboundComponent:
@@ -51,12 +64,29 @@ class OutboundComponent:
         world: World,
         presence_enabled: bool = False,
         on_stored: Callable[[str, int], None] = lambda consumer, position: None,
+        echoes: Echoes | None = None,
+        leases: Leases | None = None,
     ) -> None:
         self._queue = queue
         self._clock = world.clock
-        numbers = Numbers(world.clock, world.random)
-        self.post = Post(database, rooms, destinations, numbers)
-        self.senders = Senders(server_name, self.post, destinations, rooms, numbers, send, world.time, world.clock)
+        self._shared: SharedPost | None = None
+        if database.shared:
+            from .shared_post import shared_post
+
+            names = [consumer.name for consumer in CONSUMERS]
+            self._shared = shared_post(database, rooms, destinations, world, echoes or NoEchoes(), names)
+        self.post = self._shared or Post(database, rooms, destinations, Numbers(world.clock, world.random))
+        self.senders = Senders(
+            server_name,
+            self.post,
+            destinations,
+            rooms,
+            self.post.numbers,
+            send,
+            world.time,
+            world.clock,
+            spread=self._shared.spread if self._shared else None,
+        )
 
         def needs(consumer: type[Consumer]) -> tuple[Any, ...]:
             def stored(position: int) -> None:
@@ -76,9 +106,41 @@ class OutboundComponent:
             KeyChangeConsumer(keys, *needs(KeyChangeConsumer)),
             ReceiptConsumer(*needs(ReceiptConsumer)),
         ]
+        if self._shared is not None:
+            self._share(self._shared, leases or Sole())
         self._routes = DestinationRoutes(database, self.post, self.senders, destinations, world.clock)
         self._pruning = LoopingCall(lambda: Deferred.fromCoroutine(self.prune()).addErrback(_unpruned))
         self._pruning.clock = world.time
+
+    def _share(self, post: SharedPost, leases: Leases) -> None:
+        """Do only what this process holds the leases for."""
+
+        async def more() -> None:
+            post.survey()
+
+        async def begin(name: str) -> None:
+            consumer = self.consumers[LEASES.index(name)]
+            await post.begin(consumer.name)
+            await consumer.start(self._queue)
+            if name == EVENTS:
+                self._tell_moments(True)
+
+        async def end(name: str, kept: bool) -> None:
+            if name == EVENTS:
+                self._tell_moments(False)
+            await self.consumers[LEASES.index(name)].stop()
+
+        def waiting(lingers: Mapping[str, float]) -> None:
+            Deferred.fromCoroutine(self.senders.arrived(lingers)).addErrback(_unseen)
+
+        post.on_waiting = waiting
+        post.spread.shares.lease(leases, more, self.senders.leave)
+        leases.want(LEASES, begin, end)
+        self._tell_moments(False)
+
+    def _tell_moments(self, telling: bool) -> None:
+        for teller in self.tellers:
+            teller.telling = telling
 
     def prepare(self) -> None:
         """Read for whom anything waits."""
@@ -86,8 +148,9 @@ class OutboundComponent:
 
     async def start(self) -> None:
         self.senders.start()
-        for consumer in self.consumers:
-            await consumer.start(self._queue)
+        if self._shared is None:
+            for consumer in self.consumers:
+                await consumer.start(self._queue)
         for teller in self.tellers:
             teller.start(self._queue)
         self._pruning.start(PRUNE_SECONDS, now=False)
@@ -108,6 +171,10 @@ class OutboundComponent:
         """Forget what waits for servers that nobody could reach for months."""
         for server in await self.post.prune(self._clock.now_ms()):
             log.warn("{server} could not be reached for long: what was to be sent there is forgotten", server=server)
+
+
+def _unseen(failure: Failure) -> None:
+    log.failure("what waits for other servers could not be seen to", failure)
 
 
 def _unpruned(failure: Failure) -> None:

@@ -1,8 +1,9 @@
 """What waits for other servers, on disk: put in, taken out a batch at a time, collapsed for who is far behind.
 
 Whatever is put in is stored in one transaction with the position of the consumer that puts it in, and is deleted in
-the one that notes the answer.  `Post` is used by one process; it keeps the order by doing one thing after the other:
-between the choice of a place for a row and the commit no other row gets a place.
+the one that notes the answer.  `Post` is of a process that has the database to itself (`shared_post` is for others); it
+keeps the order by doing one thing after the other: between the choice of a place for a row and the commit no other row
+gets a place.
 
 **Far behind.**  A server that was given up, or for which more than `EVENTS_KEPT` events wait, is kept only the newest
 event of each room (``destination_rooms``).  When it is there again it is told of each room's newest events: the last
@@ -12,7 +13,7 @@ of ours where it is still an end of the room's history, else what is.  It then a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from ..database.statements import Transaction
 from ..matrix.transactions import MAX_PDUS
 from ..room_api.api import RoomAPI
 from .destinations import Destinations
-from .queue import Numbers, OutgoingEdu, OutgoingEvent, Queue
+from .queue import Numbers, OpenBatch, OutgoingEdu, OutgoingEvent, Queue
 from .tables import queues as table
 from .tables.queues import QueuedEdu, QueuedEvent
 
@@ -64,8 +65,22 @@ class Parcel:
             self.edus.append(edu)
             self.rows += len(edu.servers)
 
+    def lingers(self) -> dict[str, float]:
+        """The servers concerned, each with how many seconds what is for it may wait for company."""
+        servers: dict[str, float] = {}
+        for edu in self.edus:
+            for server in edu.servers:
+                servers[server] = min(edu.linger, servers.get(server, edu.linger))
+        for event in self.events:
+            servers |= dict.fromkeys(event.servers, 0.0)
+        return servers
 
-class _Rows:
+
+Drop = Callable[[Transaction, Sequence[tuple[str, str]]], Awaitable[None]]
+"""Deletes the EDUs with these keys that wait for these servers."""
+
+
+class Rows:
     """The rows that a parcel makes."""
 
     def __init__(self) -> None:
@@ -84,13 +99,14 @@ class Post:
         self._database = database
         self._rooms = rooms
         self._destinations = destinations
-        self._numbers = numbers
+        self.numbers = numbers
         self._lock = DeferredLock()
         self.queues: dict[str, Queue] = {}
 
     def prepare(self) -> None:
         """Read for whom anything waits, before the reactor runs."""
-        self._numbers.highest = self._database.prepare(table.highest_number)
+        self._database.prepare(_name_all)
+        self.numbers.highest = self._database.prepare(table.highest_number)
         for row in self._database.prepare(table.event_counts):
             self.queue(row.destination).events = row.rows
         for row in self._database.prepare(table.room_counts):
@@ -105,51 +121,52 @@ class Post:
             known = self.queues[server] = Queue(server)
         return known
 
+    async def waiting(self) -> list[str]:
+        """The servers for which anything waits, and those of which something is remembered."""
+        return list(self.queues)
+
     # --- putting in ---
 
     async def put(self, parcel: Parcel, consumer: str, position: int) -> dict[str, float]:
-        """Store what a consumer has, and that it has read up to `position`.
+        """Store what a consumer has, and that it has read up to `position`; nothing where that is known already.
 
-        Returns the servers concerned, each with how many seconds what is new may wait for company.
+        Returns the servers concerned that this process sends to, each with how many seconds what is new may wait for
+        company.
         """
         await self._lock.acquire()
         try:
-            rows = self._addressed(parcel)
-            await self._database.write(_store, rows, consumer, position)
+            rows = self._addressed(parcel, self.queue, self.numbers)
+            await self._database.write(store_rows, rows, consumer, position, table.drop_replaced)
             for server, *_ in rows.events:
                 self.queue(server).events += 1
             for server, *_ in rows.addressed.values():
                 self.queue(server).edus = True
         finally:
             self._lock.release()
-        servers: dict[str, float] = {}
-        for edu in parcel.edus:
-            for server in edu.servers:
-                servers[server] = min(edu.linger, servers.get(server, edu.linger))
-        for event in parcel.events:
-            servers |= dict.fromkeys(event.servers, 0.0)
-        return servers
+        return parcel.lingers()
 
-    def _addressed(self, parcel: Parcel) -> _Rows:
-        """The rows of a parcel, each in its place."""
-        rows = _Rows()
+    def _addressed(self, parcel: Parcel, batch_of: Callable[[str], OpenBatch], numbers: Numbers) -> Rows:
+        """The rows of a parcel, each in its place in the batch that is open for its server."""
+        rows = Rows()
         for event in parcel.events:
             for server in event.servers:
-                queue = self.queue(server)
+                batch = batch_of(server)
                 if self._destinations.is_given_up(server):
-                    queue.behind = True
-                if queue.behind:
+                    batch.behind = True
+                if batch.behind:
                     rows.rooms.append((server, event.room_id, event.position, event.event_id))
                 else:
-                    batch, number = queue.place_event(self._numbers)
-                    rows.events.append((server, batch, number, event.position, event.room_id, event.event_id))
+                    place = batch.place_event(numbers)
+                    rows.events.append((server, *place, event.position, event.room_id, event.event_id))
         for edu in parcel.edus:
-            edu_id = self._numbers.next()
-            if sum(self._address_edu(rows, edu, edu_id, server) for server in edu.servers):
+            edu_id = numbers.next()
+            if sum(self._address_edu(rows, edu, edu_id, server, batch_of(server), numbers) for server in edu.servers):
                 rows.edus.append((edu_id, edu.edu_type, edu.content))
         return rows
 
-    def _address_edu(self, rows: _Rows, edu: OutgoingEdu, edu_id: int, server: str) -> bool:
+    def _address_edu(
+        self, rows: Rows, edu: OutgoingEdu, edu_id: int, server: str, batch: OpenBatch, numbers: Numbers
+    ) -> bool:
         """Give an EDU its place at one server; false where it is not worth one."""
         key = edu.collapse_key
         alone = bool(key) and self._destinations.failures(server) > 0
@@ -157,7 +174,7 @@ class Post:
             if edu.edu_type == ALWAYS_NEWEST and self._destinations.is_given_up(server):
                 return False
             rows.replaced.append((server, key))
-        place = self.queue(server).place_edu(self._numbers, key if edu.edu_type == ALWAYS_NEWEST else "")
+        place = batch.place_edu(numbers, key if edu.edu_type == ALWAYS_NEWEST else "")
         rows.addressed[(server, key) if alone else (server, *place)] = (server, *place, edu_id, key)
         return True
 
@@ -206,7 +223,7 @@ class Post:
             given_up = self._destinations.is_given_up(queue.server)
             await self._database.write(_collapse, queue.server, given_up)
             queue.close()
-            queue.behind = queue.behind or queue.events > 0
+            self._note_behind(queue, queue.behind or queue.events > 0)
             queue.events = 0
         finally:
             self._lock.release()
@@ -217,11 +234,16 @@ class Post:
         chosen = await self._newest(queue.server, rows)
         await self._lock.acquire()
         try:
-            batch = self._numbers.next()
-            added, queue.behind = await self._database.write(_unfold, queue.server, batch, chosen)
+            batch = self.numbers.next()
+            added, is_behind = await self._database.write(_unfold, queue.server, batch, chosen)
             queue.events += added
+            self._note_behind(queue, is_behind)
         finally:
             self._lock.release()
+
+    def _note_behind(self, queue: Queue, is_behind: bool) -> None:
+        """From now on only the newest event of each room is kept for a destination, or no longer so."""
+        queue.behind = is_behind
 
     async def _newest(self, server: str, rows: Sequence[QueuedEvent]) -> list[tuple[QueuedEvent, list[str]]]:
         """For each room the events that a server which was away is told of, as many as one transaction takes.
@@ -275,7 +297,8 @@ class Progress:
 
     async def load(self) -> None:
         stored = await self._database.read(table.consumer_position, self.consumer)
-        self.stored(stored or 0)
+        self._stored = self.reached = stored or 0
+        self._on_stored(self._stored)
 
     def stored(self, position: int) -> None:
         """A position has been stored with what follows from it."""
@@ -291,13 +314,21 @@ class Progress:
             self.stored(position)
 
 
-async def _store(txn: Transaction, rows: _Rows, consumer: str, position: int) -> None:
+async def _name_all(txn: Transaction) -> None:
+    """Make batches of what processes that shared the database left without a name."""
+    await table.name_all_events(txn)
+    await table.name_all_edus(txn)
+
+
+async def store_rows(txn: Transaction, rows: Rows, consumer: str, position: int, drop: Drop) -> None:
+    """Store what a parcel made, unless it is stored already: then the consumer's position is, too."""
+    if not await table.put_consumer_position(txn, consumer, position):
+        return
     await table.add_events(txn, rows.events)
     await table.put_rooms(txn, rows.rooms)
-    await table.drop_replaced(txn, rows.replaced)
+    await drop(txn, rows.replaced)
     await table.add_edus(txn, rows.edus)
     await table.queue_edus(txn, list(rows.addressed.values()))
-    await table.put_consumer_position(txn, consumer, position)
 
 
 async def _first_batch(txn: Transaction, server: str) -> Batch | None:

@@ -7,6 +7,10 @@ nothing once the moment is over and goes to no disk.
 A *batch* is what goes into one transaction (Server-Server API, "Transactions").  Rows are put into the open batch of
 their destination; it is closed when it is full or about to be sent.  So what a transaction holds is known before it is
 sent, without a write of its own, and a crash repeats it with the same name and the same content.
+
+Where several processes share the database, who stores rows and who sends them need not be the same, so a batch is
+closed as soon as it is stored and has no name yet: its number is `UNNAMED` plus an ordinary one.  Who sends puts
+together what fits and gives it a name, on disk, just before it is sent the first time (`shared_post`).
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ from ..world import Clock, Random
 
 TIME_BITS = 16
 """Bits of a batch's number below its time."""
+
+UNNAMED = 1 << 62
+"""Numbers from here on are of batches that have not been given their name yet: they come after those that have one."""
 
 MOMENTS_LIMIT = MAX_EDUS
 """How many things of the moment one destination may have waiting; the oldest make way."""
@@ -71,14 +78,18 @@ class Numbers:
     chance, lest a clock that was set back give one again.
     """
 
-    def __init__(self, clock: Clock, random: Random) -> None:
+    def __init__(self, clock: Clock, random: Random, kind: int = 0, kinds: int = 1) -> None:
+        """Of `kinds` that give numbers at the same time in several processes, no two give the same."""
         self._clock = clock
         self._random = random
+        self._kind = kind
+        self._kinds = kinds
         self.highest = 0
 
     def next(self) -> int:
         chance = int.from_bytes(self._random.bytes(2), "big") >> 1
-        self.highest = max(self.highest + 1, (self._clock.now_ms() << TIME_BITS) + chance)
+        number = max(self.highest + self._kinds, (self._clock.now_ms() << TIME_BITS) + chance)
+        self.highest = number - number % self._kinds + self._kind
         return self.highest
 
 
@@ -87,36 +98,13 @@ def time_of(number: int) -> int:
     return number >> TIME_BITS
 
 
-class Queue:
-    """What is known of a destination for which something waits, or of which something is remembered."""
+class OpenBatch:
+    """The places that are given to what is new for one destination."""
 
-    __slots__ = (
-        "again",
-        "batch",
-        "behind",
-        "busy",
-        "edus",
-        "events",
-        "heard",
-        "moments",
-        "placed",
-        "placed_edus",
-        "placed_events",
-        "places",
-        "ready",
-        "sent_ts",
-        "server",
-        "timer",
-        "trouble",
-    )
+    __slots__ = ("batch", "behind", "placed", "placed_edus", "placed_events", "places")
 
-    def __init__(self, server: str) -> None:
-        self.server = server
-        self.events = 0
-        """How many events are on disk, in batches."""
-        self.edus = False
-        """Whether there may be EDUs on disk."""
-        self.behind = False
+    def __init__(self, behind: bool = False) -> None:
+        self.behind = behind
         """Whether only the newest event of each room is kept from now on."""
         self.batch = 0
         """The batch that is open; 0 if none is."""
@@ -126,21 +114,6 @@ class Queue:
         self.placed_edus = 0
         self.places: dict[str, int] = {}
         """Where in the open batch the EDU of a collapse key stands."""
-        self.moments: dict[str, Moment | PresenceMoment] = {}
-        self.ready = False
-        """Whether it waits for its turn to send."""
-        self.busy = False
-        """Whether it is its turn."""
-        self.again = False
-        """Whether something came since its turn began."""
-        self.timer: IDelayedCall | None = None
-        self.heard = 0.0
-        """When the server was last heard of while it was left in peace."""
-        self.sent_ts = 0
-        self.trouble = ""
-        """Why the last attempt failed, where that does not count against the server."""
-
-    # --- batches ---
 
     def place_event(self, numbers: Numbers) -> tuple[int, int]:
         """Batch and number of the next event."""
@@ -170,6 +143,45 @@ class Queue:
         """Nothing more goes into the open batch."""
         self.batch = self.placed_events = self.placed_edus = 0
         self.places.clear()
+
+
+class Queue(OpenBatch):
+    """What is known of a destination for which something waits, or of which something is remembered."""
+
+    __slots__ = (
+        "again",
+        "busy",
+        "edus",
+        "events",
+        "heard",
+        "moments",
+        "ready",
+        "sent_ts",
+        "server",
+        "timer",
+        "trouble",
+    )
+
+    def __init__(self, server: str) -> None:
+        super().__init__()
+        self.server = server
+        self.events = 0
+        """How many events are on disk, in batches."""
+        self.edus = False
+        """Whether there may be EDUs on disk."""
+        self.moments: dict[str, Moment | PresenceMoment] = {}
+        self.ready = False
+        """Whether it waits for its turn to send."""
+        self.busy = False
+        """Whether it is its turn."""
+        self.again = False
+        """Whether something came since its turn began."""
+        self.timer: IDelayedCall | None = None
+        self.heard = 0.0
+        """When the server was last heard of while it was left in peace."""
+        self.sent_ts = 0
+        self.trouble = ""
+        """Why the last attempt failed, where that does not count against the server."""
 
     # --- what is of the moment ---
 

@@ -7,16 +7,18 @@ turns.  Whoever is slow gives its turn back and goes on without.
 
 After a failure a destination is left in peace (`Destinations`); the same transaction is sent again when the time has
 come, or at once when the server is heard of.
+
+Where several processes share the work (`spread`), there are queues here only of the servers that this one sends to.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -29,6 +31,9 @@ from .api import BackingOff, RemoteRefused, Unreachable
 from .destinations import Destinations
 from .post import EVENTS_KEPT, Batch, Parcel, Post
 from .queue import Moment, Numbers, PresenceMoment, Queue, time_of
+
+if TYPE_CHECKING:
+    from .spread import Spread
 
 log = Logger()
 
@@ -52,6 +57,9 @@ HEARD_SECONDS = 10.0
 """A server that is heard of but cannot be reached is tried no more often than this."""
 
 STOP_SECONDS = 3.0
+
+LEAVE_SECONDS = 1.0
+"""How long a transaction may go on to a server that became another process's, before that one repeats it."""
 
 SendTransaction = Callable[[str, str, bytes, float], Awaitable[RemoteRefused | None]]
 """`FederationClient.send_transaction`."""
@@ -96,7 +104,9 @@ class Senders:
         clock: Clock,
         turns: int = TURNS,
         doubtful_turns: int = DOUBTFUL_TURNS,
+        spread: Spread | None = None,
     ) -> None:
+        """`spread` says who else sends; `None` if nobody does."""
         self._server_name = server_name
         self._post = post
         self._destinations = destinations
@@ -109,6 +119,12 @@ class Senders:
         self._running: dict[Queue, Deferred[Any]] = {}
         self._started = False
         self._stopped: Deferred[None] | None = None
+        self._spread = spread
+        if spread is not None:
+            spread.on_moment = self._add_moment
+
+    def _is_mine(self, server: str) -> bool:
+        return self._spread is None or self._spread.mine(server)
 
     # --- life ---
 
@@ -116,6 +132,7 @@ class Senders:
         """Begin to send what was left over."""
         self._started = True
         self._destinations.on_reached = self.heard_of
+        self._destinations.on_forgiven = self._try_now
         for queue in list(self._post.queues.values()):
             self.wake(queue.server)
 
@@ -135,11 +152,27 @@ class Senders:
         for running in list(self._running.values()):
             running.cancel()
 
+    async def leave(self, kept: bool) -> None:
+        """Some servers are another process's now; with `kept` it has them once this returns."""
+        for queue in [queue for queue in self._post.queues.values() if not self._is_mine(queue.server)]:
+            queue.cancel()
+            if not queue.busy:
+                del self._post.queues[queue.server]
+        running = [one for queue, one in self._running.items() if not self._is_mine(queue.server)]
+        breaking = self._time.callLater(LEAVE_SECONDS if kept else 0, _cancel_all, running)
+        await DeferredList([_end_of(one) for one in running])
+        if breaking.active():
+            breaking.cancel()
+
     # --- what is to be sent ---
 
     async def put(self, parcel: Parcel, consumer: str, position: int) -> None:
         """Store what a consumer has for others together with its position, and see to it that it is sent."""
-        for server, linger in (await self._post.put(parcel, consumer, position)).items():
+        await self.arrived(await self._post.put(parcel, consumer, position))
+
+    async def arrived(self, lingers: Mapping[str, float]) -> None:
+        """There is more on disk for these servers, which may wait for company for so many seconds."""
+        for server, linger in lingers.items():
             queue = self._post.queue(server)
             if queue.events > EVENTS_KEPT and not queue.busy:
                 await self._post.collapse(queue)
@@ -147,6 +180,15 @@ class Senders:
 
     def add_moment(self, servers: Iterable[str], key: str, moment: Moment | PresenceMoment, linger: float = 0) -> None:
         """Tell servers of something now or never; those that do not answer are not told."""
+        if self._spread is not None:
+            servers = list(servers)
+            others = [server for server in servers if not self._spread.mine(server)]
+            if others:
+                self._spread.tell_moment(others, key, moment, linger)
+                servers = [server for server in servers if self._spread.mine(server)]
+        self._add_moment(servers, key, moment, linger)
+
+    def _add_moment(self, servers: Iterable[str], key: str, moment: Moment | PresenceMoment, linger: float = 0) -> None:
         if not self._started:
             return
         for server in servers:
@@ -157,7 +199,7 @@ class Senders:
     def wake(self, server: str, linger: float = 0.0) -> None:
         """There may be something for a destination, which may wait for a while for company."""
         queue = self._post.queues.get(server)
-        if queue is None or queue.ready or not self._started:
+        if queue is None or queue.ready or not self._started or not self._is_mine(server):
             return
         if queue.busy:
             queue.again = True
@@ -193,7 +235,7 @@ class Senders:
     def heard_of(self, server: str) -> None:
         """A server answered or asked something: what waits for it goes out now."""
         queue = self._post.queues.get(server)
-        if queue is None or queue.busy or queue.ready:
+        if queue is None or queue.busy or queue.ready or not self._is_mine(server):
             return
         now = self._time.seconds()
         since = now - queue.heard
@@ -205,9 +247,12 @@ class Senders:
             self.wake(server)
 
     async def retry(self, server: str) -> bool:
-        """Try a destination now, whatever is known of it; false if nothing waits for it."""
-        queue = self._post.queues.get(server)
+        """Try a destination now, whatever is known of it; false if nothing waits for it here."""
         await self._destinations.forgive(server)
+        return self._try_now(server)
+
+    def _try_now(self, server: str) -> bool:
+        queue = self._post.queues.get(server)
         if queue is None:
             return False
         queue.cancel()
@@ -229,7 +274,9 @@ class Senders:
             return
         lane.filling = True
         while lane.waiting and lane.taken < lane.turns and self._started:
-            self._begin(lane.waiting.popleft(), lane)
+            queue = lane.waiting.popleft()
+            if self._post.queues.get(queue.server) is queue:
+                self._begin(queue, lane)
         lane.filling = False
 
     def _begin(self, queue: Queue, lane: _Lane) -> None:
@@ -258,6 +305,10 @@ class Senders:
 
     def _next(self, queue: Queue, pause: float | None) -> None:
         """After a turn: the next one, a pause (in seconds), or nothing more (`None`)."""
+        if not self._is_mine(queue.server):
+            if self._post.queues.get(queue.server) is queue:
+                del self._post.queues[queue.server]
+            return
         if not self._started:
             return
         if pause is None and not (queue.moments or queue.again):
@@ -352,6 +403,23 @@ def _log_refusal(server: str, batch: Batch, refusal: RemoteRefused) -> None:
         errcode=refusal.remote_errcode,
         error=refusal.remote_error,
     )
+
+
+def _cancel_all(running: Iterable[Deferred[Any]]) -> None:
+    for one in running:
+        one.cancel()
+
+
+def _end_of(running: Deferred[Any]) -> Deferred[None]:
+    """Fires when a transaction has ended in whatever way."""
+    end: Deferred[None] = Deferred()
+
+    def ended(result: Any) -> Any:
+        end.callback(None)
+        return result
+
+    running.addBoth(ended)
+    return end
 
 
 def _broken(failure: Failure, server: str) -> float:

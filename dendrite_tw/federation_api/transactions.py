@@ -87,9 +87,7 @@ class TransactionRoutes:
             self._inbox.check(origin)
         events, outcomes = await self._sort(origin, transaction.pdus)
         await self._ephemeral.take(origin, transaction.edus)
-        answer = transaction_bytes(outcomes)
-        await self._inbox.take(origin, txn_id, events, answer)
-        return answer
+        return await self._inbox.take(origin, txn_id, events, transaction_bytes(outcomes))
 
     async def _sort(self, origin: str, pdus: tuple[bytes, ...]) -> tuple[list[Staged], dict[str, str | None]]:
         """The events that are to be staged, and the answer for each that can be named."""

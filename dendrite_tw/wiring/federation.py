@@ -25,6 +25,8 @@ class FederationPart:
             basis.keys,
             basis.client,
             basis.relays.consumed,
+            basis.ways.echoes,
+            basis.leases("federation_api"),
         )
         self.servers = self.federating.component.servers
         basis.ways.here(FederationAPI, self.federating.component)

@@ -145,11 +145,11 @@ class Cluster:
         host = f"localhost:{self.port}/postgres?" if self.port else f"/postgres?host={self.folder}&"
         return f"postgresql://postgres@{host}options=-csearch_path%3D{schema}&sslmode=disable"
 
-    def new(self) -> str:
-        """A connection string for an empty schema."""
+    def new(self, more: str = "") -> str:
+        """A connection string for an empty schema, with `more` schemas behind it on the search path."""
         name = f"t{next(self._schemas)}"
         self.ask(f"CREATE SCHEMA {name}")
-        return self.dsn(name)
+        return self.dsn(name + more)
 
     def ask(self, sql: str) -> list[tuple[object, ...]]:
         """Run SQL as the administrator."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ...database.statements import Transaction, each, many, maybe, none, one
+from ..queue import UNNAMED
 
 RETENTION = (
     "Rows go with the answer of their server. Of one that is far behind or given up, a row for each room is kept "
@@ -33,6 +34,26 @@ class QueuedEdu(msgspec.Struct, frozen=True):
     content: bytes
 
 
+class PlacedEvent(msgspec.Struct, frozen=True):
+    """A queued event and its place."""
+
+    batch: int
+    number: int
+    position: int
+    room_id: str
+    event_id: str
+
+
+class PlacedEdu(msgspec.Struct, frozen=True):
+    """A queued EDU and its place."""
+
+    batch: int
+    number: int
+    edu_type: str
+    content: bytes
+    collapse_key: str
+
+
 class ServerCount(msgspec.Struct, frozen=True):
     """A server and how many rows wait for it."""
 
@@ -55,13 +76,33 @@ def edu_counts(txn: Transaction) -> None: ...
 def room_counts(txn: Transaction) -> None: ...
 
 
+_NUMBER = f"CASE WHEN batch < {UNNAMED} THEN batch ELSE batch - {UNNAMED} END"
+
+
 @one(
     int,
-    "SELECT COALESCE(MAX(highest), 0) FROM (SELECT MAX(batch) AS highest FROM destination_events UNION ALL "
-    "SELECT MAX(batch) FROM destination_edus UNION ALL SELECT MAX(edu_id) FROM outgoing_edus) AS numbers",
+    f"SELECT COALESCE(MAX(highest), 0) FROM (SELECT MAX({_NUMBER}) AS highest FROM destination_events UNION ALL "
+    f"SELECT MAX({_NUMBER}) FROM destination_edus UNION ALL SELECT MAX(edu_id) FROM outgoing_edus) AS numbers",
 )
 def highest_number(txn: Transaction) -> None:
     """The highest number that was given to a batch or an EDU that is still stored."""
+
+
+@none(f"UPDATE destination_events SET batch = batch - {UNNAMED} WHERE batch >= {UNNAMED}")
+def name_all_events(txn: Transaction) -> None: ...
+
+
+@none(f"UPDATE destination_edus SET batch = batch - {UNNAMED} WHERE batch >= {UNNAMED}")
+def name_all_edus(txn: Transaction) -> None: ...
+
+
+@many(
+    str,
+    "SELECT destination FROM destination_events UNION SELECT destination FROM destination_edus "
+    "UNION SELECT destination FROM destination_rooms",
+)
+def destinations_waiting(txn: Transaction) -> None:
+    """The servers for which anything waits."""
 
 
 # --- putting in ---
@@ -106,7 +147,15 @@ def queue_edus(txn: Transaction, rows: object) -> None: ...
     "DELETE FROM destination_edus WHERE destination = :destination AND collapse_key = :collapse_key",
     row="destination collapse_key",
 )
-def drop_replaced(txn: Transaction, rows: object) -> None: ...
+def drop_replaced(txn: Transaction, rows: Sequence[tuple[str, str]]) -> None: ...
+
+
+@each(
+    "DELETE FROM destination_edus WHERE destination = :destination AND collapse_key = :collapse_key "
+    f"AND batch >= {UNNAMED}",
+    row="destination collapse_key",
+)
+def drop_replaced_unnamed(txn: Transaction, rows: Sequence[tuple[str, str]]) -> None: ...
 
 
 @maybe(int, "SELECT position FROM federation_positions WHERE consumer = :consumer")
@@ -147,6 +196,47 @@ def events_of(txn: Transaction, destination: str, batch: int) -> None: ...
     "WHERE d.destination = :destination AND d.batch = :batch ORDER BY d.number",
 )
 def edus_of(txn: Transaction, destination: str, batch: int) -> None: ...
+
+
+@many(
+    PlacedEvent,
+    "SELECT batch, number, position, room_id, event_id FROM destination_events "
+    "WHERE destination = :destination ORDER BY batch, number LIMIT :count",
+)
+def oldest_events(txn: Transaction, destination: str, count: int) -> None: ...
+
+
+@many(
+    PlacedEdu,
+    "SELECT d.batch, d.number, e.edu_type, e.content, d.collapse_key FROM destination_edus d "
+    "JOIN outgoing_edus e ON e.edu_id = d.edu_id WHERE d.destination = :destination "
+    "ORDER BY d.batch, d.number LIMIT :count",
+)
+def oldest_edus(txn: Transaction, destination: str, count: int) -> None: ...
+
+
+@each(
+    "UPDATE destination_events SET batch = :name, number = number + :shift "
+    "WHERE destination = :destination AND batch = :batch AND number <= :upto",
+    row="name shift destination batch upto",
+)
+def name_events(txn: Transaction, rows: Sequence[tuple[int, int, str, int, int]]) -> None:
+    """Put the first ``upto`` places of batches that have no name into the one of this name, behind ``shift`` others."""
+
+
+@each(
+    "UPDATE destination_edus SET batch = :name, number = number + :shift "
+    "WHERE destination = :destination AND batch = :batch AND number <= :upto",
+    row="name shift destination batch upto",
+)
+def name_edus(txn: Transaction, rows: Sequence[tuple[int, int, str, int, int]]) -> None: ...
+
+
+@each(
+    "DELETE FROM destination_edus WHERE destination = :destination AND batch = :batch AND number = :number",
+    row="destination batch number",
+)
+def delete_places(txn: Transaction, rows: Sequence[tuple[str, int, int]]) -> None: ...
 
 
 @none("DELETE FROM destination_events WHERE destination = :destination AND batch = :batch")

@@ -39,9 +39,10 @@ def answer_to(txn: Transaction, origin: str, txn_id: str) -> None: ...
 
 @none(
     "INSERT INTO received_transactions (origin, txn_id, received_ts, answer) "
-    "VALUES (:origin, :txn_id, :received_ts, :answer)"
+    "VALUES (:origin, :txn_id, :received_ts, :answer) ON CONFLICT (origin, txn_id) DO NOTHING"
 )
-def store_answer(txn: Transaction, origin: str, txn_id: str, received_ts: int, answer: bytes) -> None: ...
+def store_answer(txn: Transaction, origin: str, txn_id: str, received_ts: int, answer: bytes) -> None:
+    """Changes nothing, and says so, where the transaction was answered before."""
 
 
 @each("INSERT INTO staged_pdus (room_id, origin, pdu) VALUES (:room_id, :origin, :pdu)", row="room_id origin pdu")
