@@ -21,6 +21,7 @@ from typing import Any
 
 from twisted.application.service import IService, IServiceMaker, MultiService
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.logger import LogLevel
 from twisted.plugin import getPlugins
 from twisted.python import usage
@@ -42,6 +43,7 @@ from dendrite_tw.commands.goflags import FlagSet
 from dendrite_tw.config import Config, ConfigError, LogHook, load, loads
 from dendrite_tw.config.key_files import old_verify_keys, signing_key
 from dendrite_tw.matrix.keys import read_pem
+from dendrite_tw.web.site import make_site
 from tests.test_config import MINIMAL, POLYLITH
 
 
@@ -572,7 +574,11 @@ class Site(MultiService):
         super().__init__()
         self.site = Resource()
         self.started: Deferred[None] = Deferred()
+        self.serves = self.started
         self.configured: list[Config] = []
+
+    def factory(self, reactor: Any) -> Any:
+        return make_site(self.site, Clock())
 
 
 class Start(Case):

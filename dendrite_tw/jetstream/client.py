@@ -429,11 +429,15 @@ class QueueClient:
         worker.start()
         return worker
 
-    def listen(self, stream: str, handler: Callable[[Message], None]) -> Subscription:
+    def listen(
+        self, stream: str, handler: Callable[[Message], None], on_begun: Callable[[], None] = lambda: None
+    ) -> Subscription:
         """Give each new message of a stream to the handler, with the least delay and without
         acknowledgement.
+
+        `on_begun` is called each time that begins, also after an interruption in which messages may have been lost.
         """
-        subscription = Subscription(self, stream, handler)
+        subscription = Subscription(self, stream, handler, on_begun)
         subscription.start()
         return subscription
 

@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from ..jetstream.client import QueueClient
+from ..sharing.leases import NotMine
 from ..sharing.shares import share_of
 from .answering import Answering
 from .calling import TICK_SECONDS, Asking
@@ -144,10 +145,18 @@ class _Calling:
         def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
             share = share_of(key(args, kwargs))
             if local is not None and serves(label, share):
-                return local(*args, **kwargs)
+                return self._here(route, share, args, kwargs)
             return self._ask(route, share, args, kwargs)
 
         return call
+
+    async def _here(self, route: _Route, share: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call what is held here, and follow it if it is given away meanwhile."""
+        assert route.local is not None
+        try:
+            return await route.local(*args, **kwargs)
+        except NotMine:
+            return await self._ask(route, share, args, kwargs)
 
     async def _ask(self, route: _Route, share: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Ask other processes, until there is an answer or no point in asking."""
@@ -162,7 +171,10 @@ class _Calling:
             except NotTaken as error:
                 reason = str(error)
                 if route.local is not None and (share is None or self._calls.answering.serves(route.label, share)):
-                    return await route.local(*args, **kwargs)
+                    try:
+                        return await route.local(*args, **kwargs)
+                    except NotMine as refused:
+                        reason = str(refused)
             except Lost as error:
                 reason = str(error)
                 if not route.repeat:

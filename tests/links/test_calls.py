@@ -252,6 +252,28 @@ class HandoverTests(CallCase):
         self.broker.advance(0.5)
         self.assertEqual(self.successResultOf(waiting), "two !a:x")
 
+    def test_what_an_answerer_finds_to_be_no_longer_its_own_goes_to_the_next_holder(self) -> None:
+        one = self.answerer("one", "!a:x")
+        one.desk.gives_up = True
+        waiting = self.begin(self.caller.asks.write("!a:x"))
+        self.assertNoResult(waiting)
+        self.result(one.give("!a:x"))
+        self.broker.process("two").take("!a:x")
+        self.broker.advance(0.5)
+        self.assertEqual(self.successResultOf(waiting), "two !a:x")
+
+    def test_so_does_what_was_called_here(self) -> None:
+        desk = handle(DeskAPI, self.caller.calls.transport(DeskAPI, self.caller.desk))
+        self.caller.take("!a:x")
+        self.caller.desk.gives_up = True
+        waiting = self.begin(desk.write("!a:x"))
+        self.broker.advance(0.5)
+        self.assertNoResult(waiting)
+        self.result(self.caller.give("!a:x"))
+        self.broker.process("two").take("!a:x")
+        self.broker.advance(0.5)
+        self.assertEqual(self.successResultOf(waiting), "two !a:x")
+
     def test_a_share_can_come_back_at_once(self) -> None:
         one = self.answerer("one", "!a:x")
         given = one.give("!a:x")
