@@ -23,7 +23,7 @@ from .config import Config
 from .database.engines import Unavailable
 from .databases import ended
 from .jetstream.outbox import OutboxRelay
-from .monitor import MonitorRoutes
+from .monitor import MonitorRoutes, Warnings
 from .settings import limiter, metrics_resource
 from .web.auth import TokenAuthenticator, WhoAsks
 from .web.routes import Route
@@ -65,6 +65,8 @@ class Server(MultiService):
         self.site = parts.root
         self.started: Deferred[None] = Deferred()
         """Fires when everything has started."""
+        self.serves = self.started
+        """Fires when its sockets may be served."""
 
     def factory(self, reactor: Any) -> QuietSite:
         """What serves on its listeners."""
@@ -92,7 +94,9 @@ class Parts:
         self.last_seen = LastSeen(basis.users, basis.world)
         self.rows = {name: part.rows() for name, part in self.of.items()}
         """What is served, by component; of no component is what every process says of itself."""
-        self.rows[""] = MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]).routes()
+        self.warnings: list[Warnings] = [lambda: self.queue.degraded, lambda: self.databases.degraded]
+        """What may be wrong with it, for whoever watches over it."""
+        self.rows[""] = MonitorRoutes(self.warnings).routes()
         self.routes = [row for rows in self.rows.values() for row in rows]
         self.root = root_of(self, self.routes)
 

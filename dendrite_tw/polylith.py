@@ -39,7 +39,7 @@ class Process(Server):
 
     def __init__(self, parts: Parts, components: frozenset[str]) -> None:
         super().__init__(parts)
-        self.serves: Deferred[None] = Deferred()
+        self.serves = Deferred()
         basis = parts.basis
         self._time: Any = basis.world.time
         self._components = components
@@ -49,6 +49,7 @@ class Process(Server):
         self._fronts: list[FrontSite] = []
         self._starting: Deferred[None] | None = None
         self._ready = False
+        parts.warnings.append(lambda: [] if self._ready else ["the components of this process have not started"])
 
     def factory(self, reactor: Any) -> QuietSite:
         front = FrontSite(self.site, reactor, self._components | nobodys(self.parts.basis), self._tunnels)

@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from ..jetstream.client import Handle, QueueClient
 from ..jetstream.wire import Msg
 from ..matrix.errors import MALFORMED, MatrixError
+from ..sharing.leases import NotMine
 from .calling import MISSES
 from .codec import RESULT, InterfaceCodec, MethodCodec
 from .frames import (
@@ -216,6 +217,8 @@ class Answering:
         codec = job.method.codec
         try:
             message = codec.encode_result(await job.method.call(*args))
+        except NotMine:
+            message = NOT_MINE
         except MatrixError as error:
             message = codec.encode_error(error)
         except Exception:
