@@ -262,7 +262,11 @@ class Parser:
                         buffer[position : position + 8], len(buffer) - position if end < 0 else end - position
                     )
                     break
-                op, position_after = self._operation(buffer, position, end)
+                op, position_after = (
+                    self._message(buffer, position, end)
+                    if buffer.startswith(b"MSG ", position)
+                    else self._operation(buffer, position, end)
+                )
                 if op is None:
                     break
                 position = position_after
@@ -280,6 +284,22 @@ class Parser:
         limit = MAX_JSON_LINE if name.startswith((b"CONNECT", b"INFO")) else self._max_line
         if length > limit:
             raise ProtocolError("Maximum Control Line Exceeded")
+
+    def _message(self, buffer: bytes, start: int, end: int) -> tuple[Op | None, int]:
+        """What most operations are, a plain MSG, in fewer steps; anything odd about it is for `_operation`."""
+        try:
+            words = buffer[start + 4 : end].decode("ascii").split(" ")
+        except UnicodeDecodeError:
+            return self._operation(buffer, start, end)
+        count, length = len(words), words[-1]
+        is_plain = 2 < count < 5 and "" not in words and length.isdecimal() and len(length) < 10
+        if not is_plain or end - start > self._max_line:
+            return self._operation(buffer, start, end)
+        at = end + 2
+        stop = at + int(length)
+        if stop - at > self._max_payload or buffer[stop : stop + 2] != _CRLF:
+            return self._operation(buffer, start, end)
+        return Msg(words[0], words[1], words[2] if count == 4 else "", b"", buffer[at:stop]), stop + 2
 
     def _operation(self, buffer: bytes, start: int, end: int) -> tuple[Op | None, int]:
         if buffer.startswith(b"PUB ", start) and end - start <= self._max_line:

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.task import LoopingCall
+
 from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.outbox import Outbox
 from ..database.statements import Transaction
 from ..federation_api.api import FederationAPI
+from ..links.echoes import Echoes, NoEchoes
 from ..matrix.identifiers import server_name_of
 from ..room_api.api import OutputRoomEvent, RoomAPI
+from ..sharing.leases import Leases, Sole
 from ..world import World
 from . import key_checks
+from .accounts import in_background
 from .api import (
     RESYNC,
     BackupInfo,
@@ -26,12 +31,14 @@ from .api import (
     ClaimedKeys,
     DeviceList,
     DeviceListUpdate,
+    KeyAPI,
     KeyCounts,
     QueriedKeys,
     ToDeviceMessage,
 )
 from .cross_signing import CrossSigning
 from .device_keys import DeviceKeys, DevicesOf, check_query, stored_devices
+from .fetches import Fetches
 from .key_backup import KeyBackup
 from .key_changes import KeyChanges
 from .one_time_keys import OneTimeKeys, flatten
@@ -44,6 +51,12 @@ from .to_device import ToDevice
 REMOTE_TIMEOUT_MS = 10_000
 """How long other servers may take where no client says."""
 
+STALE_LISTS = "stale_lists"
+"""The topic of the echoes that tell of servers to ask for lists."""
+
+LOOK_SECONDS = 30.0
+NO_ECHOES = NoEchoes()
+
 MESSAGES_LIMIT = 1_000
 """Waiting messages that one question may return."""
 
@@ -54,7 +67,8 @@ class KeyComponent:
     `devices_of` reads devices in the transaction that it is given, by default from the user
     component's table.  `exclusive`
     says that this process alone writes the database, so that counts and
-    positions may be remembered.  `workers` lists of other servers are fetched at a time.
+    positions may be remembered; by default it is what the database says.  `workers` lists of other servers are
+    fetched at a time, by one process.  `keys` is what all processes answer, by default what this one does.
     """
 
     def __init__(
@@ -68,9 +82,14 @@ class KeyComponent:
         federation: FederationAPI,
         workers: int = 8,
         devices_of: DevicesOf = stored_devices,
-        exclusive: bool = True,
+        exclusive: bool | None = None,
+        *,
+        echoes: Echoes = NO_ECHOES,
+        leases: Leases | None = None,
+        keys: KeyAPI | None = None,
     ) -> None:
         clock = world.clock
+        exclusive = not database.shared if exclusive is None else exclusive
         self._database = database
         self._server_name = server_name
         self._changes = KeyChanges(database, outbox, exclusive)
@@ -79,17 +98,54 @@ class KeyComponent:
         self._signing = CrossSigning(database, self._changes, devices_of, server_name)
         self._to_device = ToDevice(database, outbox, clock, world.random, devices_of, server_name, budget, exclusive)
         self._backup = KeyBackup(database)
-        self.lists = RemoteLists(database, self._changes, rooms, server_name)
-        self.resyncs = Resyncs(federation, self.lists, world, workers)
-        self.lists.on_stale = self.resyncs.wake
-        self._remote = RemoteKeys(federation, self.lists, self.resyncs, rooms, world.time)
+        self.lists = RemoteLists(
+            database, self._changes, rooms, server_name, Fetches(database, clock, world.random)
+        )
+        self.resyncs = Resyncs(federation, self.lists, world, workers, database.shared)
+        self.lists.on_stale = self._stale
+        self._remote = RemoteKeys(federation, self.lists, keys or self, rooms, world.time)
+        self._echoes = echoes
+        self._looking = LoopingCall(self._look)
+        self._looking.clock = world.time
+        self._sole = Sole() if leases is None else None
+        """The lease, where nobody else wants it."""
+        self._leases: Leases = leases or self._sole or Sole()
+        self._leases.want([RESYNC], self._fetch_lists, self._fetch_no_more)
+        echoes.hear(STALE_LISTS, lambda payload: self.resyncs.wake(payload.decode()))
+        echoes.on_missed(self._look)
 
     async def start(self) -> None:
-        """Go on with what an earlier run left."""
-        await self.resyncs.start()
+        """Go on with what an earlier run left; where leases were given, once this process has that one."""
+        if self._sole is not None:
+            await self._sole.start()
 
     async def stop(self) -> None:
+        if self._sole is not None:
+            await self._sole.stop()
+            await self.resyncs.stop()
+
+    # --- who fetches lists of other servers ---
+
+    async def _fetch_lists(self, lease: str) -> None:
+        await self.resyncs.start()
+        if self._database.shared:
+            self._looking.start(LOOK_SECONDS, now=False)
+
+    async def _fetch_no_more(self, lease: str, kept: bool) -> None:
+        if self._looking.running:
+            self._looking.stop()
         await self.resyncs.stop()
+
+    def _stale(self, server_name: str) -> None:
+        """A server is to be asked for lists, by whoever does that."""
+        self.resyncs.wake(server_name)
+        if self._database.shared:
+            self._echoes.tell(STALE_LISTS, server_name.encode())
+
+    def _look(self) -> None:
+        """See on disk which servers are to be asked: a process may have been killed before it told."""
+        if self.resyncs.is_running:
+            in_background(self.resyncs.look(), "looking for lists of devices to fetch")
 
     # --- for the user component ---
 
@@ -120,7 +176,10 @@ class KeyComponent:
         return any(key.public_key == device_id for key in await signing_table.of_user(txn, user_id))
 
     async def prune(self) -> None:
-        """Delete what the tables keep for a while only; to be called every hour or so."""
+        """Delete what the tables keep for a while only; to be called every hour or so, one process does it."""
+        if self._database.shared and not self._leases.holds(RESYNC):
+            return
+        await self.lists.fetches.prune()
         await self._one_time.prune()
         await self._to_device.prune()
         await self._backup.prune()

@@ -119,7 +119,8 @@ class OneTimeKeys:
         if counts is None:
             generation = self._counts.generation
             counts = await self._database.read(self.read_counts, user_id, device_id)
-            self._counts.keep(key, counts, generation)
+            if self._exclusive:
+                self._counts.keep(key, counts, generation)
         return counts
 
     async def read_counts(self, txn: Transaction, user_id: str, device_id: str) -> KeyCounts:

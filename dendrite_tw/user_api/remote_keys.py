@@ -15,15 +15,16 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred, DeferredSemaphore, FirstError, TimeoutError, gatherResults
 from twisted.internet.interfaces import IReactorTime
 
+from ..database.engines import Unavailable
 from ..federation_api.api import FederationAPI, FederationRequest, RemoteRefused, Unreachable
 from ..matrix.errors import MatrixError
 from ..matrix.identifiers import server_name_of
 from ..room_api.api import RoomAPI
-from .api import ClaimedKeys, QueriedKeys
+from .api import ClaimedKeys, KeyAPI, QueriedKeys
 from .remote_checks import Claimed, Malformed, RemoteDevices, read_claim, read_device_list, read_query
 from .remote_lists import RemoteLists
 from .resync import ANSWER_LIMIT as WHOLE_LIST_LIMIT
-from .resync import Resyncs, devices_path
+from .resync import devices_path
 
 T = TypeVar("T")
 
@@ -53,11 +54,12 @@ class RemoteKeys:
     """Asks other servers for keys, where they are not known here."""
 
     def __init__(
-        self, federation: FederationAPI, lists: RemoteLists, resyncs: Resyncs, rooms: RoomAPI, time: IReactorTime
+        self, federation: FederationAPI, lists: RemoteLists, keys: KeyAPI, rooms: RoomAPI, time: IReactorTime
     ) -> None:
+        """`keys` is asked to wait for lists that are about to be fetched."""
         self._federation = federation
         self._lists = lists
-        self._resyncs = resyncs
+        self._keys = keys
         self._rooms = rooms
         self._time = time
         self._turns = DeferredSemaphore(REQUESTS_AT_ONCE)
@@ -69,7 +71,8 @@ class RemoteKeys:
         deadline = self._time.seconds() + bounded(timeout_ms) / 1000
         known, stale = await self._lists.known(list(wanted))
         if stale:
-            await self._all(self._resyncs.settled(user_id, deadline - self._time.seconds()) for user_id in stale)
+            with suppress(Unavailable):
+                await self._keys.settle_lists(stale, bounded(int((deadline - self._time.seconds()) * 1000)))
             known, stale = await self._lists.known(list(wanted))
         missing = [user_id for user_id in wanted if user_id not in known]
         shared = set(await self._rooms.shares_room(requester, missing)) if missing else set()
@@ -92,7 +95,7 @@ class RemoteKeys:
 
     async def _others_fetch(self, user_ids: set[str], deadline: float) -> bool:
         """Wait for those who fetch these lists already, if anybody does: one answer is enough for all clients."""
-        fetches = self._lists.fetches_of(user_ids)
+        fetches = self._lists.fetches.of(user_ids)
         for fetch in fetches:
             seconds = deadline - self._time.seconds()
             if seconds > 0:
@@ -104,7 +107,7 @@ class RemoteKeys:
         """Ask for the whole list of a user who shares a room, which is kept from now on; if there is none, a query
         may still have an answer."""
         server_name, path = server_name_of(user_id), devices_path(user_id)
-        fetch = self._lists.begin([user_id])
+        fetch = await self._lists.fetches.begin([user_id])
         try:
             answer = await self._ask(server_name, "GET", path, None, WHOLE_LIST_LIMIT, deadline)
             devices = read_device_list(answer, user_id)
@@ -114,7 +117,7 @@ class RemoteKeys:
             await self._lists.begin_list(fetch, user_id, devices)
             found[user_id] = devices
         finally:
-            self._lists.finish(fetch)
+            await self._lists.fetches.finish(fetch)
 
     async def _query_server(
         self,
@@ -126,7 +129,7 @@ class RemoteKeys:
         failures: Failures,
     ) -> None:
         """Ask one server; all devices of those who share a room, whose lists are kept from now on."""
-        fetch = self._lists.begin(shared & wanted.keys())
+        fetch = await self._lists.fetches.begin(shared & wanted.keys())
         try:
             question = {user_id: [] if user_id in shared else devices for user_id, devices in wanted.items()}
 
@@ -139,7 +142,7 @@ class RemoteKeys:
                 await self._lists.put_queried(fetch, {user_id: lists[user_id] for user_id in shared & lists.keys()})
                 found.update(lists)
         finally:
-            self._lists.finish(fetch)
+            await self._lists.fetches.finish(fetch)
 
     # --- claims ---
 

@@ -5,18 +5,16 @@ user's server tells us of changes.  It begins with an answer to ``/user/keys/que
 continues with updates, each of which names those directly before it.  One that names an update that is not known
 here makes the list *stale*, and it is fetched as a whole (`resync`).
 
-What happens to a list while it is being fetched is noted in the `Fetch`: the answer may be older.  Transactions run
-in the order in which they were begun, so what is noted before one is begun is not overtaken.
+What happens to a list while it is being fetched is noted (`fetches`): the answer may be older.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import orjson
-from twisted.internet.defer import Deferred
 
 from ..database.engines import Database
 from ..database.statements import Transaction
@@ -25,6 +23,7 @@ from ..matrix.identifiers import is_historical_user_id, server_name_of
 from ..room_api.api import OutputRoomEvent, RoomAPI
 from . import remote_checks
 from .api import DeviceListUpdate
+from .fetches import Fetch, Fetches, Heard
 from .key_changes import KeyChanges
 from .remote_checks import LARGEST_NUMBER, NEVER, UNNUMBERED, RemoteDevices
 from .tables import remote_devices as table
@@ -62,40 +61,20 @@ class Seen(msgspec.Struct, frozen=True):
         return Seen(max(self.upto, oldest), tuple(one for one in since if one != oldest))
 
 
-class Fetch:
-    """Lists that another server is asked for, and what is heard of them meanwhile."""
-
-    def __init__(self, user_ids: Iterable[str]) -> None:
-        self.user_ids = frozenset(user_ids)
-        self.newest: dict[str, int] = {}
-        """Users of whom something was told: up to which stream ID."""
-        self.ended: set[str] = set()
-        """Users who ceased to share rooms."""
-        self._waiting: list[Deferred[None]] = []
-
-    def finished(self) -> Deferred[None]:
-        """Fires when the answer is stored, or there is none."""
-        waiting: Deferred[None] = Deferred()
-        self._waiting.append(waiting)
-        return waiting
-
-    def finish(self) -> None:
-        for waiting in self._waiting:
-            waiting.callback(None)
-
-
 class RemoteLists:
     """The lists, and the rules by which they change.
 
     ``on_stale`` is told of a server that has to be asked for a list of one of its users.
     """
 
-    def __init__(self, database: Database, changes: KeyChanges, rooms: RoomAPI, server_name: str) -> None:
+    def __init__(
+        self, database: Database, changes: KeyChanges, rooms: RoomAPI, server_name: str, fetches: Fetches
+    ) -> None:
         self._database = database
         self._changes = changes
         self._rooms = rooms
         self._server_name = server_name
-        self._fetches: set[Fetch] = set()
+        self.fetches = fetches
         self.on_stale: Callable[[str], None] = lambda server_name: None
         self.updates = 0
         """How many updates were taken in since the start."""
@@ -120,6 +99,7 @@ class RemoteLists:
         An update that is known already, but says something else than what is stored, is one of a server that began
         to count anew.
         """
+        await self.fetches.store(txn, update.user_id, update.stream_id)
         known = await self._fresh(txn, update.user_id)
         if known is None:
             return False
@@ -167,6 +147,7 @@ class RemoteLists:
         self, txn: Transaction, user_id: str, master: dict[str, Any] | None, self_signing: dict[str, Any] | None
     ) -> bool:
         """Take new cross-signing keys; `False` where that takes the whole list."""
+        await self.fetches.store(txn, user_id, LARGEST_NUMBER)
         known = await self._fresh(txn, user_id)
         if known is None:
             return False
@@ -186,9 +167,7 @@ class RemoteLists:
         if not is_historical_user_id(user_id) or server_name_of(user_id) != origin or origin == self._server_name:
             return False
         self.updates += 1
-        for fetch in self._fetches:
-            if user_id in fetch.user_ids:
-                fetch.newest[user_id] = max(stream_id, fetch.newest.get(user_id, 0))
+        self.fetches.note(user_id, stream_id)
         if await self.is_shared(user_id):
             return True
         await self.end([user_id])
@@ -205,39 +184,27 @@ class RemoteLists:
         if not await self.is_shared(user_id):
             await self.end([user_id])
             return
-        for fetch in self._fetches:
-            if user_id in fetch.user_ids:
-                fetch.newest[user_id] = LARGEST_NUMBER
+        self.fetches.note(user_id, LARGEST_NUMBER)
         await self._database.write(self._make_stale, user_id)
         self.on_stale(server_name_of(user_id))
 
     async def _make_stale(self, txn: Transaction, user_id: str) -> None:
+        await self.fetches.store(txn, user_id, LARGEST_NUMBER)
         if await self._fresh(txn, user_id) is not None:
             await table.mark_stale(txn, user_id)
 
     # --- fetching ---
 
-    def begin(self, user_ids: Iterable[str]) -> Fetch:
-        """Note what happens to these lists from now on, until `finish`."""
-        fetch = Fetch(user_ids)
-        self._fetches.add(fetch)
-        return fetch
-
-    def finish(self, fetch: Fetch) -> None:
-        self._fetches.discard(fetch)
-        fetch.finish()
-
-    def fetches_of(self, user_ids: set[str]) -> list[Fetch]:
-        """Who asks for lists of any of these users now."""
-        return [fetch for fetch in self._fetches if not fetch.user_ids.isdisjoint(user_ids)]
-
     async def put_list(self, fetch: Fetch, user_id: str, found: RemoteDevices) -> bool:
         """Store a whole list; `False` where something newer was told meanwhile, so that it stays stale."""
-        if user_id in fetch.ended:
-            return True
-        current = fetch.newest.get(user_id, -1) <= found.stream_id
-        await self._database.write(self._put_list, user_id, found, not current)
-        return current
+
+        async def put(txn: Transaction, noted: Heard) -> bool:
+            heard = await self.fetches.heard(txn, fetch, noted)
+            if user_id in heard:
+                await self._put_list(txn, user_id, found, heard[user_id] > found.stream_id)
+            return heard.get(user_id, -1) <= found.stream_id
+
+        return await self._database.write(put, fetch.heard([user_id]))
 
     async def _put_list(self, txn: Transaction, user_id: str, found: RemoteDevices, stale: bool) -> None:
         known = await table.of_user(txn, user_id)
@@ -251,11 +218,14 @@ class RemoteLists:
 
     async def begin_list(self, fetch: Fetch, user_id: str, found: RemoteDevices) -> None:
         """Begin a list with a whole one that a client waited for; one that has begun meanwhile and is newer stays."""
-        if user_id in fetch.ended:
-            return
-        current = fetch.newest.get(user_id, -1) <= found.stream_id
-        await self._database.write(self._begin_list, user_id, found, not current)
-        if not current:
+
+        async def begin(txn: Transaction, noted: Heard) -> bool:
+            heard = await self.fetches.heard(txn, fetch, noted)
+            if user_id in heard:
+                await self._begin_list(txn, user_id, found, heard[user_id] > found.stream_id)
+            return heard.get(user_id, -1) <= found.stream_id
+
+        if not await self._database.write(begin, fetch.heard([user_id])):
             self.on_stale(server_name_of(user_id))
 
     async def _begin_list(self, txn: Transaction, user_id: str, found: RemoteDevices, stale: bool) -> None:
@@ -268,13 +238,13 @@ class RemoteLists:
 
     async def put_queried(self, fetch: Fetch, lists: dict[str, RemoteDevices]) -> None:
         """Begin lists with the answer to a query; those that are known already keep what was told of them."""
-        untouched = {
-            user_id: found
-            for user_id, found in lists.items()
-            if user_id not in fetch.ended and user_id not in fetch.newest
-        }
-        if untouched:
-            await self._database.write(self._put_queried, untouched)
+
+        async def put(txn: Transaction, noted: Heard) -> None:
+            heard = await self.fetches.heard(txn, fetch, noted)
+            await self._put_queried(txn, {user_id: lists[user_id] for user_id, newest in heard.items() if newest < 0})
+
+        if lists:
+            await self._database.write(put, fetch.heard(lists))
 
     async def _put_queried(self, txn: Transaction, lists: dict[str, RemoteDevices]) -> None:
         known = {row.user_id for row in await table.of_users(txn, list(lists))}
@@ -323,10 +293,10 @@ class RemoteLists:
         if not user_ids:
             return []
         read = self._database.read_long if len(user_ids) > INLINE_READ else self._database.read
-        listed = set(await read(table.known_users, user_ids))
-        for fetch in self._fetches:
-            listed |= fetch.user_ids.intersection(user_ids)
-        return sorted(listed)
+        return sorted(await read(self._known_users, user_ids) | self.fetches.fetched_here(user_ids))
+
+    async def _known_users(self, txn: Transaction, user_ids: Sequence[str]) -> set[str]:
+        return {*await table.known_users(txn, user_ids), *await self.fetches.fetched(txn, user_ids)}
 
     async def _shared_besides(self, user_id: str, room_id: str) -> bool:
         """Whether the user shares a room other than `room_id`.
@@ -343,11 +313,11 @@ class RemoteLists:
         """Forget the lists of users who share no rooms any more."""
         listed = await self._listed(user_ids)
         if listed:
-            for fetch in self._fetches:
-                fetch.ended.update(fetch.user_ids.intersection(listed))
+            self.fetches.note_end(listed)
             await self._database.write(self._end, listed)
 
     async def _end(self, txn: Transaction, user_ids: Sequence[str]) -> None:
+        await self.fetches.store_end(txn, user_ids)
         for user_id in user_ids:
             await table.forget(txn, user_id)
 

@@ -4,6 +4,8 @@ Server-Server API, ``GET /user/devices/{userId}``.  Which lists are stale is on 
 was.  The servers that have any take turns; one that does not answer is left alone for longer each time, until it is
 heard of again, and holds up nobody else.  A list that becomes stale again and again, as a server can make it, is
 fetched less and less often.
+
+Of the processes that share a database one does this, the holder of the lease `RESYNC`.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ class _Server:
 class Resyncs:
     """Asks servers for the lists that `RemoteLists` calls stale."""
 
-    def __init__(self, federation: FederationAPI, lists: RemoteLists, world: World, workers: int) -> None:
+    def __init__(
+        self, federation: FederationAPI, lists: RemoteLists, world: World, workers: int, is_shared: bool = False
+    ) -> None:
         self._federation = federation
         self._lists = lists
         self._time = world.time
@@ -81,12 +85,17 @@ class Resyncs:
         self._running: set[Deferred[None]] = set()
         self._fetched: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self._waiting: dict[str, list[Deferred[None]]] = {}
-        self._stopped = False
+        self._stopped = is_shared
         self.attempts: dict[tuple[str, ...], int] = {(): 0}
         """How many lists were asked for, for the metrics."""
 
     async def start(self) -> None:
         """Go on with what is stale on disk."""
+        self._stopped = False
+        await self.look()
+
+    async def look(self) -> None:
+        """Wake all servers that have lists which are stale on disk."""
         for server_name in await self._lists.stale_servers():
             self.wake(server_name)
 
@@ -95,9 +104,15 @@ class Resyncs:
         self._stopped = True
         for server in self._servers.values():
             self._cancel_timer(server)
+        self._servers.clear()
+        self._ready.clear()
         for running in list(self._running):
             running.cancel()
         self._wake_waiting(list(self._waiting))
+
+    @property
+    def is_running(self) -> bool:
+        return not self._stopped
 
     @property
     def waiting_servers(self) -> int:
@@ -229,7 +244,7 @@ class Resyncs:
             await self._lists.end([user_id])
             return
         self.attempts[()] += 1
-        fetch = self._lists.begin([user_id])
+        fetch = await self._lists.fetches.begin([user_id])
         try:
             try:
                 found = read_device_list(await self._federation.request(_question(server_name, user_id)), user_id)
@@ -244,7 +259,7 @@ class Resyncs:
                 await self._lists.put_list(fetch, user_id, found)
             self._note_fetched(user_id)
         finally:
-            self._lists.finish(fetch)
+            await self._lists.fetches.finish(fetch)
         self._wake_waiting([user_id])
 
     # --- who waits for lists ---

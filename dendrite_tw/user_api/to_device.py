@@ -172,7 +172,8 @@ class ToDevice:
         if highest is None:
             generation = self._highest.generation
             highest = await self._database.read(table.highest, user_id, device_id)
-            self._highest.keep(key, highest, generation)
+            if self._exclusive:
+                self._highest.keep(key, highest, generation)
         return highest
 
     async def delete(self, user_id: str, device_id: str, upto: int) -> None:

@@ -25,7 +25,6 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from ..database.engines import Unavailable
 from ..matrix.errors import MatrixError
 from ..matrix.push_rules import DEFAULT, RuleSet
 from ..room_api.api import (
@@ -38,6 +37,7 @@ from ..room_api.api import (
     RoomPurged,
     StateComplete,
 )
+from ..sharing.leases import NotMine
 from ..world import World
 from .accounts import in_background
 from .api import UNREAD, Unread
@@ -184,7 +184,7 @@ class UnreadCounts:
         self._judge.forget_all()
         waiting, self._waiting = self._waiting, []
         for _, arrived in waiting:
-            arrived.errback(NotCounting())
+            arrived.errback(NotMine())
 
     # --- events ---
 
@@ -208,7 +208,7 @@ class UnreadCounts:
         for message in messages:
             await self._in_order(message, 0)
             if not self._counting:
-                raise NotCounting
+                raise NotMine
         if messages:
             self._followed = max(self._followed or 0, _position(messages[-1]))
         if len(messages) < BATCH:
@@ -338,7 +338,7 @@ class UnreadCounts:
         self, user_id: str, room_ids: list[str], room_position: int, lease: str = UNREAD
     ) -> dict[str, Unread]:
         if not self._counting:
-            raise NotCounting
+            raise NotMine
         if room_position > max(self._reached, self._given_up):
             await self._arrival_of(room_position)
         readers = await self._store.readers(user_id, room_ids)
@@ -381,15 +381,6 @@ class UnreadCounts:
     def oldest_kept(self) -> int:
         """Events before this time, in milliseconds, are pruned."""
         return self._clock.now_ms() - NOTIFICATION_DAYS * DAY_MS
-
-
-class NotCounting(Unavailable):
-    """Another process counts what is unread, or is about to."""
-
-    def __init__(self) -> None:
-        MatrixError.__init__(
-            self, 503, "M_UNKNOWN", "What is unread is counted by another process. Try again.", retry_after_ms=1000
-        )
 
 
 def spans_of(old: RuleSet, new: RuleSet, position: int) -> Spans:

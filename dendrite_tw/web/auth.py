@@ -7,9 +7,10 @@ Client-Server API, "Client Authentication".  A token comes in the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from ..matrix.errors import MatrixError, forbidden
-from ..user_api.api import Caller, UserAPI
+from ..user_api.api import Caller
 from .resource import Exchange
 from .routes import Access
 
@@ -27,11 +28,19 @@ def access_token(exchange: Exchange) -> str | None:
     return exchange.field("access_token") if b"access_token=" in exchange.uri else None
 
 
+class WhoAsks(Protocol):
+    """The part of `UserAPI` that knows whose tokens are."""
+
+    async def caller_of(self, access_token: str) -> Caller: ...
+
+    async def acting_as(self, appservice_id: str, user_id: str, device_id: str | None) -> Caller: ...
+
+
 class TokenAuthenticator:
     """Asks the user component whose token it is, and holds that against the endpoint's `Access`."""
 
     def __init__(
-        self, users: UserAPI, observe: Callable[[Caller, Exchange], None] = lambda caller, exchange: None
+        self, users: WhoAsks, observe: Callable[[Caller, Exchange], None] = lambda caller, exchange: None
     ) -> None:
         """`observe` is told of every request by a known caller."""
         self._users = users

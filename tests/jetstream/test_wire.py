@@ -52,6 +52,36 @@ class RoundTripTests(SynchronousTestCase):
         data = b"".join(map(wire.encode, OPS))
         self.assertEqual([op for byte in data for op in parser.feed(bytes([byte]))], OPS)
 
+    def test_messages_are_read_alike_by_the_short_way_and_the_long_one(self) -> None:
+        lines = [
+            b"a 1 1",
+            b"a 1 r 1",
+            b"a  1   r 1",
+            b"a\t1 1",
+            b" a 1 1 ",
+            "ö 1 1".encode(),
+            b"\xff 1 1",
+            b"a 1",
+            b"a 1 r s 1",
+            b"a 1 -1",
+            b"a 1 +1",
+            b"a 1 1_0",
+            b"a 1 x",
+            b"a 1 2",
+            b"a 1 11",
+            b"a 1 " + b"9" * 5000,
+            b"a" * 5000 + b" 1 1",
+        ]
+        for line in lines:
+            found = []
+            for name in (b"MSG", b"msg"):
+                try:
+                    found.append(parse(name + b" " + line + b"\r\nx\r\n", max_payload=10, max_line=4096))
+                except ProtocolError as error:
+                    found.append(str(error))  # type: ignore[arg-type]
+            self.assertEqual(found[0], found[1], line[:20])
+        self.assertEqual(parse(b"MSG a 1 r 1\r\nx\r\n"), [Msg("a", "1", "r", b"", b"x")])
+
     @settings(max_examples=80, deadline=None, derandomize=True)
     @given(st.lists(st.sampled_from(OPS), max_size=8), st.lists(st.integers(0, 400), max_size=6))
     def test_any_sequence_cut_in_any_pieces(self, ops: list[Op], cuts: list[int]) -> None:
