@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg2
 from twisted.internet.address import IPv4Address
@@ -30,7 +31,7 @@ from tests.database.cluster import cluster
 from tests.harness import Web
 from tests.jetstream.support import ServerBench
 
-EACH = 2
+EACH = 1
 """Processes of each component."""
 
 ASTRAY = 5
@@ -127,11 +128,16 @@ class Broker:
         return here
 
 
+_around: WeakKeyDictionary[Clock, list[Around]] = WeakKeyDictionary()
+"""All that is under way on a clock."""
+
+
 class Around:
     """What a deployment stands on: a broker, a database, and the time, which both have from the test's clock."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        _around.setdefault(clock, []).append(self)
         self.broker = Broker(clock)
         self._dsn = cluster().new(",pg_catalog")
         self._connection = psycopg2.connect(self._dsn)
@@ -150,7 +156,8 @@ class Around:
         self._settle()
         while seconds > 0:
             self.clock.advance(min(seconds, STEP))
-            self._tell_time()
+            for around in _around[self.clock]:
+                around._tell_time()
             seconds -= STEP
             self._settle()
 
@@ -165,6 +172,7 @@ class Around:
         self._cursor.execute("UPDATE test_time SET seconds = %s", (self.clock.seconds(),))
 
     def close(self) -> None:
+        _around[self.clock].remove(self)
         self._connection.close()
 
 
@@ -196,6 +204,10 @@ class Deployment:
     def web(self) -> Web:
         return Listeners(self, self.clock)
 
+    def webs(self) -> list[Web]:
+        """Each process's own listener."""
+        return [Listener(site, self.clock) for site in self.sites.values()]
+
     def factory(self, reactor: Any) -> Factory:
         """What other servers connect to."""
         return Incoming(self)
@@ -208,6 +220,14 @@ class Deployment:
             component = COMPONENTS[turn // ASTRAY % len(COMPONENTS)]
         processes = self.processes[component]
         return self.sites[processes[turn % len(processes)]]
+
+
+class Listener(Web):
+    """Sends requests to one listener."""
+
+    def __init__(self, site: Any, clock: Clock) -> None:
+        self.clock = clock
+        self.site = site
 
 
 class Listeners(Web):
