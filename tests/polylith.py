@@ -26,6 +26,7 @@ from dendrite_tw.components import COMPONENTS
 from dendrite_tw.config import Config
 from dendrite_tw.front.ways import component_of
 from dendrite_tw.jetstream.tcp import ServerFactory
+from dendrite_tw.web.routes import Route
 from dendrite_tw.world import World
 from tests.database.cluster import cluster
 from tests.harness import Web
@@ -189,6 +190,7 @@ class Deployment:
         }
         self.all = [process for processes in self.processes.values() for process in processes]
         self.sites = {process: process.factory(clock) for process in self.all}
+        self.parts = View(self.processes)
         self.started: Deferred[None] = Deferred()
         self._turn = itertools.count()
 
@@ -220,6 +222,30 @@ class Deployment:
             component = COMPONENTS[turn // ASTRAY % len(COMPONENTS)]
         processes = self.processes[component]
         return self.sites[processes[turn % len(processes)]]
+
+
+class View:
+    """What tests look at of `assemble.Parts`: the first process of each component."""
+
+    def __init__(self, processes: dict[str, list[Any]]) -> None:
+        self._first = {component: made[0].parts for component, made in processes.items()}
+
+    @property
+    def routes(self) -> list[Route]:
+        own: list[Route] = self._first["client_api"].rows[""]
+        return own + [row for component, parts in self._first.items() for row in parts.rows.get(component, [])]
+
+    @property
+    def federating(self) -> Any:
+        return self._first["federation_api"].federating
+
+    @property
+    def media(self) -> Any:
+        return self._first["media_api"].media
+
+    @property
+    def others(self) -> Any:
+        return self._first["client_api"].others
 
 
 class Listener(Web):
