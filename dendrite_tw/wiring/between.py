@@ -64,6 +64,8 @@ class Between:
         """The name of this process, which no other has."""
         self.echoes: Echoes = NatsEchoes(basis.client, self.process)
         self.calls = Calls(basis.client, basis.world.time, self._holds)
+        outcomes = ["method", "outcome"]
+        basis.metrics.counter("dendrite_tw_calls", "Calls of other processes.", outcomes, self.calls.counts)
         self.relays: MakeRelays = partial(SharedRelays, self.echoes)
         self._direct: dict[type, Direct] = {}
         self._targets: dict[type, object] = {}

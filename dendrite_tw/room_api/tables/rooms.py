@@ -6,6 +6,7 @@ RETENTION: rows of a room go with the room.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -78,6 +79,17 @@ def room_by_id(txn: Transaction, room_id: str) -> None: ...
 
 @maybe(RoomRow, f"{_ROOM} WHERE room_nid = :room_nid")
 def room_by_nid(txn: Transaction, room_nid: int) -> None: ...
+
+
+class StateRow(NamedTuple):
+    """The number of a room's current state, and the position at which all states were last rewritten."""
+
+    snapshot_nid: int
+    rewritten: int
+
+
+@maybe(StateRow, "SELECT snapshot_nid, rewritten FROM rooms WHERE room_nid = :room_nid")
+def state_of(txn: Transaction, room_nid: int) -> None: ...
 
 
 @none(
