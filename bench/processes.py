@@ -136,7 +136,15 @@ class ServerProcess:
 
     def stop(self, patience: float = 15.0) -> None:
         """Ask it to end, and insist after ``patience`` seconds."""
+        self.terminate()
+        self.wait(patience)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
         self._signal(signal.SIGTERM)
+
+    def wait(self, patience: float) -> None:
+        """Wait for the end that it was asked for, and insist after ``patience`` seconds."""
         try:
             self._popen.wait(patience)
         except subprocess.TimeoutExpired:

@@ -8,26 +8,29 @@ that is built in or over a NATS server.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.logger import Logger
 from twisted.web.resource import Resource
 
 from .client_api.last_seen import LastSeen
 from .components import COMPONENTS
 from .config import Config
+from .database.engines import Unavailable
 from .databases import ended
 from .jetstream.outbox import OutboxRelay
-from .monitor import MonitorRoutes
+from .monitor import MonitorRoutes, Warnings
 from .settings import limiter, metrics_resource
 from .web.auth import TokenAuthenticator, WhoAsks
 from .web.routes import Route
-from .web.site import make_root
+from .web.site import QuietSite, make_root, make_site
 from .wiring.basis import Basis, Living, Part, Ways, Within
 from .wiring.chores import Chores
+from .wiring.relays import OwnRelays
 from .world import World
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from .sync_api.component import SyncComponent
     from .user_api.component import UserComponent
     from .user_api.keys_component import KeyComponent
+
+log = Logger()
 
 PARTS = {
     "user_api": ("users", "UserPart"),
@@ -60,6 +65,12 @@ class Server(MultiService):
         self.site = parts.root
         self.started: Deferred[None] = Deferred()
         """Fires when everything has started."""
+        self.serves = self.started
+        """Fires when its sockets may be served."""
+
+    def factory(self, reactor: Any) -> QuietSite:
+        """What serves on its listeners."""
+        return make_site(self.site, reactor)
 
     def startService(self) -> None:
         super().startService()
@@ -83,39 +94,56 @@ class Parts:
         self.last_seen = LastSeen(basis.users, basis.world)
         self.rows = {name: part.rows() for name, part in self.of.items()}
         """What is served, by component; of no component is what every process says of itself."""
-        self.rows[""] = MonitorRoutes([lambda: self.queue.degraded, lambda: self.databases.degraded]).routes()
+        self.warnings: list[Warnings] = [lambda: self.queue.degraded, lambda: self.databases.degraded]
+        """What may be wrong with it, for whoever watches over it."""
+        self.rows[""] = MonitorRoutes(self.warnings).routes()
         self.routes = [row for rows in self.rows.values() for row in rows]
         self.root = root_of(self, self.routes)
 
     def life(self) -> list[Living]:
         """What is started and stopped besides database and queue: who consumes before what is told to them."""
-        found: list[Living] = [living for part in self.of.values() for living in part.life]
-        found += self.relays
+        found: list[Living] = []
+        for name, part in self.of.items():
+            found += [*part.life, Opened(self.basis.ways, name)]
+        found.append(self.basis.relays)
         found += [living for part in self.of.values() for living in part.later]
         return [*found, self.last_seen, Chores(self.basis)]
 
     async def start(self) -> None:
         """The queue first, then who consumes from it, then what is told to it."""
+        await self.begin()
+        await self.live()
+
+    async def begin(self) -> None:
+        """Open what everything stands on."""
         self.databases.begin()
         await self.queue.start()
-        self._living = self.life()
-        for living in self._living:
+
+    async def live(self) -> None:
+        self.living = self.life()
+        for living in self.living:
             await ended(living.start())
 
     async def stop(self) -> None:
         """In the reverse order; what was accepted is on disk when this returns."""
-        for living in reversed(self._living):
-            await ended(living.stop())
+        for living in reversed(self.living):
+            try:
+                await ended(living.stop())
+            except Unavailable as error:
+                log.warn("{name} could not finish: {error}", name=type(living).__name__, error=str(error))
         await self.queue.stop()
         await self.databases.close()
 
-    _living: list[Living] = []  # noqa: RUF012
+    living: list[Living] = []  # noqa: RUF012
+    """What was started, in order."""
 
     # --- what is in here, for those who look at a whole server ---
 
     @property
     def relays(self) -> list[OutboxRelay]:
-        return self.basis.relays.all
+        """Of a process with all components: those of rooms and of users."""
+        relays = cast(OwnRelays, self.basis.relays)
+        return [relays.of["room_api"], relays.of["user_api"]]
 
     @property
     def users(self) -> UserComponent:
@@ -143,6 +171,20 @@ class Parts:
 
     def _part(self, component: str) -> Any:
         return self.of[component]
+
+
+class Opened:
+    """A component that has started may be called, and nobody is any more before it stops."""
+
+    def __init__(self, ways: Ways, component: str) -> None:
+        self._ways = ways
+        self._component = component
+
+    def start(self) -> None:
+        self._ways.open(self._component)
+
+    def stop(self) -> None:
+        """`Ways.drain` was called before."""
 
 
 def is_wanted(component: str, basis: Basis) -> bool:
@@ -180,15 +222,22 @@ def root_of(parts: Parts, routes: list[Route]) -> Resource:
     )
 
 
-def process(config: Config, world: World, components: Iterable[str], ways: Callable[[Basis], Ways]) -> Server:
-    """A process with these components.
+def monolith(config: Config, world: World) -> Server:
+    """All components in one process.
 
     Opens databases and files at once, so that what is wrong with them stops the start: `ConfigError` where the
     operator can mend it.
     """
-    return Server(Parts(Basis(config, world, ways), components))
+    return Server(Parts(Basis(config, world, lambda basis: Within()), COMPONENTS))
 
 
-def monolith(config: Config, world: World) -> Server:
-    """All components in one process."""
-    return process(config, world, COMPONENTS, lambda basis: Within())
+def polylith(config: Config, world: World, components: frozenset[str]) -> Server:
+    """A process of a deployment with some of the components; otherwise as `monolith`."""
+    from .polylith import Process
+    from .wiring.between import Between
+
+    def ways(basis: Basis) -> Between:
+        return Between(basis, components)
+
+    basis = Basis(config, world, ways, shared=True)
+    return Process(Parts(basis, components), components)

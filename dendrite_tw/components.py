@@ -1,7 +1,8 @@
 """What may run in a process of its own, how it is called, and where such a process listens.
 
 A *section* of ``dendrite.yaml`` is what operators know: ``key_server`` and ``app_service_api`` were components of
-their own in Dendrite, and deployments that start a process for each still may; here `user_api` does their work.
+their own in Dendrite, and deployments that start a process for each still may.  Keys are the business of `user_api`
+here.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 COMPONENTS = ("client_api", "federation_api", "media_api", "sync_api", "room_server", "user_api")
 
-SECTIONS = {name: name for name in COMPONENTS} | {"key_server": "user_api", "app_service_api": "user_api"}
-"""Section of the configuration -> the component that does its work."""
+SECTIONS = {name: name for name in COMPONENTS} | {"key_server": "user_api", "app_service_api": ""}
+"""Section of the configuration -> the component that does its work, if any."""
 
 WORDS = {
     "appservice": "app_service_api",
@@ -61,7 +62,7 @@ def sections_named(words: Iterable[str]) -> tuple[str, ...]:
 
 def run_by(sections: Iterable[str]) -> frozenset[str]:
     """The components that a process runs which is started for these sections."""
-    return frozenset(SECTIONS[section] for section in sections)
+    return frozenset(SECTIONS[section] for section in sections if SECTIONS[section])
 
 
 def addresses(config: Config, sections: Iterable[str]) -> list[Address]:

@@ -26,14 +26,13 @@ from twisted.logger import Logger, globalLogPublisher
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from dendrite_tw import __version__
+from dendrite_tw import __version__, readiness
 from dendrite_tw.components import addresses, run_by, sections_named
 from dendrite_tw.config import Config, ConfigError, load
 from dendrite_tw.sockets import Listener, StartError, tcp_sockets, tls_options, unix_socket
 
 if TYPE_CHECKING:
     from twisted.internet.protocol import Factory
-    from twisted.web.resource import IResource
 
 __all__ = ["Listener", "Options", "Settings", "StartError", "Whole", "makeService", "make_service", "tls_options"]
 
@@ -63,13 +62,17 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Monolith(Protocol):
-    """What `assemble.monolith` returns: a service whose ``site`` is the root of all resources.
+    """What `assemble.monolith` returns, and `assemble.polylith`: a service with what is served on its sockets.
 
-    ``started`` fires when requests may be served, or fails with the reason why they never will.
+    ``serves`` fires when they may be served, ``started`` when all has started, or it fails with the reason why that
+    will never be.
     """
 
-    site: IResource
+    serves: Deferred[None]
     started: Deferred[None]
+
+    def factory(self, reactor: Any) -> Factory:
+        """The protocol factory of every listening socket."""
 
 
 Assemble = Callable[[Config, Any], Any]
@@ -170,7 +173,7 @@ def make_service(settings: Settings, reactor: Any = None, assemble: Assemble | N
     whole = Whole(monolith, listeners, reactor)
     if IReactorTime.providedBy(reactor):
         spare_memory(whole, reactor)
-    factory = http_factory(monolith.site)
+    factory = monolith.factory(reactor)
     for listener in listeners:
         listener.factory = factory
     return whole
@@ -194,12 +197,17 @@ class Whole(MultiService):
         self._listeners = listeners
         self._reactor = reactor
         monolith.setServiceParent(self)
-        monolith.started.addCallbacks(self._serve, self._give_up)
+        monolith.serves.addCallback(self._serve)
+        monolith.started.addCallbacks(self._ready, self._give_up)
 
     def _serve(self, result: None) -> None:
         if self.running:
             for listener in self._listeners:
                 listener.setServiceParent(self)
+
+    def _ready(self, result: None) -> None:
+        if self.running:
+            readiness.tell(readiness.READY)
 
     def _give_up(self, failure: Failure) -> None:
         if not self.running:
@@ -212,6 +220,7 @@ class Whole(MultiService):
         self._reactor.callWhenRunning(self._reactor.stop)
 
     def stopService(self) -> Deferred[Any]:
+        readiness.tell(readiness.STOPPING)
         for listener in self._listeners:
             if listener.parent is None:
                 listener.close()
@@ -279,15 +288,6 @@ def spare_memory(whole: MultiService, reactor: Any) -> None:
     timer = TimerService(TRIM_SECONDS, trim, 0)
     timer.clock = reactor
     timer.setServiceParent(whole)
-
-
-def http_factory(root: IResource) -> Factory:
-    """The protocol factory that serves a tree of resources: HTTP/1.1 without an access log."""
-    from twisted.internet import reactor
-
-    from dendrite_tw.web.site import make_site
-
-    return cast("Factory", make_site(cast(Any, root), reactor))
 
 
 def open_sockets(settings: Settings, reactor: Any, config: Config) -> list[Listener]:

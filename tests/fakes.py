@@ -20,6 +20,7 @@ class FakeMessage:
     payload: bytes
     stream_seq: int
     headers: dict[str, str] = field(default_factory=dict)
+    time_us: int = 0
 
 
 @dataclass
@@ -43,8 +44,11 @@ class FakeQueue:
         self.published: list[tuple[str, bytes]] = []
         self.silent = False
         self.unheard: list[tuple[str, bytes]] = []
+        self.time_us = 0
+        """The queue's clock, which goes on by one with each message; a test may set it."""
         self._listeners: dict[str, list[Callable[[Any], object]]] = {}
         self._sequences: dict[str, int] = {}
+        self._taken: set[tuple[str, str]] = set()
 
     def tell(self, stream: str, value: Any, subject_suffix: str = "") -> int:
         """Publish a struct; returns its sequence number in the stream."""
@@ -55,9 +59,10 @@ class FakeQueue:
             self.unheard.append((stream, payload))
             return 0
         number = self._sequences[stream] = self._sequences.get(stream, 0) + 1
+        self.time_us += 1
         self.published.append((stream, payload))
         for handler in list(self._listeners.get(stream, ())):
-            handler(FakeMessage(stream + subject_suffix, payload, number, headers or {}))
+            handler(FakeMessage(stream + subject_suffix, payload, number, headers or {}, self.time_us))
         return number
 
     async def publish(
@@ -69,11 +74,17 @@ class FakeQueue:
         headers: dict[str, str] | None = None,
         msg_id: str | None = None,
     ) -> None:
+        if msg_id is not None and (stream, msg_id) in self._taken:
+            return
+        self._taken.add((stream, msg_id or ""))
         self.send(stream, payload, subject_suffix, headers)
 
-    def listen(self, stream: str, handler: Callable[[Any], object]) -> FakeListening:
+    def listen(
+        self, stream: str, handler: Callable[[Any], object], on_begun: Callable[[], None] = lambda: None
+    ) -> FakeListening:
         handlers = self._listeners.setdefault(stream, [])
         handlers.append(handler)
+        on_begun()
         return FakeListening(handlers, handler)
 
 

@@ -107,7 +107,8 @@ class Web:
 
     def __init__(self, root: IResource, clock: Clock) -> None:
         self.clock = clock
-        self.site = QuietSite(root, [(b"", root.api)] if isinstance(root, Root) else apis_below(root), reactor=clock)
+        apis = [(b"", root.api)] if isinstance(root, Root) else apis_below(root)
+        self.site: Any = QuietSite(root, apis, reactor=clock)
         self.site.displayTracebacks = False
 
     def request(
@@ -127,10 +128,14 @@ class Web:
         transport = Wire(
             hostAddress=IPv4Address("TCP", "127.0.0.1", 8008), peerAddress=IPv4Address("TCP", "192.0.2.1", 4242)
         )
-        channel = self.site.buildProtocol(None)
+        channel = self.site_for(method, path).buildProtocol(None)
         channel.makeConnection(transport)
         channel.dataReceived("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
         return Answer(transport)
+
+    def site_for(self, method: str, path: str) -> Any:
+        """Who is asked."""
+        return self.site
 
     def get(self, path: str, token: str | None = None) -> Answer:
         return self.request("GET", path, None, token)

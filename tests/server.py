@@ -20,15 +20,22 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.assemble import Server, monolith
-from dendrite_tw.config import loads
+from dendrite_tw.config import Config, loads
 from dendrite_tw.matrix.keys import signing_key, write_pem
 from dendrite_tw.web.internet import Internet
-from dendrite_tw.world import test_world
+from dendrite_tw.world import World, test_world
 from tests.database.cluster import cluster
 from tests.harness import Answer, Web
+from tests.polylith import Around, Deployment
 
 CLIENT = "/_matrix/client/v3"
 SECRET = "shared"
+
+POLYLITH = bool(os.environ.get("TEST_POLYLITH"))
+"""Whether tests of the whole server are run on several processes of each component."""
+
+SPREADING = 3.0 if POLYLITH else 0.0
+"""Seconds until processes have divided among them what only one may do."""
 
 CONFIG = """
 version: 2
@@ -114,7 +121,11 @@ class ServerTestCase(SynchronousTestCase):
         folder.mkdir()
         (folder / "matrix_key.pem").write_text(write_pem(signing_key("ed25519:1", b"k" * 32)))
         self.config_text = self.write_config(str(folder.resolve())) + self.more_config()
-        if os.environ.get("TEST_POSTGRESQL"):
+        if POLYLITH:
+            self.around = Around(self.clock)
+            self.config_text = self.around.config(self.config_text)
+            self.addCleanup(self.around.close)
+        elif os.environ.get("TEST_POSTGRESQL"):
             self.config_text = re.sub(r'"file:[^"]+"', f'"{cluster().new()}"', self.config_text)
         self.server = self.start()
         self.addCleanup(self.stop)
@@ -138,20 +149,30 @@ class ServerTestCase(SynchronousTestCase):
     def start(self, seed: int = 0) -> Server:
         """A server on the test's folder."""
         config = loads(self.config_text, "dendrite.yaml", allow_open_registration=True)
-        server = monolith(config, test_world(self.clock, f"{self.id()} {seed}", self.internet(), self.tcp()))
+        server = self.polylith(config, seed) if POLYLITH else monolith(config, self.world(f"{self.id()} {seed}"))
         server.startService()
-        self.pump()
+        self.pump(SPREADING)
         self.successResultOf(server.started)
-        self.web = Web(server.site, self.clock)
+        self.web = server.web() if POLYLITH else Web(server.site, self.clock)
         return server
+
+    def world(self, seed: str, tcp: Any = None) -> World:
+        return test_world(self.clock, seed, self.internet(), tcp or self.tcp())
+
+    def polylith(self, config: Config, seed: int) -> Any:
+        """Two processes of each component in place of one with all."""
+        return Deployment(config, lambda name: self.world(f"{self.id()} {seed} {name}", self.around.broker), self.clock)
 
     def stop(self) -> None:
         stopped = self.server.stopService()
-        self.pump(6.0)
+        self.pump(12.0 if POLYLITH else 6.0)
         self.successResultOf(stopped)
 
     def pump(self, seconds: float = 0.0) -> None:
         """Let what is due happen, and what follows from it."""
+        if POLYLITH:
+            self.around.pump(seconds)
+            return
         self.clock.advance(seconds)
         for _ in range(50):
             if not any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()):

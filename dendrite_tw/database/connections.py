@@ -17,7 +17,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 from psycopg2.extensions import POLL_OK, POLL_WRITE, AsIs, new_type
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.error import TimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -25,6 +25,7 @@ from txpostgres.reconnection import DeadConnectionDetector
 from txpostgres.txpostgres import Connection
 
 from .addresses import CONNECT_SECONDS, places_of
+from .prepared import Prepared
 
 log = Logger()
 
@@ -199,13 +200,16 @@ class ReactorConnection(Connection):  # type: ignore[misc]
     `on_ready` is called each time that it can be used.
     """
 
-    def __init__(self, reactor: Any, dsn: str, settings: str) -> None:
+    def __init__(self, reactor: Any, dsn: str, settings: str, prepares: bool = False) -> None:
+        """`prepares`: each message is a statement of its own, and what comes again is prepared (`prepared`)."""
         super().__init__(reactor, detector=Detector(reactor))
         self.detector.addRecoveryHandler(self._ready)
         self.detector.setReconnectable(self)
         self._ended = False
         self._dsn = dsn
         self._settings = settings
+        self._prepares = prepares
+        self._prepared = Prepared()
         self._fd: int | None = None
         self._writing = False
         self._one_cursor: Any = None
@@ -255,7 +259,7 @@ class ReactorConnection(Connection):  # type: ignore[misc]
                 timer.cancel()
             return result
 
-        opening: Deferred[Any] = super().connect(dsn)
+        opening: Deferred[Any] = maybeDeferred(super().connect, dsn)
         return opening.addCallback(self._opened).addBoth(over)
 
     def _opened(self, _: Any) -> Deferred[Any]:
@@ -265,6 +269,7 @@ class ReactorConnection(Connection):  # type: ignore[misc]
         self.reactor.addReader(self)
         _learn_types(self._connection)
         self._one_cursor = self._connection.cursor()
+        self._prepared = Prepared()
         return self._ask(self._settings, None).addCallback(self._settled)
 
     def _settled(self, _: Any) -> None:
@@ -279,6 +284,17 @@ class ReactorConnection(Connection):  # type: ignore[misc]
         """Run `sql`; fires with the cursor, whose rows are there until the next query."""
         if not self.alive:
             return fail(psycopg2.OperationalError("there is no connection"))
+        if self._prepares and values and isinstance(sql, str):
+            message = self._prepared.message(sql, len(values))
+            if message is not None:
+                return self._ask(message, values).addErrback(self._as_text, self._prepared, sql, values)
+        return self._ask(sql, values)
+
+    def _as_text(self, failure: Failure, prepared: Prepared, sql: str, values: Any) -> Any:
+        """Run a statement as text after all, where it may be the preparing that the server did not want."""
+        if not (failure.check(psycopg2.ProgrammingError, psycopg2.errors.InvalidSqlStatementName) and self.alive):
+            return failure
+        prepared.give_up(sql)
         return self._ask(sql, values)
 
     def _ask(self, sql: str | bytes, values: Sequence[Any] | Mapping[str, Any] | None) -> Deferred[Any]:
@@ -333,15 +349,24 @@ class ReactorConnection(Connection):  # type: ignore[misc]
     def fileno(self) -> int:
         return super().fileno() if self._fd is None else self._fd
 
+    def _go_on_opening(self, step: Callable[[], None]) -> None:
+        """libpq may wait for a server that is gone, on a socket that it has closed: no number of one, and no error."""
+        try:
+            step()
+        except ValueError:
+            waiting, self._pollingD = self._pollingD, None
+            if waiting is not None:
+                waiting.errback(Failure(psycopg2.OperationalError("the server went away")))
+
     def doRead(self) -> None:
         if self._fd is None:
-            super().doRead()
+            self._go_on_opening(super().doRead)
         else:
             self._advance()
 
     def doWrite(self) -> None:
         if self._fd is None:
-            super().doWrite()
+            self._go_on_opening(super().doWrite)
         else:
             self._advance()
 

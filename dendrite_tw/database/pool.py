@@ -64,7 +64,7 @@ class Pool:
         asking.errback(Unavailable("no connection to PostgreSQL is free"))
 
     def _open(self) -> None:
-        connection = ReactorConnection(self._reactor, self._dsn, READING)
+        connection = ReactorConnection(self._reactor, self._dsn, READING, prepares=True)
         connection.on_ready = self._offer
         self._all.add(connection)
         connection.open()

@@ -66,7 +66,7 @@ class TypingTeller:
         if not self.telling:
             return
         typing = msgspec.msgpack.decode(message.payload, type=Typing)
-        if server_of(typing.user_id) == self._server_name:
+        if server_of(typing.user_id) == self._server_name and not typing.ended:
             _in_background(self._tell(typing))
 
     async def _tell(self, typing: Typing) -> None:

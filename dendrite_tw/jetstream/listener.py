@@ -29,10 +29,16 @@ log = Logger(namespace="dendrite_tw.jetstream")
 class Subscription:
     """A listener: an ephemeral consumer that pushes new messages and asks for no acknowledgement."""
 
-    def __init__(self, client: QueueClient, stream: str, handler: Callable[[Message], None]) -> None:
+    def __init__(
+        self, client: QueueClient, stream: str, handler: Callable[[Message], None], on_begun: Callable[[], None]
+    ) -> None:
+        """`on_begun` is called each time the server begins to send messages, at first and where it had stopped to:
+        what came before may never be heard.
+        """
         self._client = client
         self._stream = stream
         self._handler = handler
+        self._on_begun = on_begun
         self._handle: Handle | None = None
         self._consumer = ""
         self._last_seq = 0
@@ -102,6 +108,8 @@ class Subscription:
             config.update(deliver_policy="by_start_sequence", opt_start_seq=self._last_seq + 1)
         answer = await client.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
         self._consumer = answer["name"]
+        if not self._stopped:
+            self._on_begun()
 
     def _receive(self, op: Msg) -> None:
         if self._stopped or not op.reply:

@@ -44,6 +44,14 @@ class Message:
             self._fields = {name: values[0] for name, values in wire.decode_headers(self.header_block).items()}
         return self._fields
 
+    @property
+    def time_us(self) -> int:
+        """When the stream took the message, in microseconds by the server's clock; 0 outside streams."""
+        parts = self.reply.split(".")
+        if len(parts) < 9:
+            return 0
+        return int(parts[7] if len(parts) == 9 else parts[9]) // 1000
+
     def __repr__(self) -> str:
         return f"<Message {self.subject} {self.stream_seq} of {len(self.payload)} bytes>"
 

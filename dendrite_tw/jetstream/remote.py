@@ -30,7 +30,7 @@ from dendrite_tw.writing import write_at_once
 RETRY_SECONDS: Final = 2.0
 JITTER_SECONDS: Final = 1.0
 CONNECT_SECONDS: Final = 10.0
-PING_SECONDS: Final = 30.0
+PING_SECONDS: Final = 10.0
 MAX_PINGS_OUT: Final = 2
 STOP_SECONDS: Final = 5.0
 """How long a server may take to part from us."""
@@ -63,7 +63,11 @@ class Connection(Protocol):
         self._receiving = True
         try:
             for op in self._parser.feed(data):
-                self._handle(op)
+                try:
+                    self._handle(op)
+                except Exception:
+                    # One message that cannot be dealt with must not cost all others their connection.
+                    log.failure("The queue's client failed on {kind}", kind=type(op).__name__)
         except ProtocolError as error:
             log.error("{address} does not speak NATS: {error}", address=self._address, error=str(error))
             self._hang_up()

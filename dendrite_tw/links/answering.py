@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from ..jetstream.client import Handle, QueueClient
 from ..jetstream.wire import Msg
 from ..matrix.errors import MALFORMED, MatrixError
+from ..sharing.leases import NotMine
 from .calling import MISSES
 from .codec import RESULT, InterfaceCodec, MethodCodec
 from .frames import (
@@ -129,6 +130,8 @@ class Answering:
 
     def serve(self, codec: InterfaceCodec, target: object, share: int | None) -> None:
         served = Served(codec, target, share)
+        if share is not None:
+            self.withdraw(served.label, share)
         subject = self._calls + served.pattern
         at = len(self._calls) + len(served.label) + 1
         end = None if share is None else -len(str(share)) - 1
@@ -172,11 +175,15 @@ class Answering:
         return idle
 
     def _check_idle(self) -> None:
-        for waiting in tuple(self._waiting):
-            served, idle = waiting
-            if not any(served is None or job.served is served for job in self._jobs.values()):
-                self._waiting.remove(waiting)
-                idle.callback(None)
+        waiting, self._waiting = self._waiting, []
+        ready = []
+        for served, idle in waiting:
+            if any(served is None or job.served is served for job in self._jobs.values()):
+                self._waiting.append((served, idle))
+            else:
+                ready.append(idle)
+        for idle in ready:
+            idle.callback(None)
 
     # --- calls ---
 
@@ -216,6 +223,8 @@ class Answering:
         codec = job.method.codec
         try:
             message = codec.encode_result(await job.method.call(*args))
+        except NotMine:
+            message = NOT_MINE
         except MatrixError as error:
             message = codec.encode_error(error)
         except Exception:

@@ -23,8 +23,8 @@ WORKING: Final = b"\x06"
 STOP: Final = b"\x07"
 """Nobody waits for the answer any more."""
 
-PART_BYTES: Final = 256 * 1024
-WINDOW: Final = 4
+PART_BYTES: Final = 128 * 1024
+WINDOW: Final = 2
 MAX_BYTES: Final = 256 * 1024 * 1024
 """Bytes of one message, all parts together."""
 MAX_ALL_BYTES: Final = 2 * MAX_BYTES

@@ -23,10 +23,11 @@ from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
 from ..matrix.events import Event
 from ..matrix.identifiers import is_event_id, is_historical_user_id, is_room_alias, is_room_id, server_name_of
 from ..matrix.relations import relation_of
-from ..matrix.room_versions import ROOM_VERSIONS
+from ..matrix.room_versions import ROOM_VERSIONS, RoomVersion
+from ..sharing.leases import NotMine
 from ..world import Clock, Random
 from . import creation
-from .api import MembershipChange, NewEvent, NewRoom
+from .api import MembershipChange, NewEvent, NewRoom, RoomAPI
 from .current import CurrentState, InvitePermission
 from .input import RoomWriter
 from .memberships import Memberships
@@ -87,6 +88,7 @@ class Actions:
         memberships: Memberships,
         remote: RemoteRooms,
         user_directory: UserDirectory,
+        everywhere: RoomAPI,
         clock: Clock,
         random: Random,
         server_name: str,
@@ -102,6 +104,7 @@ class Actions:
         self._writer = writer
         self._events = store
         self._user_directory = user_directory
+        self._everywhere = everywhere
         self._clock = clock
         self._random = random
         self._server_name = server_name
@@ -150,11 +153,9 @@ class Actions:
         alias = await self._new_alias(room.room_alias_name)
         try:
             await self._check_initial_state(room, alias)
-            fresh = Room(
-                "" if version.room_ids_as_hashes else f"!{self._random.token(18)}:{self._server_name}", version
-            )
+            fresh = self.fresh_room(version)
             drafts = creation.first_events(room, version, alias)
-            drafts[0] = replace(drafts[0], timestamp=self.creation_time())
+            drafts[0] = await self.first_draft(fresh, drafts[0])
             invites = [
                 Draft(sender=room.creator, type=MEMBER, content=content, state_key=user_id)
                 for user_id in creation.invitations(room)
@@ -180,6 +181,28 @@ class Actions:
             self._aliases_in_the_making.discard(alias or "")
         await self._remote.invite_all(fresh, [invite for invite in invites if self._is_abroad(invite.state_key)])
         return fresh.room_id
+
+    def fresh_room(self, version: RoomVersion) -> Room:
+        """A room in the making, by an ID that makes it one of this process's; `NotMine` where that has none."""
+        if not self._rooms.ownership.holds_any():
+            raise NotMine
+        if version.room_ids_as_hashes:
+            return Room("", version)
+        while True:
+            room_id = f"!{self._random.token(18)}:{self._server_name}"
+            if self._rooms.ownership.holds(room_id) or not self._rooms.ownership.holds_any():
+                return Room(room_id, version)
+
+    async def first_draft(self, fresh: Room, create: Draft) -> Draft:
+        """The create event of a room in the making, of a time that makes the room one of this process's."""
+        create = replace(create, timestamp=self.creation_time())
+        if fresh.version.room_ids_as_hashes and self._rooms.ownership.shared:
+            while self._rooms.ownership.holds_any():
+                event = await self._writer.compose(Room("", fresh.version), create)
+                if self._rooms.ownership.holds(event.room_id):
+                    break
+                create = replace(create, timestamp=self.creation_time())
+        return create
 
     def _is_abroad(self, user_id: str | None) -> bool:
         """Whether a user is one of another server."""
@@ -434,20 +457,24 @@ class Actions:
             return
         await self._user_directory.renew(user_id, profile)
         for row in await self._database.read(room_table.memberships_of, user_nid):
-            room = await self._rooms.find(row.room_id) if row.membership == "join" else None
-            current = (await self.state(room, (MEMBER, user_id))).get((MEMBER, user_id)) if room else None
-            if room is None or current is None or current.membership != "join":
+            if row.membership != "join":
                 continue
-            kept = {key: value for key, value in current.content.items() if key not in NOT_KEPT}
-            event = NewEvent(
-                room_id=row.room_id, sender=user_id, type=MEMBER, content={**kept, **profile}, state_key=user_id
-            )
             try:
-                await self._deliver(room, event)
+                await self._everywhere.renew_member(user_id, row.room_id, profile)
             except MatrixError as error:
                 # One room that does not take it must not keep it from the others.
                 if error.status >= 500:
                     raise
+
+    async def renew_member(self, user_id: str, room_id: str, profile: dict[str, str]) -> None:
+        """Renew the user's member event in one room, if they are joined to it."""
+        room = await self._rooms.find(room_id)
+        current = (await self.state(room, (MEMBER, user_id))).get((MEMBER, user_id)) if room else None
+        if room is None or current is None or current.membership != "join":
+            return
+        kept = {key: value for key, value in current.content.items() if key not in NOT_KEPT}
+        event = NewEvent(room_id=room_id, sender=user_id, type=MEMBER, content={**kept, **profile}, state_key=user_id)
+        await self._deliver(room, event)
 
 
 def replace_content(event: NewEvent, content: dict[str, Any]) -> NewEvent:

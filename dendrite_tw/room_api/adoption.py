@@ -93,7 +93,8 @@ class Adoption:
 
         room = await self._rooms.find(room_id)
         if room is None:
-            await self._database.write(insert)
+            with self._rooms.ownership.writing(room_id):
+                await self._database.write(insert)
             room = await self._rooms.get(room_id)
         return room
 
@@ -117,8 +118,10 @@ class Adoption:
         for start in range(0, len(ordered), CHUNK):
             chunk = [event for event in ordered[start : start + CHUNK] if is_storable(event)]
             waiting = await self._waiting(room, chunk)
-            nids = list(await self._numbers.take(len(chunk)))
-            found.update(await self._database.write(self._store_chunk, room.room_nid, chunk, nids, rejected, waiting))
+            with self._rooms.writing(room):
+                nids = list(await self._numbers.take(len(chunk)))
+                store = self._database.write(self._store_chunk, room.room_nid, chunk, nids, rejected, waiting)
+                found.update(await store)
         return found
 
     async def _waiting(self, room: Room, events: list[Event]) -> dict[str, Redaction]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import msgspec
 from msgspec.structs import force_setattr as set_field
 
+from ..links.routing import routed
 from ..matrix.events import shared
 
 OUTPUT_ROOM_EVENT = "OutputRoomEvent"
@@ -149,6 +150,13 @@ class RoomView(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
     partial: bool = False
     rewritten: int = 0
+
+
+class Dressing(msgspec.Struct, frozen=True, kw_only=True):
+    """What events of a room are shown with: the user's membership, and by event the JSON of ``m.relations``."""
+
+    membership: Membership | None
+    bundles: dict[str, bytes]
 
 
 class LiveEvents(msgspec.Struct, frozen=True, kw_only=True):
@@ -345,34 +353,49 @@ class ReportDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RoomAPI(Protocol):
-    """Everything that other components may ask of rooms."""
+    """Everything that other components may ask of rooms.
+
+    What goes through a room's writer, or is answered from its memory, is asked of the process that has the room; what
+    the database says, of any.
+    """
 
     # --- actions ---
 
     async def create_room(self, room: NewRoom) -> str:
         """Make a room with its first events; returns its ID."""
 
+    @routed(share="event.room_id")
     async def send(self, event: NewEvent) -> str:
         """Send a message, state or redaction event; returns its ID."""
 
+    @routed(share="change.room_id")
     async def change_membership(self, change: MembershipChange) -> str:
         """Carry out `change`; returns the room's ID."""
 
+    @routed(share="room_id", repeat=True)
     async def forget(self, user_id: str, room_id: str) -> None:
         """Hide a room that the user has left."""
 
+    @routed(share="room_id")
     async def upgrade(self, user_id: str, room_id: str, new_version: str, additional_creators: list[str] | None) -> str:
         """Replace the room by one of `new_version`; returns the new room's ID."""
 
     async def update_profile(self, user_id: str, profile: dict[str, str]) -> None:
         """Show a user's new ``displayname`` and ``avatar_url`` in the member events of all joined rooms."""
 
+    @routed(share="room_id", repeat=True)
+    async def renew_member(self, user_id: str, room_id: str, profile: dict[str, str]) -> None:
+        """As `update_profile`, in one room; does nothing where the user is not joined."""
+
+    @routed(share="room_id")
     async def create_alias(self, alias: str, room_id: str, creator: str) -> None: ...
 
     async def delete_alias(self, alias: str, user_id: str, is_admin: bool) -> None: ...
 
+    @routed(share="room_id", repeat=True)
     async def set_published(self, room_id: str, user_id: str, visible: bool, is_admin: bool) -> None: ...
 
+    @routed(share="room_id")
     async def report(
         self, user_id: str, room_id: str, event_id: str | None, reason: str | None, score: int | None
     ) -> None:
@@ -383,17 +406,20 @@ class RoomAPI(Protocol):
 
     async def delete_report(self, report_id: int) -> None: ...
 
+    @routed(share="room_id")
     async def evacuate_room(self, room_id: str) -> list[str]:
         """Make all users of this server leave a room; returns those who left."""
 
     async def evacuate_user(self, user_id: str) -> list[str]:
         """Make a user of this server leave all rooms; returns the rooms."""
 
+    @routed(share="room_id")
     async def purge_room(self, room_id: str) -> None:
         """Delete a room and all about it; others are told by a `RoomPurged`."""
 
     # --- for other servers ---
 
+    @routed(share="room_id", repeat=True)
     async def make_membership(
         self, kind: str, room_id: str, user_id: str, origin: str, versions: list[str]
     ) -> dict[str, Any]:
@@ -402,45 +428,61 @@ class RoomAPI(Protocol):
         `versions` are the room versions that the other server knows.
         """
 
+    @routed(share="room_id", repeat=True)
     async def take_membership(
         self, kind: str, room_id: str, event_id: str, origin: str, pdu: bytes, omit_members: bool = False
     ) -> TakenMembership:
         """Take the event of ``send_join``, ``send_knock`` or ``send_leave``; repeating it is harmless."""
 
+    @routed(share="room_id", repeat=True)
     async def receive_invite(
         self, room_id: str, event_id: str, origin: str, body: dict[str, Any], old: bool = False
     ) -> bytes:
         """Take an invite of one of our users, the body of ``/invite`` of version 2 (`old`: 1); returns the event
         with our signature."""
 
+    @routed(share="room_id")
     async def exchange_third_party_invite(self, room_id: str, origin: str, body: dict[str, Any]) -> None:
         """Make the invite that somebody's signed third-party identifier entitles them to."""
 
     async def third_party_bound(self, body: dict[str, Any]) -> None:
         """Take up the invites that waited for a third-party identifier which is now one of our users'."""
 
+    @routed(share="room_id", repeat=True)
+    async def take_up_third_party_invite(self, room_id: str, sender: str, user_id: str, signed: dict[str, Any]) -> None:
+        """Have one of our users invited, whom `sender` invited by a third-party identifier: `signed` says that it is
+        theirs."""
+
     # --- questions ---
 
+    @routed(repeat=True)
     async def position(self) -> int:
         """The newest position that is on disk."""
 
+    @routed(repeat=True)
     async def resolve_alias(self, alias: str) -> Alias: ...
 
+    @routed(repeat=True)
     async def aliases(self, room_id: str, user_id: str) -> list[str]:
         """The local aliases of a room, for one who may know them."""
 
+    @routed(repeat=True)
     async def published(self, room_id: str) -> bool: ...
 
+    @routed(repeat=True)
     async def public_rooms(
         self, limit: int, since: str | None, search: str | None, room_types: list[str | None] | None
     ) -> tuple[list[PublicRoom], str | None, str | None, int]:
         """A page of the directory: rows, the next and the previous page's token, and how many there are in all."""
 
+    @routed(repeat=True)
     async def room_version(self, room_id: str) -> str | None:
         """The version of a room, which never changes; `None` where this server does not know the room."""
 
+    @routed(share="room_id", repeat=True)
     async def room_summary(self, room_id: str) -> PublicRoom | None: ...
 
+    @routed(share="room_id", repeat=True)
     async def room_summary_for(
         self, room_id: str, user_id: str | None, via: list[str]
     ) -> tuple[PublicRoom, str | None]:
@@ -449,6 +491,7 @@ class RoomAPI(Protocol):
         `via` are servers that may know a room which this one is not in.
         """
 
+    @routed(share="room_id", repeat=True)
     async def hierarchy(
         self,
         user_id: str,
@@ -460,80 +503,114 @@ class RoomAPI(Protocol):
     ) -> tuple[list[HierarchyRoom], str | None]:
         """A page of the tree of rooms below a space, and the token of the next page."""
 
+    @routed(repeat=True)
     async def mutual_rooms(self, user_id: str, other: str, from_token: str | None) -> tuple[list[str], str | None, int]:
         """A page of the rooms to which both are joined, the token of the next one, and how many there are."""
 
+    @routed(repeat=True)
     async def search_users(self, user_id: str, term: str, limit: int) -> tuple[list[FoundUser], bool]:
         """Users whom `user_id` may know of, the best matches first; and whether there are more of them."""
 
+    @routed(repeat=True)
     async def empty_rooms(self) -> list[str]:
         """Rooms in which no user of this server is joined."""
 
+    @routed(repeat=True)
     async def reports(
         self, kind: str, reporter: str | None, room_id: str | None, start: int, limit: int, newest_first: bool
     ) -> tuple[list[Report], int]:
         """A page of the reports of a kind (``event``, ``room``, ``user``, or empty for all); how many there are."""
 
+    @routed(repeat=True)
     async def report_details(self, report_id: int) -> ReportDetails: ...
 
+    @routed(repeat=True)
     async def memberships(self, user_id: str) -> list[Membership]:
         """Every room in which the user has a membership, forgotten ones too."""
 
+    @routed(repeat=True)
     async def membership(self, room_id: str, user_id: str) -> Membership | None: ...
 
+    @routed(repeat=True)
     async def local_memberships(self, room_id: str) -> list[Membership]:
         """The memberships of this server's users in a room."""
 
+    @routed(repeat=True)
     async def joined_users(self, room_id: str) -> list[str]:
         """The joined users of a room, local and remote."""
 
+    @routed(repeat=True)
     async def shares_room(self, user_id: str, others: list[str]) -> list[str]:
         """Those of `others` who are joined to a room that the user is joined to."""
 
+    @routed(repeat=True)
     async def room_view(self, room_id: str, timeline_limit: int) -> RoomView: ...
 
+    @routed(repeat=True)
+    async def room_views(self, room_ids: Sequence[str], timeline_limit: int) -> list[RoomView]:
+        """As `room_view` for each of these rooms (50 at the most), without those that are not here."""
+
+    @routed(repeat=True)
+    async def rooms_joined(self, user_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The rooms that each of these users, local or remote, is joined to."""
+
+    @routed(repeat=True)
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
         """The newest position of each of these rooms: of a live event, or of a state that replaced all of it."""
 
+    @routed(repeat=True)
     async def newest_events(self, room_ids: Sequence[str]) -> dict[str, list[str]]:
         """The events at the ends of the history of each of these rooms, those that the next event will refer to."""
 
+    @routed(repeat=True)
     async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
         """What one who is invited or knocks is shown of a room: stripped state events as JSON, theirs among them."""
 
+    @routed(repeat=True)
     async def pdus(self, event_ids: Sequence[str]) -> dict[str, bytes]:
         """Stored events among these IDs as they travel between servers; no visibility applied."""
 
+    @routed(repeat=True)
     async def timeline(self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None) -> LiveEvents:
         """The newest `limit` live events in (after, upto], none of them from before a gap."""
 
+    @routed(repeat=True)
     async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
         """The state of the room after the last live event up to `position`."""
 
+    @routed(repeat=True)
     async def state_changes(self, room_id: str, after: int, upto: int) -> list[ChangedSlot]:
         """What differs between the states after the last live events up to `after` and up to `upto`."""
 
+    @routed(repeat=True)
     async def state_before(self, event_id: str) -> list[RoomEvent]:
         """The state that the event was accepted on."""
 
+    @routed(repeat=True)
     async def current_state(self, room_id: str, user_id: str) -> list[RoomEvent]:
         """The state that the user may see: current, or as it was when they left."""
 
+    @routed(repeat=True)
     async def state_event(self, room_id: str, user_id: str, type: str, state_key: str) -> RoomEvent: ...
 
+    @routed(share="room_id", repeat=True)
     async def members(
         self, room_id: str, user_id: str, at: str | None, membership: str | None, not_membership: str | None
     ) -> list[RoomEvent]: ...
 
+    @routed(share="room_id", repeat=True)
     async def joined_members(self, room_id: str, user_id: str) -> list[RoomEvent]:
         """Member events of those joined, for one who is joined too."""
 
+    @routed(repeat=True)
     async def event(self, room_id: str, user_id: str, event_id: str) -> RoomEvent:
         """An event that the user may see."""
 
+    @routed(repeat=True)
     async def events(self, event_ids: list[str]) -> list[RoomEvent]:
         """Stored events among these IDs; no visibility applied."""
 
+    @routed(share="room_id", repeat=True)
     async def messages(
         self,
         room_id: str,
@@ -546,10 +623,12 @@ class RoomAPI(Protocol):
         lazy_load_members: bool,
     ) -> Page: ...
 
+    @routed(share="room_id", repeat=True)
     async def context(
         self, room_id: str, user_id: str, event_id: str, limit: int, filter: EventFilter | None, lazy_load_members: bool
     ) -> Context: ...
 
+    @routed(share="room_id", repeat=True)
     async def relations(
         self,
         room_id: str,
@@ -564,16 +643,28 @@ class RoomAPI(Protocol):
         recurse: bool,
     ) -> Page: ...
 
+    @routed(share="room_id", repeat=True)
     async def threads(self, room_id: str, user_id: str, include: str, from_token: str | None, limit: int) -> Page: ...
 
+    @routed(repeat=True)
     async def aggregations(self, room_id: str, event_ids: Sequence[str], user_id: str) -> dict[str, bytes]:
         """For each event that has any, the JSON of ``unsigned.m.relations`` as the user sees it."""
 
+    @routed(repeat=True)
+    async def aggregations_of(self, events: dict[str, list[str]], user_id: str) -> dict[str, bytes]:
+        """As `aggregations` for the events of several rooms: room to event IDs."""
+
+    @routed(repeat=True)
+    async def dressing(self, room_id: str, event_ids: Sequence[str], user_id: str) -> Dressing:
+        """What events of a room are shown with to a user."""
+
+    @routed(share="room_id", repeat=True)
     async def timestamp_to_event(self, room_id: str, user_id: str, ts: int, direction: str) -> tuple[str, int]:
         """The nearest event in a direction: its ID and time in milliseconds."""
 
     # --- servers ---
 
+    @routed(share="room_id", repeat=True)
     async def receive(self, origin: str, room_id: str, pdus: list[bytes]) -> dict[str, str]:
         """Take events that the server `origin` sent, in order, after fetching what they refer to.
 
@@ -581,24 +672,29 @@ class RoomAPI(Protocol):
         is not known here.
         """
 
+    @routed(share="room_id", repeat=True)
     async def check_server(self, room_id: str, server: str) -> None:
         """Raise ``M_FORBIDDEN`` for a server that the room's access control list keeps out.
 
         ``M_NOT_FOUND`` for a room that is not known here.
         """
 
+    @routed(share="room_id", repeat=True)
     async def room_servers(self, room_id: str) -> list[str]:
         """The servers with joined users in a room, this one too; from memory.  ``M_NOT_FOUND`` as above."""
 
+    @routed(repeat=True)
     async def servers_of_user(self, user_id: str) -> list[str]:
         """The servers that share a joined room with a user."""
 
+    @routed(repeat=True)
     async def events_for_server(self, origin: str, event_ids: list[str]) -> dict[str, bytes]:
         """The PDUs of events of any rooms, by ID; absent are those that are not here or not for the server `origin`.
 
         What it may know of and not read comes redacted, here as from the other questions of this kind.
         """
 
+    @routed(share="room_id", repeat=True)
     async def state_ids_for_server(self, origin: str, room_id: str, event_id: str) -> tuple[list[str], list[str]]:
         """The state before an event and its auth chain, by ID.
 
@@ -606,25 +702,31 @@ class RoomAPI(Protocol):
         or the whole state before it, is not known here.
         """
 
+    @routed(share="room_id", repeat=True)
     async def event_auth_for_server(self, origin: str, room_id: str, event_id: str) -> list[str]:
         """The events that authorise an event, near and far, by ID.  Errors as above."""
 
+    @routed(share="room_id", repeat=True)
     async def missing_events_for_server(
         self, origin: str, room_id: str, earliest: list[str], latest: list[str], limit: int, min_depth: int
     ) -> list[bytes]:
         """Events before `latest` and not before `earliest`, the nearest ones, oldest first."""
 
+    @routed(share="room_id", repeat=True)
     async def backfill_for_server(self, origin: str, room_id: str, event_ids: list[str], limit: int) -> list[bytes]:
         """Some events and those before them, the latest first."""
 
+    @routed(share="room_id", repeat=True)
     async def timestamp_to_event_for_server(
         self, origin: str, room_id: str, ts: int, direction: str
     ) -> tuple[str, int]:
         """The nearest event in a direction (``f`` or ``b``): its ID and time in milliseconds.  ``M_NOT_FOUND``."""
 
+    @routed(share="room_id", repeat=True)
     async def hierarchy_for_server(self, origin: str, room_id: str, suggested_only: bool) -> dict[str, Any]:
         """What ``GET /hierarchy`` between servers answers about a space.  ``M_NOT_FOUND``."""
 
+    @routed(repeat=True)
     async def visible(self, user_id: str, events: Sequence[RoomEvent]) -> list[RoomEvent]:
         """Those of `events` (of any rooms) that history visibility lets the user see, in the same order."""
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
 from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
 from ..database.outbox import Outbox
 from ..federation_api.api import FederationAPI
+from ..links.echoes import Echoes, NoEchoes
 from ..matrix.keys import SigningKey
+from ..sharing.leases import Leases
 from ..user_api.api import UserAPI
 from ..world import World
 from .actions import Actions, to_the_end
 from .adoption import Adoption
+from .api import RoomAPI
 from .arrivals import Arrivals
 from .backfilling import Backfilling
 from .current import CurrentState, InvitePermission
@@ -26,6 +36,7 @@ from .input import RoomWriter
 from .memberships import Memberships
 from .missing import Missing
 from .nearest import Nearest
+from .ownership import AllRooms, Ownership
 from .pages import Pages
 from .participation import Participation
 from .peers import Peers
@@ -49,14 +60,23 @@ from .store import EventStore, RoomEvents
 from .storing import Storing
 from .succession import Succession
 from .tables.names import Names
+from .together import Together
 from .upgrade import Upgrades
 from .user_directory import UserDirectory
 from .verifying import Verifying
 from .viewing import Viewer
 
+log = Logger()
+
+GO_ON_SECONDS = 0.1
+"""After rooms were gained, until what is to be done in them is looked for; they count as held by then."""
+
+RETRY_SECONDS = 5.0
+
 
 class RoomComponent:
     """Answers `RoomAPI`: each method is that of the part which carries it out."""
+
     def __init__(
         self,
         *,
@@ -68,19 +88,30 @@ class RoomComponent:
         server_name: str,
         key: SigningKey,
         default_room_version: str,
+        rooms: RoomAPI | None = None,
+        leases: Leases | None = None,
+        echoes: Echoes | None = None,
     ) -> None:
+        """``rooms`` reaches rooms that other processes have, `None` where this one has all; then no ``leases`` are
+        needed."""
+        echoes = NoEchoes() if echoes is None else echoes
         self.database = database
         self.federation = federation
         self.outbox = Outbox("room_api", database)
-        names = Names()
-        snapshots = Snapshots(budget)
-        store = EventStore(database, budget)
-        shown = RoomEvents(database, store, budget)
+        self._leases = leases
+        self._time = world.time
+        self._going_on: IDelayedCall | None = None
+        ownership = AllRooms() if leases is None else self._share(leases)
+        everywhere = cast(RoomAPI, self) if rooms is None else rooms
+        names = Names(ownership.shared)
+        snapshots = Snapshots(budget, echoes)
+        self.store = store = EventStore(database, budget, echoes)
+        self.shown = shown = RoomEvents(database, store, budget)
         viewer = Viewer(database, names, snapshots, store)
         user_directory = UserDirectory(database, names, users)
-        self.duties = duties = Duties(database, world.time)
-        self.rooms = Rooms(database, snapshots, budget)
-        self.servers = servers = Servers(database, budget)
+        self.duties = duties = Duties(database, world.time, ownership)
+        self.rooms = Rooms(database, snapshots, budget, ownership)
+        self.servers = servers = Servers(database, budget, ownership.shared)
         states = States(database, names, store, servers)
         self.chains = chains = AuthChains(database, store, budget)
         self.placing = placing = Placing(
@@ -98,7 +129,6 @@ class RoomComponent:
             rooms=self.rooms,
             store=store,
             shown=shown,
-            states=states,
             servers=servers,
             drafting=Drafting(
                 states=states,
@@ -111,9 +141,7 @@ class RoomComponent:
                 server_name=server_name,
                 key=key,
             ),
-            arrivals=Arrivals(
-                states=states, store=store, placing=placing, redactions=redactions, policies=policies
-            ),
+            arrivals=Arrivals(states=states, store=store, placing=placing, redactions=redactions, policies=policies),
             policies=policies,
             storing=Storing(
                 outbox=self.outbox,
@@ -171,6 +199,7 @@ class RoomComponent:
             adoption=self.adoption,
             participation=participation,
             receive=receiving.receive,
+            everywhere=everywhere,
             federation=federation,
             users=users,
             world=world,
@@ -197,6 +226,7 @@ class RoomComponent:
             memberships=memberships,
             remote=remote,
             user_directory=user_directory,
+            everywhere=everywhere,
             clock=world.clock,
             random=world.random,
             server_name=server_name,
@@ -230,9 +260,7 @@ class RoomComponent:
             whole=remote.completing.whole,
             time=world.time,
         )
-        pages = Pages(
-            database=database, rooms=self.rooms, shown=shown, viewer=viewer, queries=queries, gaps=gaps
-        )
+        pages = Pages(database=database, rooms=self.rooms, shown=shown, viewer=viewer, queries=queries, gaps=gaps)
         nearest = Nearest(
             database=database,
             rooms=self.rooms,
@@ -263,6 +291,7 @@ class RoomComponent:
             database=database,
             rooms=self.rooms,
             actions=actions,
+            everywhere=everywhere,
             viewer=viewer,
             elsewhere=remote.aliases,
             servers_of=participation.room_servers,
@@ -279,8 +308,6 @@ class RoomComponent:
             store=store,
             succession=succession,
             users=users,
-            random=world.random,
-            server_name=server_name,
         )
         guests = Guests(database=database, rooms=self.rooms, actions=actions, users=users)
         purges = Purges(
@@ -289,7 +316,7 @@ class RoomComponent:
             names=names,
             rooms=self.rooms,
             writer=self.writer,
-            actions=actions,
+            everywhere=everywhere,
             duties=duties,
             users=users,
             server_name=server_name,
@@ -360,6 +387,7 @@ class RoomComponent:
         self.change_membership = to_the_end(actions.change_membership)
         self.forget = to_the_end(actions.forget)
         self.update_profile = to_the_end(actions.update_profile)
+        self.renew_member = to_the_end(actions.renew_member)
         self.resolve_alias = directory.resolve_alias
         self.aliases = directory.aliases
         self.create_alias = to_the_end(directory.create_alias)
@@ -394,6 +422,11 @@ class RoomComponent:
         self.relations = relations.relations
         self.threads = relations.threads
         self.aggregations = relations.aggregations
+        together = Together(database, queries, relations)
+        self.rooms_joined = together.rooms_joined
+        self.room_views = together.room_views
+        self.aggregations_of = together.aggregations_of
+        self.dressing = together.dressing
         self.timestamp_to_event = nearest.timestamp_to_event
         self.visible = queries.visible
         self.make_membership = remote.asked.make_membership
@@ -401,6 +434,7 @@ class RoomComponent:
         self.receive_invite = to_the_end(remote.invitations.receive_invite)
         self.exchange_third_party_invite = to_the_end(remote.third_party.exchange)
         self.third_party_bound = to_the_end(remote.third_party.bound)
+        self.take_up_third_party_invite = to_the_end(remote.third_party.take_up_in)
         self.receive = receiving.receive
         self.events_for_server = serving.events_for_server
         self.state_ids_for_server = serving.state_ids_for_server
@@ -422,13 +456,49 @@ class RoomComponent:
         """Go on with what an earlier run left to be done; rooms are loaded when they are asked for."""
         self.duties.wake()
         await self.remote.start()
+        if self._leases is not None:
+            await self._leases.start()
+
+    def _share(self, leases: Leases) -> Ownership:
+        """Have only some rooms, in turn with other processes."""
+        from .shared_rooms import SharedRooms
+
+        return SharedRooms(leases, self._gained, self._lost)
+
+    def _gained(self, share: int) -> None:
+        """Another process has written to these rooms until now: what is remembered of them may be out of date."""
+        self.writer.forget_numbers()
+        self.store.forget_all()
+        self.shown.forget_all()
+        if self._going_on is None:
+            self._going_on = self._time.callLater(GO_ON_SECONDS, self._go_on)
+
+    def _lost(self, share: int) -> None:
+        self.rooms.lose(share)
+        self.remote.lose(share)
+
+    def _go_on(self) -> None:
+        """Do what other processes left to be done in the rooms that this one has now."""
+        self._going_on = None
+        self.duties.wake()
+        Deferred.fromCoroutine(self.remote.start()).addErrback(self._later)
+
+    def _later(self, failure: Failure) -> None:
+        log.warn("what was begun in rooms has to wait: {why}", why=failure.getErrorMessage())
+        if self._going_on is None:
+            self._going_on = self._time.callLater(RETRY_SECONDS, self._go_on)
 
     async def stop(self) -> None:
         """Nothing is kept in memory that is not on disk."""
+        if self._leases is not None:
+            await self._leases.stop()
+        if self._going_on is not None:
+            self._going_on.cancel()
+            self._going_on = None
         self.duties.stop()
         self.remote.stop()
         self.backfilling.stop()
 
     async def position(self) -> int:
         """The newest position that is on disk."""
-        return self.outbox.position
+        return await self.outbox.newest()

@@ -13,7 +13,7 @@ from ..matrix.identifiers import is_room_alias, server_name_of
 from ..matrix.power_levels import PowerLevels
 from ..world import Clock
 from .actions import Actions
-from .api import Alias, PublicRoom
+from .api import Alias, NewEvent, PublicRoom, RoomAPI
 from .remote.aliases import RemoteAliases
 from .remote.reading import ServersOf
 from .room import Room, Rooms
@@ -51,6 +51,7 @@ class Directory:
         database: Database,
         rooms: Rooms,
         actions: Actions,
+        everywhere: RoomAPI,
         viewer: Viewer,
         elsewhere: RemoteAliases,
         servers_of: ServersOf,
@@ -62,6 +63,7 @@ class Directory:
         self._servers_of = servers_of
         self._rooms = rooms
         self._actions = actions
+        self._everywhere = everywhere
         self._viewer = viewer
         self._clock = clock
         self._server_name = server_name
@@ -82,7 +84,7 @@ class Directory:
 
     async def aliases(self, room_id: str, user_id: str) -> list[str]:
         """The local aliases of a room, for one who is in it or may look into it."""
-        room = await self._rooms.find(room_id)
+        room = await self._rooms.place(room_id)
         if room is None:
             raise forbidden("You are not in this room.")
         membership = await self._viewer.require_member(room.room_nid, user_id)
@@ -139,12 +141,15 @@ class Directory:
         if isinstance(others, list):
             content["alt_aliases"] = [other for other in others if other != alias]
         if content != event.content and await self._may_name(room, user_id):
-            await self._actions.send_state(room, user_id, "m.room.canonical_alias", "", content)
+            renamed = NewEvent(
+                room_id=room.room_id, sender=user_id, type="m.room.canonical_alias", content=content, state_key=""
+            )
+            await self._everywhere.send(renamed)
 
     # --- the directory ---
 
     async def published(self, room_id: str) -> bool:
-        room = await self._known(room_id)
+        room = await self._rooms.known(room_id)
         return await self._database.read(room_table.is_published, room.room_nid) is not None
 
     async def set_published(self, room_id: str, user_id: str, visible: bool, is_admin: bool) -> None:
@@ -179,8 +184,8 @@ class Directory:
 
     async def room_version(self, room_id: str) -> str | None:
         """The version of a room; `None` where this server does not know it."""
-        room = await self._rooms.find(room_id)
-        return None if room is None else room.version.identifier
+        room = await self._rooms.place(room_id)
+        return None if room is None else room.version
 
     async def room_summary(self, room_id: str) -> PublicRoom | None:
         """What a room shows of itself; `None` where this server does not know it."""

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError
+from .ownership import Ownership
 from .tables import duties as table
 from .tables.duties import DutyRow
 
@@ -30,10 +31,14 @@ Carrier = Callable[[DutyRow], Awaitable[None]]
 
 
 class Duties:
-    """Carries out duties in the order in which they arose; ``carriers`` says who does which kind."""
+    """Carries out duties in the order in which they arose; ``carriers`` says who does which kind.
 
-    def __init__(self, database: Database, time: IReactorTime) -> None:
+    Those of a room are the business of the process that has the room.
+    """
+
+    def __init__(self, database: Database, time: IReactorTime, ownership: Ownership) -> None:
         self._database = database
+        self._ownership = ownership
         self._time = time
         self.carriers: dict[str, Carrier] = {}
         self._working = False
@@ -77,6 +82,8 @@ class Duties:
                     done = row.duty_id
                     if self._stopped:
                         return
+                    if not self._ownership.holds(row.room_id):
+                        continue
                     if await self._carry_out(row):
                         await self._database.write(table.delete_duty, row.duty_id)
                     else:

@@ -17,17 +17,17 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..database.engines import Database
+from ..database.engines import Database, Fenced
 from ..matrix.errors import MatrixError, not_found
 from ..matrix.events import Event, receive_event
+from ..sharing.leases import NotMine
 from .arrivals import Arrivals, Unasked
 from .drafts import Drafting
 from .numbers import Numbers
 from .policies import Policies
 from .room import Also, Arrival, Before, Draft, Outcome, Room, Rooms, Way, Work
 from .servers import Servers
-from .states import States
-from .steps import CREATE, POWER_LEVELS, Accepted, Batch, Step, remember
+from .steps import Accepted, Batch, Step, remember
 from .store import EventStore, RoomEvents
 from .storing import Storing
 
@@ -58,7 +58,6 @@ class RoomWriter:
         rooms: Rooms,
         store: EventStore,
         shown: RoomEvents,
-        states: States,
         servers: Servers,
         drafting: Drafting,
         arrivals: Arrivals,
@@ -69,7 +68,6 @@ class RoomWriter:
         self._rooms = rooms
         self._store = store
         self._shown = shown
-        self._states = states
         self._servers = servers
         self._drafting = drafting
         self._arrivals = arrivals
@@ -78,6 +76,11 @@ class RoomWriter:
         self.event_numbers = Numbers(database, "event")
         self._snapshot_numbers = Numbers(database, "snapshot")
         self._history_numbers = Numbers(database, "history")
+
+    def forget_numbers(self) -> None:
+        """Rooms come from other processes: go on above all numbers that are stored in them."""
+        for numbers in (self.event_numbers, self._snapshot_numbers, self._history_numbers):
+            numbers.forget()
 
     async def submit(
         self, room: Room, drafts: list[Draft], *, also: Also | None = None, before: Before | None = None
@@ -149,6 +152,7 @@ class RoomWriter:
     async def _enqueue(self, room: Room, work: Work) -> list[Outcome]:
         if room.closed:
             raise not_found("This server does not know the room.")
+        self._rooms.require(room)
         room.waiting.append(work)
         if not room.writing:
             room.writing = True
@@ -168,7 +172,12 @@ class RoomWriter:
             works = room.waiting[:BATCH]
             del room.waiting[:BATCH]
             try:
-                await self._write_batch(room, works)
+                with self._rooms.writing(room):
+                    await self._write_batch(room, works)
+            except NotMine as error:
+                # The room was given away before its turn came: nothing of this was stored.
+                for work in works:
+                    _refuse(work, error)
             except Exception:
                 for work in works:
                     _refuse(work, _internal())
@@ -196,12 +205,14 @@ class RoomWriter:
             self._rooms.add(room)
         try:
             await self._database.write(self._storing.store_works, room, accepted, moved)
-        except Exception as error:
+        except Exception as problem:
+            # Who is fenced has stored nothing, and another process has the room.
+            why = NotMine() if isinstance(problem, Fenced) else problem
             room.stale = True
             if is_new:
                 room.closed = True
                 self._rooms.forget(room)
-            await self._take_apart(room, accepted, error)
+            await self._take_apart(room, accepted, why)
             return
         _answer(accepted)
 
@@ -268,6 +279,7 @@ class RoomWriter:
         """The room goes on from `steps`, which are on disk."""
         room = batch.room
         room.room_nid = room_nid
+        state_nid = room.head.snapshot_nid
         if steps:
             room.head = steps[-1].after
         if batch.placed:
@@ -278,12 +290,11 @@ class RoomWriter:
             if step.known or step.missing or step.awaited:
                 self._shown.forget(step.event_nid)
             if step.changes:
-                self._servers.changed(room_nid, step.changes)
+                self._servers.changed(room_nid, step.changes, state_nid, step.after.snapshot_nid)
+            state_nid = step.after.snapshot_nid
             if step.redacted_nid is not None and step.redacted is not None:
                 self._store.forget(step.redacted_nid)
                 room.summary = None
-                if (step.redacted.type, step.redacted.state_key) in (CREATE, POWER_LEVELS):
-                    self._states.levels_changed()
 
 
 def _is_settled(outcome: Outcome | None) -> bool:
@@ -303,5 +314,3 @@ def _refuse(work: Work, error: Exception) -> None:
 
 def _internal() -> MatrixError:
     return MatrixError(500, "M_UNKNOWN", "Something went wrong in this server; it is logged.")
-
-

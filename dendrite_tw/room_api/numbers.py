@@ -19,13 +19,21 @@ class Numbers:
         self._name = name
         self._next = 0
         self._end = 0
+        self._forgotten = 0
+
+    def forget(self) -> None:
+        """Take further numbers from above all that any process has been given until now."""
+        self._next = self._end = 0
+        self._forgotten += 1
 
     async def take(self, count: int) -> Iterator[int]:
         """`count` numbers in growing order, which nobody else is given."""
         while self._end - self._next < count:
             block = max(BLOCK, count)
-            self._next = await self._database.write(event_table.take_block, self._name, block)
-            self._end = self._next + block
+            forgotten = self._forgotten
+            first = await self._database.write(event_table.take_block, self._name, block)
+            if forgotten == self._forgotten:
+                self._next, self._end = first, first + block
         first = self._next
         self._next += count
         return iter(range(first, self._next))

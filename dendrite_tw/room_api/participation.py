@@ -6,6 +6,7 @@ from ..cache import Cache, CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
 from ..matrix.acl import ServerACL
+from ..matrix.events import Event
 from .room import Rooms
 from .servers import Servers
 from .store import EventStore
@@ -33,11 +34,11 @@ class Participation:
         self._rooms = rooms
         self._store = store
         self._servers = servers
-        self._lists: Cache[int, ServerACL] = Cache("server_acls", budget, lambda acl: 4000)
+        self._lists: Cache[int, tuple[Event, ServerACL]] = Cache("server_acls", budget, lambda acl: 4000)
 
     async def room_servers(self, room_id: str) -> list[str]:
         """The servers with joined users; this one too if it is among them."""
-        room = await self._rooms.get(room_id)
+        room = await self._rooms.known(room_id)
         return await self._servers.of(room.room_nid)
 
     async def servers_of_user(self, user_id: str) -> list[str]:
@@ -60,9 +61,10 @@ class Participation:
         event_nid = room.head.state.get(slot) if slot else None
         if event_nid is None:
             return
+        event = (await self._store.by_nid([event_nid]))[event_nid]
         known = self._lists.get(event_nid)
-        if known is None:
-            event = (await self._store.by_nid([event_nid]))[event_nid]
-            known = ServerACL(event.content)
+        if known is None or known[0] is not event:
+            # New, or the event has been redacted or was read anew.
+            known = (event, ServerACL(event.content))
             self._lists.put(event_nid, known)
-        known.check(server)
+        known[1].check(server)

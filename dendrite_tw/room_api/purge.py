@@ -18,8 +18,7 @@ from ..database.statements import Transaction
 from ..matrix.errors import invalid_param, not_found
 from ..matrix.identifiers import is_user_id, server_name_of
 from ..user_api.api import UserAPI
-from .actions import Actions
-from .api import OUTPUT_ROOM_EVENT, PURGE_ROOM, MembershipChange, RoomPurged
+from .api import OUTPUT_ROOM_EVENT, PURGE_ROOM, MembershipChange, RoomAPI, RoomPurged
 from .duties import PURGE, Duties
 from .input import RoomWriter
 from .room import Room, Rooms
@@ -45,7 +44,7 @@ class Purges:
         names: Names,
         rooms: Rooms,
         writer: RoomWriter,
-        actions: Actions,
+        everywhere: RoomAPI,
         duties: Duties,
         users: UserAPI,
         server_name: str,
@@ -55,7 +54,7 @@ class Purges:
         self._names = names
         self._rooms = rooms
         self._writer = writer
-        self._actions = actions
+        self._everywhere = everywhere
         self._duties = duties
         self._users = users
         self._server_name = server_name
@@ -80,7 +79,7 @@ class Purges:
         affected = []
         for start in range(0, len(pairs), LEAVES_AT_ONCE):
             part = pairs[start : start + LEAVES_AT_ONCE]
-            leaving = [Deferred.fromCoroutine(self._actions.change_membership(_leave_of(*pair))) for pair in part]
+            leaving = [Deferred.fromCoroutine(self._everywhere.change_membership(_leave_of(*pair))) for pair in part]
             for pair, (left, result) in zip(part, await DeferredList(leaving, consumeErrors=True), strict=True):
                 if left:
                     affected.append(pair[0] if room_first else pair[1])

@@ -70,18 +70,18 @@ class Queries:
         return [_membership(row) for row in await self._database.read(room_table.memberships_of, user_nid)]
 
     async def membership(self, room_id: str, user_id: str) -> Membership | None:
-        room = await self._rooms.find(room_id)
+        room = await self._rooms.place(room_id)
         row = await self._viewer.membership(room.room_nid, user_id) if room else None
         return _membership(row) if row else None
 
     async def local_memberships(self, room_id: str) -> list[Membership]:
         """The memberships of this server's users in a room."""
-        room = await self._rooms.find(room_id)
+        room = await self._rooms.place(room_id)
         rows = await self._database.read(room_table.local_memberships, room.room_nid) if room else []
         return [_membership(row) for row in rows]
 
     async def joined_users(self, room_id: str) -> list[str]:
-        room = await self._rooms.find(room_id)
+        room = await self._rooms.place(room_id)
         return await self._database.read(room_table.joined_users, room.room_nid) if room else []
 
     async def shares_room(self, user_id: str, others: list[str]) -> list[str]:
@@ -97,7 +97,7 @@ class Queries:
 
     async def room_view(self, room_id: str, timeline_limit: int) -> RoomView:
         """A room's current state and the newest part of its timeline."""
-        room = await self._rooms.get(room_id)
+        room = await self._rooms.known(room_id)
         return await self._database.read_long(self._view, room.room_nid, timeline_limit)
 
     async def _view(self, txn: Transaction, room_nid: int, limit: int) -> RoomView:
@@ -129,16 +129,16 @@ class Queries:
 
     async def stripped_state(self, room_id: str, user_id: str) -> list[bytes]:
         """What one who is invited or knocks is shown of a room."""
-        room = await self._rooms.get(room_id)
-        told = await self._remote.stubs.shown(room, user_id)
+        room = await self._rooms.known(room_id)
+        told = await self._remote.stubs.shown(room.room_nid, user_id)
         if told is not None:
             return told
         slots = [*STRIPPED_STATE, (MEMBER, user_id)]
-        nids = await self.look_up(room.head.snapshot_nid, slots)
+        nids = await self.look_up(room.snapshot_nid, slots)
         events = await self._store.by_nid(nids)
         inviter = next((event.sender for event in events.values() if event.state_key == user_id), None)
         if inviter is not None and inviter != user_id:
-            found = await self.look_up(room.head.snapshot_nid, [(MEMBER, inviter)])
+            found = await self.look_up(room.snapshot_nid, [(MEMBER, inviter)])
             events |= await self._store.by_nid(found)
         return [shown_json(stripped(event), event.version) for event in events.values()]
 
@@ -148,7 +148,7 @@ class Queries:
 
     async def timeline(self, room_id: str, after: int, upto: int, limit: int, filter: EventFilter | None) -> LiveEvents:
         """The newest `limit` live events in (after, upto], none of them from before a gap."""
-        room = await self._rooms.get(room_id)
+        room = await self._rooms.known(room_id)
         rows = await self._database.read(
             event_table.newest_live,
             room.room_nid,
@@ -164,13 +164,13 @@ class Queries:
 
     async def state_at(self, room_id: str, position: int) -> list[RoomEvent]:
         """The state of the room after the last live event up to `position`."""
-        room = await self._rooms.get(room_id)
+        room = await self._rooms.known(room_id)
         nid = await self.snapshot_after(room.room_nid, position)
         return await self._database.read_long(self._state_events, nid)
 
     async def state_changes(self, room_id: str, after: int, upto: int) -> list[ChangedSlot]:
         """What differs between the states at two places of the live stream."""
-        room = await self._rooms.get(room_id)
+        room = await self._rooms.known(room_id)
         before = await self.snapshot_after(room.room_nid, after)
         now = await self.snapshot_after(room.room_nid, upto)
         return await self._database.read_long(self._changed_slots, before, now) if before != now else []
@@ -217,14 +217,14 @@ class Queries:
 
         Who is banned has not just left: they are shown what the world is, or what /sync told them.
         """
-        room = await self._rooms.find(room_id)
+        room = await self._rooms.place(room_id)
         if room is None:
             raise forbidden("You are not in this room.")
         membership = await self._viewer.require_member(room.room_nid, user_id)
         if membership is not None and membership.membership == "ban":
             await self._viewer.require_open(room.room_nid)
         if membership is None or membership.membership == "join":
-            return room.room_nid, room.head.snapshot_nid
+            return room.room_nid, room.snapshot_nid
         return room.room_nid, await self.snapshot_after(room.room_nid, membership.position)
 
     async def current_state(self, room_id: str, user_id: str) -> list[RoomEvent]:

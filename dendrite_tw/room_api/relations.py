@@ -154,7 +154,7 @@ class Relations:
         return await self._aggregate(room_id, event_ids, user_id, nested=True)
 
     async def _aggregate(self, room_id: str, event_ids: Sequence[str], user_id: str, nested: bool) -> dict[str, bytes]:
-        room = await self._rooms.find(room_id)
+        room = await self._rooms.place(room_id)
         if room is None or not event_ids:
             return {}
         rows = await self._database.read(relation_table.children, event_ids, room.room_nid, CHILDREN_LIMIT)

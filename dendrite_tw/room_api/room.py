@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
@@ -25,7 +26,10 @@ from ..matrix.admission import PolicyServer
 from ..matrix.errors import MatrixError
 from ..matrix.events import Event, ReceivedEvent
 from ..matrix.room_versions import ROOM_VERSIONS, RoomVersion
+from ..sharing.leases import NotMine
+from ..sharing.shares import share_of
 from .api import PublicRoom
+from .ownership import Ownership
 from .snapshots import EMPTY, NEW_TAPE, Snapshots, StateMap, Tape, overlaid
 from .tables.rooms import ELSEWHERE, RESIDENT, RoomRow, member_counts, room_by_id
 
@@ -166,7 +170,8 @@ class Room:
     the states of branches made together, by the numbers of their snapshots.
     ``summary`` remembers what the room shows of itself, with the number of the state that it was made from.
     ``stale`` says that a write failed in a way that leaves open what is on disk, so that the head has to be
-    read again; ``closed`` that the room is being deleted and takes nothing more.
+    read again; ``closed`` that the room is being deleted and takes nothing more.  One that is not ``mine`` is written
+    to by another process: it is as it was on disk when it was looked for, and takes nothing.
     """
 
     room_id: str
@@ -181,6 +186,7 @@ class Room:
     summary: tuple[int, PublicRoom] | None = None
     stale: bool = False
     closed: bool = False
+    mine: bool = True
 
     def forget_states(self) -> None:
         """States are others on disk than they were: read them anew."""
@@ -195,9 +201,25 @@ class Room:
         return self.head.local > 0 or (self.head.joined == 0 and self.standing == RESIDENT)
 
 
+class RoomPlace(NamedTuple):
+    """A room on disk: its number, that of its current state, how it stands, and its version."""
+
+    room_nid: int
+    snapshot_nid: int
+    standing: int
+    version: str
+
+
 class _Loaded(NamedTuple):
     row: RoomRow
     head: Head
+
+
+class _OfOthers(NamedTuple):
+    """A room of another process, and the row that it was made from: it is as it was while that is the same."""
+
+    row: RoomRow
+    room: Room
 
 
 class Rooms:
@@ -207,37 +229,93 @@ class Rooms:
     has let go, that one is found again.
     """
 
-    def __init__(self, database: Database, snapshots: Snapshots, budget: CacheBudget) -> None:
+    def __init__(self, database: Database, snapshots: Snapshots, budget: CacheBudget, ownership: Ownership) -> None:
         self._database = database
         self._snapshots = snapshots
+        self.ownership = ownership
         self._lock = DeferredLock()
+        self._lost = 0
+        """How often rooms were given away: what was being read meanwhile may be out of date."""
         self._alive: WeakValueDictionary[str, Room] = WeakValueDictionary()
         self._rooms: Cache[str, Room] = Cache(
             "rooms", budget, lambda room: 9000 + 200 * len(room.head.state), lambda room: not room.writing
         )
+        self._others: Cache[str, _OfOthers] | None = None
+        if ownership.shared:
+            self._others = Cache("rooms_of_others", budget, lambda known: 9000 + 200 * len(known.room.head.state))
 
     async def get(self, room_id: str) -> Room:
         """The room; ``M_NOT_FOUND`` where this server knows none of that ID."""
         room = await self.find(room_id)
         if room is None:
-            raise MatrixError(404, "M_NOT_FOUND", "This server does not know the room.")
+            raise _unknown()
         return room
 
     async def find(self, room_id: str) -> Room | None:
         """As `get`, but `None` where there is none."""
+        if self._others is not None and not self.ownership.holds(room_id):
+            return await self._of_others(room_id, self._others)
         room = self._active(room_id)
         if room is not None:
             return room
         async with self._lock:
             room = self._active(room_id)
-            if room is None:
+            while room is None:
+                lost = self._lost
                 loaded = await self._database.read(self._load, room_id)
                 if loaded is None:
                     return None
-                room = Room(room_id, ROOM_VERSIONS[loaded.row.version], loaded.row.room_nid, loaded.head)
-                room.standing = loaded.row.standing
-                self.add(room)
+                if lost == self._lost:
+                    room = _made(loaded)
+                    self.add(room)
         return room
+
+    async def _of_others(self, room_id: str, others: Cache[str, _OfOthers]) -> Room | None:
+        """A room of another process, as it is on disk now; to be read."""
+        row = await self._database.read(room_by_id, room_id)
+        if row is None:
+            others.pop(room_id)
+            return None
+        known = others.get(room_id)
+        if known is not None and known.row == row:
+            return known.room
+        loaded = await self._database.read(self._load, room_id)
+        if loaded is None:
+            return None
+        room = _made(loaded)
+        room.mine = False
+        others.put(room_id, _OfOthers(loaded.row, room))
+        return room
+
+    async def place(self, room_id: str) -> RoomPlace | None:
+        """Where a room is on disk and how it stands, `None` where there is none; costs less than `find`."""
+        if self._others is not None and not self.ownership.holds(room_id):
+            row = await self._database.read(room_by_id, room_id)
+            return None if row is None else RoomPlace(row.room_nid, row.snapshot_nid, row.standing, row.version)
+        room = await self.find(room_id)
+        if room is None:
+            return None
+        return RoomPlace(room.room_nid, room.head.snapshot_nid, room.standing, room.version.identifier)
+
+    async def known(self, room_id: str) -> RoomPlace:
+        """As `place`; ``M_NOT_FOUND`` where there is none."""
+        place = await self.place(room_id)
+        if place is None:
+            raise _unknown()
+        return place
+
+    def require(self, room: Room) -> None:
+        """Raise `NotMine` unless this process writes to the room."""
+        if not room.mine:
+            raise NotMine
+        if room.room_id:
+            self.ownership.require(room.room_id)
+
+    def writing(self, room: Room) -> AbstractContextManager[None]:
+        """As `Ownership.writing`; a room that has no ID yet is known to nobody else."""
+        if not room.mine:
+            raise NotMine
+        return self.ownership.writing(room.room_id) if room.room_id else nullcontext()
 
     def _active(self, room_id: str) -> Room | None:
         room = self._rooms.get(room_id)
@@ -271,6 +349,9 @@ class Rooms:
 
     def add(self, room: Room) -> None:
         """Take in a room whose first event is on its way to the disk."""
+        if self._others is not None and not self.ownership.holds(room.room_id):
+            room.mine = False
+            return
         self._alive[room.room_id] = room
         self._rooms.put(room.room_id, room)
 
@@ -279,3 +360,20 @@ class Rooms:
         if self._alive.get(room.room_id) is room:
             del self._alive[room.room_id]
             self._rooms.pop(room.room_id)
+
+    def lose(self, share: int) -> None:
+        """Forget the rooms of a share, which another process has from now on."""
+        self._lost += 1
+        for room_id, room in [*self._alive.items()]:
+            if share_of(room_id) == share:
+                room.mine = False
+                self.forget(room)
+
+
+def _made(loaded: _Loaded) -> Room:
+    row = loaded.row
+    return Room(row.room_id, ROOM_VERSIONS[row.version], row.room_nid, loaded.head, row.standing)
+
+
+def _unknown() -> MatrixError:
+    return MatrixError(404, "M_NOT_FOUND", "This server does not know the room.")

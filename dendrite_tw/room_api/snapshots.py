@@ -13,7 +13,7 @@ states: for each level, what changed since the checkpoint of that level.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from threading import Lock
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ from immutables import Map
 
 from ..cache import Cache, CacheBudget
 from ..database.statements import Transaction
+from ..links.echoes import Echoes
+from .ownership import Changes
 from .tables.state import snapshot
 
 LEVELS = 8
@@ -161,10 +163,12 @@ class StoredLink(NamedTuple):
 class Snapshots:
     """Reads snapshots, through a memory of links."""
 
-    def __init__(self, budget: CacheBudget) -> None:
+    def __init__(self, budget: CacheBudget, echoes: Echoes) -> None:
+        self._echoes = echoes
         self._links: Cache[int, StoredLink] = Cache("room_state", budget, lambda link: 200 + 100 * len(link.changes))
         self._rewritten = 0
         self._lock = Lock()
+        self._changes = Changes("states", echoes, self._forget, self._forget_all)
 
     async def links(self, txn: Transaction, snapshot_nid: int) -> list[StoredLink]:
         """The chain from a snapshot down to the empty state."""
@@ -182,17 +186,26 @@ class Snapshots:
             snapshot_nid = link.base_nid
         return chain
 
-    def forget(self, snapshot_nids: Iterable[int]) -> None:
-        """Read these snapshots anew when they are next asked for."""
+    def forget(self, snapshot_nids: Collection[int]) -> None:
+        """These snapshots were rewritten: read them anew when they are next asked for, here and elsewhere."""
+        self._forget(snapshot_nids)
+        self._changes.tell(snapshot_nids)
+
+    def _forget(self, snapshot_nids: Iterable[int]) -> None:
         with self._lock:
             self._rewritten += 1
             for snapshot_nid in snapshot_nids:
                 self._links.pop(snapshot_nid)
 
+    def _forget_all(self) -> None:
+        with self._lock:
+            self._rewritten += 1
+            self._links.clear()
+
     def _remember(self, link: StoredLink, rewritten: int) -> None:
         """Keep what was read, in whatever thread, unless snapshots were rewritten meanwhile."""
         with self._lock:
-            if rewritten == self._rewritten:
+            if rewritten == self._rewritten and self._echoes.hearing:
                 self._links.put(link.snapshot_nid, link)
 
     async def state(self, txn: Transaction, snapshot_nid: int) -> dict[int, int]:

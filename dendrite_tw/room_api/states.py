@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from ..database.engines import Database
 from ..matrix.events import Event
@@ -18,6 +19,14 @@ LEVELS_REMEMBERED = 300
 """Power levels, as they are of use, that are kept beside the events which set them."""
 
 
+class _Levels(NamedTuple):
+    """Power levels and the very events that they were made from."""
+
+    create: Event
+    levels: Event | None
+    made: PowerLevels
+
+
 class States:
     """Reads for the writer."""
 
@@ -26,7 +35,7 @@ class States:
         self._names = names
         self._store = store
         self._servers = servers
-        self._levels: OrderedDict[tuple[str, str], PowerLevels] = OrderedDict()
+        self._levels: OrderedDict[tuple[str, str], _Levels] = OrderedDict()
 
     async def at(self, state: StateMap, keys: Sequence[Slot], batch: Batch) -> dict[Slot, Event]:
         """The events of `state` at `keys`, where set."""
@@ -63,12 +72,9 @@ class States:
             return None
         key = (create.event_id, levels.event_id if levels else "")
         known = self._levels.get(key)
-        if known is None:
-            known = self._levels[key] = PowerLevels(create, levels)
+        if known is None or known.create is not create or known.levels is not levels:
+            # New, or one of the events has been redacted or was read anew.
+            known = self._levels[key] = _Levels(create, levels, PowerLevels(create, levels))
             if len(self._levels) > LEVELS_REMEMBERED:
                 self._levels.popitem(last=False)
-        return known
-
-    def levels_changed(self) -> None:
-        """An event that power levels were made from has been redacted."""
-        self._levels.clear()
+        return known.made

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..cache import Cache, CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
+from ..links.echoes import Echoes
 from ..matrix.events import Event, client_json, event_from_storage, shared, shown_json
 from ..matrix.relations import relation_of
 from ..matrix.room_versions import ROOM_VERSIONS
 from .api import RoomEvent
+from .ownership import Changes
 from .tables.events import (
     ASIDE,
     REJECTED,
@@ -53,17 +55,32 @@ class Standing(NamedTuple):
 class EventStore:
     """Events by number, remembered: those that authorise others are asked for again and again."""
 
-    def __init__(self, database: Database, budget: CacheBudget) -> None:
+    def __init__(self, database: Database, budget: CacheBudget, echoes: Echoes) -> None:
         self._database = database
+        self._echoes = echoes
         self._events: Cache[int, Event] = Cache("events", budget, lambda event: 2500 + 4 * len(event.pdu))
+        self._forgotten = 0
+        """How often something was forgotten: what was being read meanwhile may be out of date."""
+        self._changes = Changes("events", echoes, self._forget, self.forget_all)
 
     def remember(self, event_nid: int, event: Event) -> None:
         """Keep an event whose transaction is on disk."""
         self._events.put(event_nid, event)
 
     def forget(self, event_nid: int) -> None:
-        """Read the event anew when it is next asked for."""
-        self._events.pop(event_nid)
+        """An event is another on disk than it was: read it anew when it is next asked for, here and elsewhere."""
+        self._forget([event_nid])
+        self._changes.tell([event_nid])
+
+    def _forget(self, nids: Iterable[int]) -> None:
+        self._forgotten += 1
+        for nid in nids:
+            self._events.pop(nid)
+
+    def forget_all(self) -> None:
+        """Others may have changed any event."""
+        self._forgotten += 1
+        self._events.clear()
 
     async def by_nid(self, nids: Iterable[int]) -> dict[int, Event]:
         """The events with these numbers."""
@@ -78,10 +95,14 @@ class EventStore:
         if missing:
             # Many are read by another thread, so that the reactor has its turn between the pieces that callers read.
             read = self._database.read if len(missing) <= FEW else self._database.read_long
-            for row in await read(events_by_nid, missing):
+            forgotten = self._forgotten
+            rows = await read(events_by_nid, missing)
+            kept = forgotten == self._forgotten and self._echoes.hearing
+            for row in rows:
                 event = stored_event(row)
                 found[row.event_nid] = event
-                self._events.put(row.event_nid, event)
+                if kept:
+                    self._events.put(row.event_nid, event)
         return found
 
     async def events(self, nids: Iterable[int], fresh: Mapping[int, Event]) -> dict[int, Event]:
@@ -168,13 +189,17 @@ class RoomEvents:
         """An event has another place than before."""
         self._shown.pop(event_nid)
 
+    def forget_all(self) -> None:
+        """Events may have been given other places by other processes."""
+        self._shown.clear()
+
     async def show(self, rows: Sequence[EventRow]) -> list[RoomEvent]:
         """`RoomEvent`s of `rows`, in their order."""
         wanted = {nid for row in rows for nid in (row.replaces_nid, row.redacted_by_nid) if nid}
         others = await self._store.by_nid(wanted) if wanted else {}
         known = self._shown.get_many(row.event_nid for row in rows)
         return [
-            found if found is not None and _may_remember(row) else self._show(row, others)
+            found if found is not None and _is_as_remembered(row, found) else self._show(row, others)
             for found, row in zip(known, rows, strict=True)
         ]
 
@@ -184,7 +209,7 @@ class RoomEvents:
         found = {
             row.event_nid: event
             for row, event in zip(rows, known, strict=True)
-            if event is not None and _may_remember(row)
+            if event is not None and _is_in_place(row, event)
         }
         absent = [row.event_nid for row in rows if row.event_nid not in found]
         if absent:
@@ -214,6 +239,15 @@ def _may_remember(row: EventRow | PlacedRow) -> bool:
     """Whether nothing but a redaction changes how the event is shown; one that was redacted may be remembered as
     it was before."""
     return row.redacted_by_nid is None and row.replaces_nid is None
+
+
+def _is_in_place(row: EventRow | PlacedRow, event: RoomEvent) -> bool:
+    """Whether an event is where it was when it was remembered, and nothing has changed how it is shown."""
+    return event.position == row.position and _may_remember(row)
+
+
+def _is_as_remembered(row: EventRow, event: RoomEvent) -> bool:
+    return event.gap == bool(row.gap) and _is_in_place(row, event)
 
 
 def _shown(row: EventRow, others: Mapping[int, Event]) -> RoomEvent:

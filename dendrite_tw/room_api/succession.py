@@ -55,7 +55,12 @@ class Succession:
         old = await self._rooms.find(row.room_id) if row else None
         new_id = await self._successor_id(old) if old else None
         new = await self._rooms.find(new_id) if new_id else None
-        if old is not None and new is not None and await self.predecessor(new) is old:
+        if (
+            old is not None
+            and new is not None
+            and (before := await self.predecessor(new))
+            and before.room_id == old.room_id
+        ):
             await self.move_names(old, new)
 
     async def move_names(self, old: Room, new: Room) -> None:

@@ -13,13 +13,12 @@ decided by `carried_levels`, which is pure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
-from ..database.engines import Database
+from ..database.engines import Database, Unavailable
 from ..matrix import canonical_json
 from ..matrix.errors import MatrixError, forbidden, invalid_param, not_found
 from ..matrix.events import Event
@@ -27,7 +26,6 @@ from ..matrix.identifiers import is_room_id, is_user_id
 from ..matrix.power_levels import PowerLevels, parse_level, room_creators
 from ..matrix.room_versions import ROOM_VERSIONS, RoomVersion
 from ..user_api.api import UserAPI
-from ..world import Random
 from . import creation
 from .actions import CANONICAL_ALIAS, MEMBER, Actions
 from .api import NewRoom
@@ -81,8 +79,6 @@ class Upgrades:
         store: EventStore,
         succession: Succession,
         users: UserAPI,
-        random: Random,
-        server_name: str,
     ) -> None:
         self._database = database
         self._rooms = rooms
@@ -91,8 +87,6 @@ class Upgrades:
         self._store = store
         self._succession = succession
         self._users = users
-        self._random = random
-        self._server_name = server_name
         self._lock = DeferredLock()
 
     async def upgrade(self, user_id: str, room_id: str, new_version: str, additional_creators: list[str] | None) -> str:
@@ -120,22 +114,29 @@ class Upgrades:
             raise forbidden("You may not upgrade this room.")
 
     async def _replace(self, room: Room, user_id: str, version: RoomVersion, creators: list[str]) -> str:
+        new = self._actions.fresh_room(version)
         if version.room_ids_as_hashes:
-            new = Room("", version)
             await self._fill(room, new, user_id, creators, None)
             await self._writer.submit(room, [_tombstone(user_id, new.room_id)])
         else:
-            new = Room(f"!{self._random.token(18)}:{self._server_name}", version)
 
             async def fill(events: list[Event]) -> None:
                 await self._fill(room, new, user_id, creators, events[0].event_id)
 
             await self._writer.submit(room, [_tombstone(user_id, new.room_id)], before=fill)
-        await self._succession.move_names(room, new)
-        await self._move_canonical_alias(room, new, user_id)
-        await self._silence(room, user_id)
-        await self._succession.joined(new, user_id)
+        try:
+            await self._hand_down(room, new, user_id)
+        except Unavailable as error:
+            # The room has been replaced, and its names follow as a duty.
+            log.warn("{old} is replaced without more: {error}", old=room.room_id, error=error.error)
         return new.room_id
+
+    async def _hand_down(self, old: Room, new: Room, user_id: str) -> None:
+        """What follows once the old room has its tombstone."""
+        await self._succession.move_names(old, new)
+        await self._move_canonical_alias(old, new, user_id)
+        await self._silence(old, user_id)
+        await self._succession.joined(new, user_id)
 
     # --- the new room ---
 
@@ -159,7 +160,7 @@ class Upgrades:
         needed = needed_level(levels, types, [event.state_key or "" for event in banned])
         at_first = raised(levels, user_id, needed, new.version)
         first = [
-            replace(draft(CREATE[0], create), timestamp=self._actions.creation_time()),
+            await self._actions.first_draft(new, draft(CREATE[0], create)),
             draft(MEMBER, {**await self._users.profile(user_id), "membership": "join"}, user_id),
             draft(POWER_LEVELS[0], at_first),
             *(draft(type, contents[type]) for type in CARRIED if type in contents),

@@ -17,7 +17,7 @@ SHARES: Final = 64
 
 def share_of(key: str) -> int:
     """The share that a room (or what else is shared) belongs to: 0 to `SHARES` - 1."""
-    return zlib.crc32(key.encode()) % SHARES
+    return zlib.crc32(key.encode("utf-8", "surrogatepass")) % SHARES
 
 
 def lease_of(share: int) -> str:

@@ -11,12 +11,15 @@ from ..room_api.api import RoomAPI
 from ..user_api.api import KeyAPI, UserAPI
 from ..web.routes import Access, Route
 from ..world import World
+from .api import NowKnown, SyncAPI
+from .arriving import Arriving
 from .feed import Feed, Queue
 from .filters import Filters
 from .joined import JoinedReader
 from .key_changes import KeyChanges
 from .lazy import SentMembers
-from .model import SyncModel
+from .model import LOADED_AT_ONCE, SyncModel
+from .moments import PAGE, Ending, Moments, Others
 from .notifier import Notifier
 from .old_sync import OldSync
 from .online import OnlineMarker
@@ -27,6 +30,7 @@ from .reading import EventReader
 from .receipts import ReceiptLog
 from .room_state import StateReader
 from .rooms import RoomCache
+from .sharers import Sharers
 from .splice import Renderer
 from .syncing import SyncHandler
 from .typing import TypingBoard
@@ -34,9 +38,10 @@ from .view import SyncView
 
 
 class SyncComponent:
-    """Serves sync and the endpoints that read rooms.
+    """Serves sync and the endpoints that read rooms, and answers `SyncAPI`.
 
-    ``budget`` is shared by all caches; ``presence_enabled`` says whether users show their presence.
+    ``budget`` is shared by all caches; ``presence_enabled`` says whether users show their presence.  ``others`` are the
+    other processes that serve syncs, among which this one is called ``process``; `None` where there can be none.
     """
 
     def __init__(
@@ -50,17 +55,30 @@ class SyncComponent:
         budget: CacheBudget,
         server_name: str,
         presence_enabled: bool = False,
+        others: SyncAPI | None = None,
+        process: str = "",
     ) -> None:
         self._database = database
         self._queue = queue
         self._world = world
+        self._process = process
         self.server_name = server_name
         self.heard = Heard(world.time)
         self.cache = RoomCache(rooms, self.heard, budget)
         self.notifier = Notifier(rooms, users, self.heard, world.time)
         self.receipts = ReceiptLog(users)
-        self.typing = TypingBoard(world.time, world.clock, self.notifier.typing)
+        self.sharers = Sharers(rooms, self.notifier)
+        self.typing = TypingBoard(world.time, world.clock, self._typing_changed, Ending(queue) if others else None)
         self.presence = PresenceBoard(server_name if presence_enabled else "")
+        self.moments = Moments(
+            self.heard,
+            self.notifier,
+            self.sharers,
+            self.typing,
+            self.presence,
+            world.time,
+            Others(others, process, world.time) if others else None,
+        )
         self.feed = Feed(
             rooms,
             users,
@@ -68,10 +86,11 @@ class SyncComponent:
             self.cache,
             self.notifier,
             self.receipts,
-            self.typing,
-            self.presence,
+            self.moments,
+            self.sharers,
             world.time,
         )
+        self.arriving = Arriving(self.heard, rooms, users, world.clock)
         self.filters = Filters(database, world.clock, budget)
         self.renderer = Renderer(budget)
         self.model = SyncModel(
@@ -84,12 +103,24 @@ class SyncComponent:
             self.typing,
             self.presence,
             self._pause,
+            LOADED_AT_ONCE if others else 0,
         )
         self.view = SyncView(rooms, self.renderer, self.receipts, self._pause)
-        self.online = OnlineMarker(self.presence, queue, self.notifier, world.time, world.clock, presence_enabled)
+        self.online = OnlineMarker(
+            self.presence, queue, self.notifier, world.time, world.clock, presence_enabled, alone=others is None
+        )
         self.status = PresenceStatus(self.presence, self.online, rooms, world.clock)
         self.handler = SyncHandler(
-            keys, self.heard, self.notifier, self.filters, self.model, self.view, self.online, world.time, world.clock
+            keys,
+            self.heard,
+            self.arriving,
+            self.notifier,
+            self.filters,
+            self.model,
+            self.view,
+            self.online,
+            world.time,
+            world.clock,
         )
         self.events = EventReader(rooms, users, self.notifier, self.renderer, world.clock)
         self.state = StateReader(rooms, self.renderer, world.clock)
@@ -105,7 +136,19 @@ class SyncComponent:
             self.online,
             world.clock,
         )
-        self.key_changes = KeyChanges(self.model, self.notifier, self.heard, world.clock)
+        self.key_changes = KeyChanges(self.model, self.notifier, self.arriving, world.clock)
+
+    def _typing_changed(self, room_id: str, position: int) -> None:
+        self.moments.typing_changed(room_id, position)
+
+    async def typing_now(self) -> NowKnown:
+        """`SyncAPI.typing_now`."""
+        return NowKnown(by=self._process, settled=self.moments.settled, typing=self.typing.now())
+
+    async def presences_after(self, position: int, limit: int) -> NowKnown:
+        """`SyncAPI.presences_after`."""
+        found = self.presence.after(position, min(limit, PAGE))
+        return NowKnown(by=self._process, settled=self.moments.settled, presences=found)
 
     async def _pause(self) -> None:
         """Let others have their turn in the middle of a long answer."""

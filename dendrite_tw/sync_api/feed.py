@@ -9,14 +9,16 @@ it have been heard.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from ..matrix.errors import MatrixError
 from ..room_api.api import (
     OUTPUT_ROOM_EVENT,
     PURGE_ROOM,
@@ -41,13 +43,13 @@ from ..user_api.api import (
     UserAPI,
 )
 from .api import OUTPUT_PRESENCE_EVENT, OUTPUT_TYPING_EVENT, Presence, Typing
+from .moments import Moments
 from .notifier import Notifier, UserStream, put_last
 from .positions import Heard
-from .presence import PresenceBoard
 from .receipts import PRIVATE, ReceiptLog
 from .rooms import RoomCache
+from .sharers import Sharers
 from .tokens import SyncToken
-from .typing import TypingBoard
 
 log = Logger()
 
@@ -70,19 +72,24 @@ class Message(Protocol):
     """A message of the queue, as far as it is looked at here."""
 
     payload: bytes
-    stream_seq: int
 
     @property
     def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def time_us(self) -> int: ...
 
 
 class Queue(Protocol):
     """The part of the queue's client that sync uses."""
 
-    def listen(self, stream: str, handler: Callable[[Any], None]) -> Any:
-        """Call `handler` with each new message of `stream`; what is returned can ``stop()``."""
+    def listen(self, stream: str, handler: Callable[[Any], None], on_begun: Callable[[], None]) -> Any:
+        """Call `handler` with each new message of `stream`; what is returned can ``stop()``.
 
-    async def publish(self, stream: str, payload: bytes) -> Any: ...
+        `on_begun` is called each time that this begins, also after messages may have been missed.
+        """
+
+    async def publish(self, stream: str, payload: bytes, *, msg_id: str | None = None) -> Any: ...
 
 
 class Feed:
@@ -96,8 +103,8 @@ class Feed:
         cache: RoomCache,
         notifier: Notifier,
         receipts: ReceiptLog,
-        typing: TypingBoard,
-        presence: PresenceBoard,
+        moments: Moments,
+        sharers: Sharers,
         time: IReactorTime,
     ) -> None:
         self._rooms = rooms
@@ -106,28 +113,33 @@ class Feed:
         self._cache = cache
         self._notifier = notifier
         self._receipts = receipts
-        self._typing = typing
-        self._presence = presence
+        self._moments = moments
+        self._sharers = sharers
         self._time = time
+        self._started = False
         self._listening: list[Any] = []
         self._held: dict[int, tuple[int, Callable[[], None]]] = {}
         self._behind: list[Callable[[], None]] | None = None
-        """What was heard of rooms while the memberships of a rewritten one are being read."""
+        """What was heard of rooms while the memberships of a rewritten one are being read, or all begins anew."""
         self._overflowed = False
         self._watch: IDelayedCall | None = None
         self._on_disk = SyncToken()
 
     async def start(self, queue: Queue) -> None:
-        """Listen, and take up the positions that are on disk already."""
-        self._listen(queue, OUTPUT_ROOM_EVENT, OutputRoomEvent, self.room_event, other=self._not_an_event)
-        self._listen(queue, OUTPUT_CLIENT_DATA, AccountDataChange, self.account_data, in_order=True)
-        self._listen(queue, OUTPUT_RECEIPT_EVENT, Receipt, self.receipt, in_order=True)
-        self._listen(queue, OUTPUT_SEND_TO_DEVICE_EVENT, ToDeviceMessage, self.to_device, in_order=True)
-        self._listen(queue, OUTPUT_KEY_CHANGE_EVENT, KeyChange, self.key_change, in_order=True)
-        self._listen(queue, OUTPUT_NOTIFICATION_DATA, UnreadChange, self.unread, in_order=True)
-        self._listen(queue, OUTPUT_TYPING_EVENT, Typing, self._typing.hear, with_sequence=True)
-        self._listen(queue, OUTPUT_PRESENCE_EVENT, Presence, self.presence, with_sequence=True)
-        await self.resume()
+        """Listen, and take up the positions that are on disk already; waits for those who know them."""
+        self._listen(queue, OUTPUT_ROOM_EVENT, OutputRoomEvent, self._room_message, other=self._not_an_event)
+        self._listen(queue, OUTPUT_CLIENT_DATA, AccountDataChange, self._in_order(self.account_data))
+        self._listen(queue, OUTPUT_RECEIPT_EVENT, Receipt, self._in_order(self.receipt))
+        self._listen(queue, OUTPUT_SEND_TO_DEVICE_EVENT, ToDeviceMessage, self._in_order(self.to_device))
+        self._listen(queue, OUTPUT_KEY_CHANGE_EVENT, KeyChange, self._in_order(self.key_change))
+        self._listen(queue, OUTPUT_NOTIFICATION_DATA, UnreadChange, self._in_order(self.unread))
+        moments = self._moments
+        self._listen(queue, OUTPUT_TYPING_EVENT, Typing, lambda told, m: moments.typing(told, m.time_us), moments.begun)
+        self._listen(
+            queue, OUTPUT_PRESENCE_EVENT, Presence, lambda told, m: moments.presence(told, m.time_us), moments.begun
+        )
+        await self._resume_patiently()
+        self._started = True
         self._watch_again()
 
     async def resume(self) -> None:
@@ -144,9 +156,50 @@ class Feed:
         self._take_held()
         self._heard.advance()
 
+    async def _resume_patiently(self) -> None:
+        """As `resume`, again and again where those who know the positions do not answer."""
+        while self._listening:
+            try:
+                await self.resume()
+            except MatrixError as error:
+                log.warn("the positions on disk cannot be read; trying again: {error}", error=error.error)
+                await deferLater(self._time, RECHECK_SECONDS, lambda: None)
+            else:
+                return
+
+    def _begun(self) -> None:
+        """A stream has begun to be heard.  Where that is not the first time, something may have been missed."""
+        if self._started:
+            self._begin_anew()
+
+    def _begin_anew(self, *behind: Callable[[], None]) -> None:
+        """Go on from what is on disk; `behind` is taken in after that, and so is what is heard of rooms meanwhile."""
+        if self._behind is not None:
+            self._overflowed = True
+            return
+        self._behind, self._overflowed = list(behind), True
+        going_on = Deferred.fromCoroutine(self._go_on())
+        going_on.addErrback(lambda failure: log.failure("sync could not begin anew", failure=failure))
+
+    async def _go_on(self) -> None:
+        """Take in what waited; first all begins anew if something was missed."""
+        while self._overflowed:
+            self._overflowed = False
+            await self._resume_patiently()
+        behind, self._behind = self._behind or [], None
+        for take in behind:
+            take()
+        self._heard.advance()
+
     def _watch_again(self) -> None:
         all_heard = self._heard.has(self._on_disk.room, self._on_disk.user)
         self._watch = self._time.callLater(WATCH_SECONDS if all_heard else RECHECK_SECONDS, self._start_look)
+
+    def _look_soon(self) -> None:
+        """Something is missing so far: see whether it comes sooner than usual."""
+        watch = self._watch
+        if watch is not None and watch.active() and watch.getTime() > self._time.seconds() + RECHECK_SECONDS:
+            watch.reset(RECHECK_SECONDS)
 
     def _start_look(self) -> None:
         looking = Deferred.fromCoroutine(self.look())
@@ -159,7 +212,7 @@ class Feed:
         self._on_disk = SyncToken(await self._rooms.position(), await self._users.position())
         if missed:
             log.warn("messages of the queue were missed; sync begins anew from what is on disk")
-            await self.resume()
+            self._begin_anew()
 
     def stop(self) -> None:
         if self._watch is not None and self._watch.active():
@@ -167,16 +220,15 @@ class Feed:
         for listening in self._listening:
             listening.stop()
         self._listening.clear()
-        self._typing.stop()
+        self._moments.stop()
 
     def _listen(
         self,
         queue: Queue,
         stream: str,
         struct: Any,
-        handler: Callable[..., None],
-        with_sequence: bool = False,
-        in_order: bool = False,
+        handler: Callable[[Any, Message], None],
+        on_begun: Callable[[], None] | None = None,
         other: Callable[[Message], bool] = lambda message: False,
     ) -> None:
         decoder = msgspec.msgpack.Decoder(struct)
@@ -189,27 +241,27 @@ class Feed:
                     return
                 log.error("a message of {stream} cannot be read and is left out", stream=stream)
                 return
-            if with_sequence:
-                handler(value, message.stream_seq)
-            elif in_order:
-                self._take_in_order(value.position, message.headers.get(PREVIOUS, ""), lambda: handler(value))
-            else:
-                handler(value)
-            self._heard.typing = self._typing.position
+            handler(value, message)
             self._heard.advance()
 
-        self._listening.append(queue.listen(stream, hear))
+        self._listening.append(queue.listen(stream, hear, on_begun or self._begun))
 
     # --- order between streams ---
 
-    def _take_in_order(self, position: int, previous: str, take: Callable[[], None]) -> None:
+    def _in_order(self, handler: Callable[[Any], None]) -> Callable[[Any, Message], None]:
+        def take(value: Any, message: Message) -> None:
+            self._take_in_order(value.position, previous(message), lambda: handler(value))
+
+        return take
+
+    def _take_in_order(self, position: int, before: int, take: Callable[[], None]) -> None:
         """Take in a message of the user component once all before it have been; `look` helps if one never comes."""
-        before = int(previous) if previous.isdecimal() else 0
         if before <= self._heard.user:
             take()
             self._take_held()
         elif len(self._held) < HELD_LIMIT:
             self._held[position] = before, take
+            self._look_soon()
 
     def _take_held(self) -> None:
         while self._held:
@@ -221,6 +273,20 @@ class Feed:
             take()
 
     # --- rooms ---
+
+    def _room_message(self, output: OutputRoomEvent, message: Message) -> None:
+        self._room_in_order(output.event.position, message, lambda: self.room_event(output))
+
+    def _room_in_order(self, position: int, message: Message, take: Callable[[], None]) -> None:
+        """Take in a message about rooms; where those before it were missed, all begins anew first."""
+        if self._behind is not None:
+            self._hold_behind(lambda: self._room_in_order(position, message, take))
+            return
+        if position > self._heard.room + 1 and previous(message) > self._heard.room:
+            log.warn("messages of the queue were missed; sync begins anew from what is on disk")
+            self._begin_anew(take)
+            return
+        take()
 
     def room_event(self, output: OutputRoomEvent) -> None:
         position = output.event.position
@@ -266,22 +332,18 @@ class Feed:
                     self._notifier.clear()
                 else:
                     self._notifier.room_rewritten(room_id, position, members)
-            if self._overflowed:
-                self._overflowed, self._behind = False, []
-                await self.resume()
-            behind, self._behind = self._behind or [], None
-            for take in behind:
-                take()
-            self._heard.advance()
+            await self._go_on()
 
     def _not_an_event(self, message: Message) -> bool:
         """Take a message of the stream of events that tells something else: a room was deleted, or completed."""
         kind = message.headers.get("output_room_event_type")
         if kind == STATE_COMPLETE:
             completed = msgspec.msgpack.decode(message.payload, type=StateComplete)
-            self._state_replaced(completed.room_id, completed.position)
+            room_id, position = completed.room_id, completed.position
+            self._room_in_order(position, message, lambda: self._state_replaced(room_id, position))
         elif kind == PURGE_ROOM:
-            self._room_purged(msgspec.msgpack.decode(message.payload, type=RoomPurged))
+            purged = msgspec.msgpack.decode(message.payload, type=RoomPurged)
+            self._room_in_order(purged.position, message, lambda: self._room_purged(purged))
         return kind in (STATE_COMPLETE, PURGE_ROOM)
 
     def _room_purged(self, purged: RoomPurged) -> None:
@@ -368,9 +430,9 @@ class Feed:
             self._user_position(change.position)
             self._notifier.schedule()
             return
-        stream = self._notifier.active(change.user_id)
-        if stream is not None and stream.loading is None:
-            self._keys_changed(change, stream.joined)
+        streams = self._sharers.at_once(change.user_id)
+        if streams is not None:
+            self._keys_changed(change, streams)
             self._user_position(change.position)
             self._notifier.schedule()
             return
@@ -381,45 +443,21 @@ class Feed:
 
     async def _ask_and_tell(self, change: KeyChange) -> None:
         try:
-            rooms = [member.room_id for member in await memberships_joined(self._rooms, change.user_id)]
-            self._keys_changed(change, rooms)
+            self._keys_changed(change, await self._sharers.of(change.user_id))
         finally:
             self._notifier.keys_told(change.position)
             self._notifier.schedule()
 
-    def _keys_changed(self, change: KeyChange, room_ids: list[str]) -> None:
-        streams: dict[UserStream, None] = {}
-        own = self._notifier.active(change.user_id)
-        if own is not None:
-            streams[own] = None
-        for room_id in room_ids:
-            streams.update(dict.fromkeys(self._notifier.listeners(room_id)))
+    def _keys_changed(self, change: KeyChange, streams: Iterable[UserStream]) -> None:
         for stream in streams:
             stream.key_changes = max(stream.key_changes, change.position)
             self._notifier.wake(stream, change.position)
 
-    # --- presence ---
 
-    def presence(self, presence: Presence, sequence: int) -> None:
-        if not self._presence.hear(presence, sequence):
-            return
-        asking = Deferred.fromCoroutine(self._show_presence(presence, self._presence.position))
-        asking.addErrback(lambda failure: log.failure("presence could not be told", failure=failure))
-
-    async def _show_presence(self, presence: Presence, position: int) -> None:
-        streams: dict[UserStream, None] = {}
-        own = self._notifier.active(presence.user_id)
-        if own is not None:
-            streams[own] = None
-        for member in await memberships_joined(self._rooms, presence.user_id):
-            streams.update(dict.fromkeys(self._notifier.listeners(member.room_id)))
-        self._heard.presence = max(self._heard.presence, position)
-        self._notifier.presence(streams, position)
-
-
-async def memberships_joined(rooms: RoomAPI, user_id: str) -> list[Any]:
-    """The memberships of a user, local or remote, that are joins."""
-    return [member for member in await rooms.memberships(user_id) if member.membership == "join"]
+def previous(message: Message) -> int:
+    """The position before that of a message, 0 where it names none."""
+    text = message.headers.get(PREVIOUS, "")
+    return int(text) if text.isdecimal() else 0
 
 
 def ignored_users(content: bytes) -> frozenset[str]:

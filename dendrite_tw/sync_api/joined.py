@@ -64,6 +64,14 @@ class JoinedReader:
         self._sent = sent
         self._timelines = TimelineReader(rooms, cache)
 
+    async def prepare(self, members: Iterable[Membership]) -> None:
+        """Load rooms that are about to be read, with one question."""
+        await self._cache.load(member.room_id for member in members)
+
+    def acknowledge(self, request: SyncRequest) -> None:
+        """The device has what it was told up to its token."""
+        self._sent.acknowledge(request.device_key, request.acknowledged)
+
     async def newly_joined(self, request: SyncRequest, member: Membership, since: int) -> bool:
         """Whether the user, who is in the room, was not in it all the time since position `since`."""
         stream = request.stream
@@ -160,7 +168,7 @@ class JoinedReader:
             values = self._with_senders(request, room, span, values, timeline, upto, summary)
         state = await fill_in(self._rooms, values)
         if request.filter.lazy_load_members:
-            self._sent.note(request.device_key, room_id, members_in((*state, *timeline.events)), upto.room)
+            self._sent.note(request.device_key, room_id, members_in((*state, *timeline.events)), upto)
         return JoinedRoom(
             room_id=room_id,
             timeline=timeline,
@@ -222,10 +230,10 @@ class JoinedReader:
             value = span.replaced_by(slot) if in_timeline else span.at_end(slot)
             if not isinstance(value, RoomEvent) or value.event_id in told:
                 continue
-            redundant = self._sent.has(request.device_key, value, request.acknowledged.room)
+            redundant = self._sent.has(request.device_key, value)
             if not redundant or request.filter.include_redundant_members:
                 added.append(value)
-        self._sent.note(request.device_key, room.room_id, members_in((*added, *timeline.events)), upto.room)
+        self._sent.note(request.device_key, room.room_id, members_in((*added, *timeline.events)), upto)
         return [*values, *added]
 
 

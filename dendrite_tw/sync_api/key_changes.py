@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import msgspec
 
+from ..database.engines import Unavailable
 from ..matrix.errors import invalid_param
 from ..matrix.filters import DEFAULT
 from ..user_api.api import Caller
 from ..web.routes import Access, Route
 from ..world import Clock
+from .arriving import Arriving
 from .model import SyncModel
 from .notifier import Notifier
-from .positions import Heard
 from .request import SyncRequest
-from .tokens import SyncToken, parse_sync_token
+from .tokens import parse_sync_token
 
 
 class KeyChangesQuery(msgspec.Struct, frozen=True):
@@ -27,10 +28,10 @@ class KeyChangesQuery(msgspec.Struct, frozen=True):
 class KeyChanges:
     """Answers ``GET /keys/changes`` from the model of sync."""
 
-    def __init__(self, model: SyncModel, notifier: Notifier, heard: Heard, clock: Clock) -> None:
+    def __init__(self, model: SyncModel, notifier: Notifier, arriving: Arriving, clock: Clock) -> None:
         self._model = model
         self._notifier = notifier
-        self._heard = heard
+        self._arriving = arriving
         self._clock = clock
 
     def routes(self) -> list[Route]:
@@ -39,10 +40,12 @@ class KeyChanges:
     async def changes(self, caller: Caller, query: KeyChangesQuery) -> dict[str, list[str]]:
         """``GET /keys/changes``."""
         since, upto = parse_sync_token(query.from_token), parse_sync_token(query.to)
-        heard = self._heard
-        upto = SyncToken(min(upto.room, heard.room), min(upto.user, heard.user))
-        if since.room > heard.room or since.user > heard.user:
+        upto, heard = await self._arriving.take(upto)
+        known, heard_since = await self._arriving.take(since)
+        if (known.room, known.user) != (since.room, since.user):
             raise invalid_param("from is not a token that this server has given.")
+        if not (heard and heard_since):
+            raise Unavailable("events are not being passed on")
         request = SyncRequest(
             caller=caller,
             stream=await self._notifier.open(caller.user_id),

@@ -29,6 +29,7 @@ log = Logger()
 
 TO_DEVICE_LIMIT = 100
 ROOMS_BETWEEN_PAUSES = 20
+LOADED_AT_ONCE = 10
 
 ARRIVALS_SHOWN = 50
 """Users newly met up to whom also those are told of who were never online."""
@@ -82,7 +83,10 @@ class SyncModel:
         typing: TypingBoard,
         presence: PresenceBoard,
         pause: Callable[[], Awaitable[None]],
+        loaded_at_once: int = 0,
     ) -> None:
+        """``loaded_at_once``: how many rooms are asked for together where whoever has them is far away, 0 for one by
+        one."""
         self._rooms = rooms
         self._users = users
         self._keys = keys
@@ -94,6 +98,7 @@ class SyncModel:
         self._typing = typing
         self._presence = presence
         self._pause = pause
+        self._loaded_at_once = loaded_at_once
 
     async def collect(self, request: SyncRequest, since: SyncToken | None, upto: SyncToken) -> SyncChanges:
         """What changed in (since, upto], or everything where `since` is `None`.
@@ -162,7 +167,10 @@ class SyncModel:
     async def _read_joined(
         self, request: SyncRequest, since: SyncToken | None, changes: SyncChanges, members: dict[str, Membership]
     ) -> None:
-        for number, member in enumerate(members.values(), 1):
+        at_once, listed = self._loaded_at_once, list(members.values())
+        for number, member in enumerate(listed, 1):
+            if at_once and number % at_once == 1 and len(listed) > 1:
+                await self._joined.prepare(listed[number - 1 : number - 1 + at_once])
             if member.membership != "join":
                 continue
             try:
@@ -197,8 +205,10 @@ class SyncModel:
     async def acknowledge(self, request: SyncRequest) -> None:
         """The device has what it was told up to its token: messages up to there are deleted.
 
-        Asks for nothing where there can be none.
+        The user component is asked for nothing where there can be none.
         """
+        if request.filter.lazy_load_members:
+            self._joined.acknowledge(request)
         device_id, upto = request.caller.device_id, request.acknowledged.user
         if device_id is None or upto == 0:
             return
@@ -301,8 +311,13 @@ class SyncModel:
         wanted = {room.room_id for room in changes.joined if since is None or room.newly_joined or room.timeline.events}
         wanted.update(room_id for room_id in later(stream.unread, after) if self._wants_extra(request, room_id))
         for room_id, extras in changes.extras.items():
-            if any(receipt.user_id == request.user_id for receipt in extras.receipts):
+            if has_own(request, extras.receipts):
                 wanted.add(room_id)
+        if since is not None and after < stream.user_from and not wants_receipts(request):
+            receipts = await self._receipts.since(stream.joined, after, changes.upto.user)
+            wanted.update(
+                r for r, of_room in receipts.items() if has_own(request, of_room) and self._wants_extra(request, r)
+            )
         if not wanted:
             return
         counts = await self._users.unread(request.user_id, list(wanted), changes.upto.room)
@@ -353,6 +368,16 @@ class SyncModel:
         shared = set(await self._rooms.shares_room(request.user_id, others)) if others else set()
         shared.add(request.user_id)
         changes.presence = [presence for presence in news if presence.user_id in shared]
+
+
+def wants_receipts(request: SyncRequest) -> bool:
+    wanted = request.filter.ephemeral
+    return not wanted.accepts_nothing and wanted.check_type("m.receipt")
+
+
+def has_own(request: SyncRequest, receipts: list[Receipt]) -> bool:
+    """Whether the user has read further, with which unread counts change."""
+    return any(receipt.user_id == request.user_id for receipt in receipts)
 
 
 def later(positions: dict[str, int], after: int) -> list[str]:

@@ -174,6 +174,9 @@ class Notifier:
     def listeners(self, room_id: str) -> Iterable[UserStream]:
         return self._listeners.get(room_id, ())
 
+    def all(self) -> list[UserStream]:
+        return list(self._streams.values())
+
     @property
     def streams(self) -> int:
         return len(self._streams)
@@ -364,13 +367,21 @@ class Notifier:
     def typing(self, room_id: str, position: int) -> None:
         for stream in self._listeners.get(room_id, ()):
             put_last(stream.typing, room_id, position)
-            stream.newest_typing = position
+            stream.newest_typing = max(stream.newest_typing, position)
             self._woken[stream] = None
         self.schedule()
 
     def presence(self, streams: Iterable[UserStream], position: int) -> None:
         for stream in streams:
-            stream.newest_presence = position
+            stream.newest_presence = max(stream.newest_presence, position)
+            self._woken[stream] = None
+        self.schedule()
+
+    def moments_renewed(self, heard: SyncToken) -> None:
+        """What changed of typing and presence is known from here on only: all look for themselves."""
+        for stream in self._streams.values():
+            stream.typing_from = max(stream.typing_from, heard.typing)
+            stream.presence_from = max(stream.presence_from, heard.presence)
             self._woken[stream] = None
         self.schedule()
 

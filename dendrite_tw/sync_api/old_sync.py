@@ -108,7 +108,8 @@ class OldSync:
         request = await self._request(caller, wanted, since)
         changes = await self._handler.changes(request, since, query.timeout)
         chunk = await self._chunk(caller, request, changes, since) if changes is not None else []
-        end = changes.upto if changes is not None else self._heard.token()
+        heard = self._heard.token().with_moments(since) if self._heard.has(since.room, since.user) else since
+        end = changes.upto if changes is not None else heard
         return b'{"start":"%b","end":"%b","chunk":%b}' % (str(since).encode(), str(end).encode(), array(chunk))
 
     async def _chunk(self, caller: Caller, request: SyncRequest, changes: SyncChanges, since: SyncToken) -> list[bytes]:

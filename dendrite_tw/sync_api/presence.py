@@ -1,12 +1,13 @@
 """Who is online: the newest presence of each user, in memory.
 
-Told to those who share a room with the user.  A position is the sequence
-number of the stream, and goes on growing where that begins anew.  Client-Server API, "Presence".
+Told to those who share a room with the user.  A position is the time of a
+message in microseconds by the queue's clock, so it is the same in all processes.  Client-Server API, "Presence".
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 
 import orjson
 
@@ -27,10 +28,10 @@ class PresenceBoard:
         self._kept = kept
         self._users: OrderedDict[str, tuple[int, Presence]] = OrderedDict()
 
-    def hear(self, presence: Presence, sequence: int) -> bool:
+    def hear(self, presence: Presence, position: int) -> bool:
         """Take in a message; says whether a client would see a difference."""
         before = self._users.get(presence.user_id)
-        self.position = max(self.position + 1, sequence)
+        self.position = max(self.position + 1, position)
         same = before is not None and shown(before[1]) == shown(presence) and presence.currently_active
         self._users[presence.user_id] = (before[0] if before and same else self.position, presence)
         if not same:
@@ -60,6 +61,36 @@ class PresenceBoard:
                 found.append(presence)
         found.reverse()
         return found
+
+    def present(self) -> Iterator[Presence]:
+        """The presence of those users of this server who are not offline."""
+        own = ":" + self._server_name
+        for _, presence in self._users.values():
+            if presence.presence != "offline" and presence.user_id.endswith(own):
+                yield presence
+
+    # --- for other processes ---
+
+    def after(self, position: int, limit: int) -> list[tuple[int, Presence]]:
+        """The first `limit` that changed after `position`, with their positions, the oldest first."""
+        found = []
+        for known in reversed(self._users.values()):
+            if known[0] <= position:
+                break
+            found.append(known)
+        found.reverse()
+        return found[:limit]
+
+    def take(self, known: Sequence[tuple[int, Presence]]) -> None:
+        """Take up what another process knows, where it heard of a user later than this one."""
+        users = dict(self._users)
+        for position, presence in known:
+            before = users.get(presence.user_id)
+            if before is None or (before[0], before[1].last_active_ts) < (position, presence.last_active_ts):
+                users[presence.user_id] = position, presence
+                self.position = max(self.position, position)
+        in_order = sorted(users.items(), key=lambda entry: entry[1][0])
+        self._users = OrderedDict(in_order[-self._kept :])
 
 
 def shown(presence: Presence) -> tuple[str, str | None, bool]:

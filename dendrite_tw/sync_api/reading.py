@@ -16,7 +16,7 @@ import orjson
 
 from ..matrix.errors import invalid_param, not_found
 from ..matrix.filters import CompiledEventFilter, RoomEventFilter, load_json, parse_room_event_filter
-from ..room_api.api import RoomAPI, RoomEvent
+from ..room_api.api import Membership, RoomAPI, RoomEvent
 from ..user_api.api import Caller, UserAPI
 from ..web.routes import Access, Limit, Route
 from ..world import Clock
@@ -119,19 +119,12 @@ class EventReader:
     async def dress(self, caller: Caller, room_id: str, events: Sequence[RoomEvent]) -> list[bytes]:
         """Events of a room as JSON, with what others add to them."""
         messages = [event.event_id for event in events if event.state_key is None]
-        bundles = await self._rooms.aggregations(room_id, messages, caller.user_id) if messages else {}
-        memberships = await self._memberships(caller, room_id, events)
-        return self._renderer.render_full(events, self._clock.now_ms(), caller, memberships, bundles)
-
-    async def _memberships(self, caller: Caller, room_id: str, events: Sequence[RoomEvent]) -> dict[str, str]:
-        """The caller's membership at those of the events for which their current one tells it."""
         live = [event for event in events if event.position > 0]
-        member = await self._rooms.membership(room_id, caller.user_id) if live else None
-        if member is None:
-            return {}
-        ordered = sorted(live, key=lambda event: event.position)
-        found = memberships_at(caller.user_id, member, ordered)
-        return {e.event_id: at for e, at in zip(ordered, found, strict=True) if at is not None}
+        if not messages and not live:
+            return self._renderer.render_full(events, self._clock.now_ms(), caller, {}, {})
+        found = await self._rooms.dressing(room_id, messages, caller.user_id)
+        memberships = memberships_of(caller, live, found.membership)
+        return self._renderer.render_full(events, self._clock.now_ms(), caller, memberships, found.bundles)
 
     async def _shown(self, caller: Caller, events: Sequence[RoomEvent]) -> list[RoomEvent]:
         """Without the messages of those whom the caller ignores."""
@@ -257,6 +250,15 @@ class EventReader:
         """``GET /rooms/{roomId}/timestamp_to_event``."""
         event_id, ts = await self._rooms.timestamp_to_event(room_id, caller.user_id, query.ts, query.dir)
         return {"event_id": event_id, "origin_server_ts": ts}
+
+
+def memberships_of(caller: Caller, live: Sequence[RoomEvent], member: Membership | None) -> dict[str, str]:
+    """The caller's membership at those of the live events for which their current one tells it."""
+    if member is None:
+        return {}
+    ordered = sorted(live, key=lambda event: event.position)
+    found = memberships_at(caller.user_id, member, ordered)
+    return {e.event_id: at for e, at in zip(ordered, found, strict=True) if at is not None}
 
 
 def emptied(event: RoomEvent) -> RoomEvent:

@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from ..cache import Cache, CacheBudget
 from ..database.engines import Unavailable
+from ..matrix.errors import MatrixError
 from ..room_api.api import OutputRoomEvent, RoomAPI, RoomEvent, RoomView
 from .positions import Heard
+
+log = Logger()
 
 MEMBER = "m.room.member"
 
@@ -222,6 +226,10 @@ class Room:
         return found, False
 
 
+_Load = tuple[list[OutputRoomEvent], list[Deferred[Room | None]]]
+"""What is heard of a room that is being loaded, and who waits for it."""
+
+
 class RoomCache:
     """The rooms in memory, the longest unused of which go when the budget is spent."""
 
@@ -229,7 +237,7 @@ class RoomCache:
         self._rooms = rooms
         self._heard = heard
         self.cache: Cache[str, Room] = Cache("sync_rooms", budget, lambda room: room.size, fresh_bytes=8 << 20)
-        self._loading: dict[str, tuple[list[OutputRoomEvent], list[Deferred[Room | None]]]] = {}
+        self._loading: dict[str, _Load] = {}
         self._outdated: dict[str, int] = {}
         self._refreshing: dict[str, list[Deferred[None]]] = {}
         self._cleared = 0
@@ -279,6 +287,41 @@ class RoomCache:
         while self.cache.evict_oldest():
             pass
 
+    async def load(self, room_ids: Iterable[str]) -> None:
+        """See to it that rooms are in memory, those that are not with one question; one that fails is left out."""
+        wanted = [r for r in room_ids if self.cache.peek(r) is None and r not in self._loading]
+        if len(wanted) < 2:
+            return
+        loads: dict[str, _Load] = {room_id: ([], []) for room_id in wanted}
+        self._loading.update(loads)
+        made: dict[str, Room] = {}
+        cleared = self._cleared
+        try:
+            views = await self._rooms.room_views(wanted, TIMELINE_LOADED)
+            if await self._heard.reach(max((view.position for view in views), default=0), 0, CATCH_UP_SECONDS):
+                for view in views:
+                    room = self._made(view, loads[view.room_id][0], cleared)
+                    if room is not None:
+                        made[view.room_id] = room
+        except MatrixError as error:
+            log.debug("rooms are loaded one by one: {error}", error=error.error)
+        finally:
+            for room_id, (_, waiters) in loads.items():
+                del self._loading[room_id]
+                self._outdated.pop(room_id, None)
+                for each in list(waiters):
+                    each.callback(made.get(room_id))
+
+    def _made(self, view: RoomView, missed: list[OutputRoomEvent], cleared: int) -> Room | None:
+        """A room of what was loaded, and of what was heard meanwhile; `None` where that is out of date already."""
+        if cleared != self._cleared or view.rewritten < self._outdated.get(view.room_id, 0):
+            return None
+        room = Room(view)
+        for output in missed:
+            room.apply(output)
+        self.cache.put(view.room_id, room)
+        return room
+
     async def _load(self, room_id: str) -> Room | None:
         """Load a room, or wait for another who does; `None` where that came to nothing."""
         loading = self._loading.get(room_id)
@@ -295,12 +338,7 @@ class RoomCache:
             view = await self._rooms.room_view(room_id, TIMELINE_LOADED)
             if not await self._heard.reach(view.position, 0, CATCH_UP_SECONDS):
                 raise Unavailable("events are not being passed on")
-            is_current = view.rewritten >= self._outdated.get(room_id, 0)
-            if cleared == self._cleared and is_current:
-                room = Room(view)
-                for output in missed:
-                    room.apply(output)
-                self.cache.put(room_id, room)
+            room = self._made(view, missed, cleared)
         finally:
             del self._loading[room_id]
             self._outdated.pop(room_id, None)

@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from ..matrix.errors import invalid_param
 from ..user_api.api import Caller, KeyAPI
 from ..world import Clock
+from .arriving import Arriving
 from .filters import Filters
 from .model import SyncChanges, SyncModel
 from .notifier import Notifier
@@ -24,7 +25,6 @@ from .tokens import SyncToken, parse_sync_token
 from .view import SyncView, answer_json, counts_json
 
 MAX_TIMEOUT_MS = 300_000
-CATCH_UP_SECONDS = 5.0
 
 
 class SyncQuery(msgspec.Struct, frozen=True):
@@ -46,6 +46,7 @@ class SyncHandler:
         self,
         keys: KeyAPI,
         heard: Heard,
+        arriving: Arriving,
         notifier: Notifier,
         filters: Filters,
         model: SyncModel,
@@ -56,6 +57,7 @@ class SyncHandler:
     ) -> None:
         self._keys = keys
         self._heard = heard
+        self._arriving = arriving
         self._notifier = notifier
         self._filters = filters
         self._model = model
@@ -73,11 +75,14 @@ class SyncHandler:
         since = parse_sync_token(query.since) if query.since else None
         wanted = await self._filters.resolve(caller.user_id, query.filter)
         await self._online.mark(caller, query.set_presence)
+        seconds = min(query.timeout, MAX_TIMEOUT_MS) / 1000
         self.active += 1
         try:
             stream = await self._notifier.open(caller.user_id)
             if since is not None:
-                since = await self._reachable(since)
+                since, heard = await self._arriving.take(since, seconds)
+                if not heard:
+                    return answer_json(str(since), b"", await self._counts(caller))
             request = SyncRequest(
                 caller=caller,
                 stream=stream,
@@ -88,31 +93,16 @@ class SyncHandler:
                 now=self._clock.now_ms(),
             )
             await self._model.acknowledge(request)
-            return await self.answer(request, since, min(query.timeout, MAX_TIMEOUT_MS) / 1000)
+            return await self.answer(request, since, seconds)
         finally:
             self.active -= 1
-
-    async def _reachable(self, since: SyncToken) -> SyncToken:
-        """The token once it has been heard of; what lies beyond all that exists is cut off.
-
-        Typing and presence begin anew with the queue, and then a token's part says nothing.
-        """
-        heard = self._heard
-        if not heard.has(since.room, since.user):
-            await heard.reach(since.room, since.user, CATCH_UP_SECONDS)
-        return SyncToken(
-            min(since.room, heard.room),
-            min(since.user, heard.user),
-            since.typing if since.typing <= heard.typing else 0,
-            since.presence if since.presence <= heard.presence else 0,
-        )
 
     async def answer(self, request: SyncRequest, since: SyncToken | None, seconds: float) -> bytes:
         """What there is to tell after `since`, waiting for something for `seconds` at most."""
         deadline = self._time.seconds() + seconds
         while True:
             await self._renew(request)
-            upto = self._heard.token()
+            upto = self._upto(since)
             if since is None or request.full_state or self._notifier.may_have_changed(request.stream, since):
                 request.now = self._clock.now_ms()
                 changes = await self._model.collect(request, since, upto)
@@ -126,11 +116,13 @@ class SyncHandler:
 
     async def changes(self, request: SyncRequest, since: SyncToken, timeout_ms: int) -> SyncChanges | None:
         """The next changes after `since` that old clients are told of; `None` where the time is over."""
-        since = await self._reachable(since)
+        since, heard = await self._arriving.take(since)
+        if not heard:
+            return None
         deadline = self._time.seconds() + max(0, min(timeout_ms, MAX_TIMEOUT_MS)) / 1000
         while True:
             await self._renew(request)
-            upto = self._heard.token()
+            upto = self._upto(since)
             if self._notifier.may_have_changed(request.stream, since):
                 found = await self._model.collect(request, since, upto)
                 if found.presence or found.extras or found.invited or found.left:
@@ -140,6 +132,11 @@ class SyncHandler:
                 since = found.upto
             if not await self._wait(request, since, deadline):
                 return None
+
+    def _upto(self, since: SyncToken | None) -> SyncToken:
+        """How far an answer goes: as far as was heard, and in no part less far than `since`."""
+        heard = self._heard.token()
+        return heard if since is None else heard.with_moments(since)
 
     async def _wait(self, request: SyncRequest, since: SyncToken, deadline: float) -> bool:
         """Wait until something may have changed after `since`; `False` where the request has waited enough."""

@@ -2,8 +2,8 @@
 
     s{room}_{user}_{typing}_{presence}
 
-Every position is one that all processes share (an outbox id or a sequence
-number of the queue), so a token of any process works on any other.  A token
+Every position is one that all processes share (an outbox id, or a time of the
+queue's clock), so a token of any process works on any other.  A token
 with fewer parts has 0 for the rest; parts that a later version adds are left
 out of account.  Client-Server API, "Syncing".
 """
@@ -26,6 +26,12 @@ class SyncToken(NamedTuple):
     user: int = 0
     typing: int = 0
     presence: int = 0
+
+    def with_moments(self, other: SyncToken) -> SyncToken:
+        """The token, with the later position of both of what is in memory only: typing and presence."""
+        if self.typing >= other.typing and self.presence >= other.presence:
+            return self
+        return self._replace(typing=max(self.typing, other.typing), presence=max(self.presence, other.presence))
 
     def __str__(self) -> str:
         return f"s{self.room}_{self.user}_{self.typing}_{self.presence}"

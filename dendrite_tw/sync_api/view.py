@@ -70,9 +70,10 @@ class SyncView:
     async def _write_rooms(self, request: SyncRequest, changes: SyncChanges) -> bytes:
         sections: list[tuple[str, bytes]] = []
         joined: list[tuple[str, bytes]] = []
+        relations = await self._relations(request, changes)
         for number, room in enumerate(changes.joined, 1):
             extras = changes.extras.get(room.room_id, NO_EXTRAS)
-            written = await self._write_joined(request, room, extras)
+            written = await self._write_joined(request, room, extras, relations)
             if written is not None:
                 joined.append((room.room_id, written))
             if number % ROOMS_BETWEEN_PAUSES == 0:
@@ -84,17 +85,30 @@ class SyncView:
         if changes.knocked:
             sections.append(("knock", stripped_json(changes.knocked, b"knock_state")))
         if changes.left:
-            left = [(room.room_id, await self._write_left(request, room)) for room in changes.left]
+            left = [(room.room_id, await self._write_left(request, room, relations)) for room in changes.left]
             sections.append(("leave", mapping(left)))
         return mapping(sections) if sections else b""
 
-    async def _write_joined(self, request: SyncRequest, room: JoinedRoom, extras: RoomExtras) -> bytes | None:
+    async def _relations(self, request: SyncRequest, changes: SyncChanges) -> dict[str, bytes]:
+        """The aggregations of the messages in limited timelines, by event."""
+        wanted: dict[str, list[str]] = {}
+        timelines = [(room.room_id, room.timeline) for room in changes.joined if room.timeline.limited]
+        timelines += [(room.room_id, room.timeline) for room in changes.left if room.timeline.limited]
+        for room_id, timeline in timelines:
+            messages = [event.event_id for event in timeline.events if event.state_key is None]
+            if messages:
+                wanted[room_id] = messages
+        return await self._rooms.aggregations_of(wanted, request.user_id) if wanted else {}
+
+    async def _write_joined(
+        self, request: SyncRequest, room: JoinedRoom, extras: RoomExtras, relations: dict[str, bytes]
+    ) -> bytes | None:
         timeline = room.timeline
         news = timeline.events or timeline.limited or room.state or room.summary is not None
         if not news and not extras and not request.full_state:
             return None
         member = request.stream.memberships.get(room.room_id)
-        parts = [await self._write_timeline(request, room.room_id, timeline, member)]
+        parts = [await self._write_timeline(request, timeline, member, relations)]
         parts.append(await self._write_state(request, room.state))
         if room.summary is not None:
             parts.append(b',"summary":' + summary_json(room.summary))
@@ -109,18 +123,14 @@ class SyncView:
             parts.append(unread_json(extras.unread, request.filter.unread_thread_notifications))
         return b"{" + b"".join(parts) + b"}"
 
-    async def _write_left(self, request: SyncRequest, room: LeftRoom) -> bytes:
-        timeline = await self._write_timeline(request, room.room_id, room.timeline, None)
+    async def _write_left(self, request: SyncRequest, room: LeftRoom, relations: dict[str, bytes]) -> bytes:
+        timeline = await self._write_timeline(request, room.timeline, None, relations)
         return b"{" + timeline + await self._write_state(request, room.state) + b"}"
 
     async def _write_timeline(
-        self, request: SyncRequest, room_id: str, timeline: Timeline, member: Membership | None
+        self, request: SyncRequest, timeline: Timeline, member: Membership | None, relations: dict[str, bytes]
     ) -> bytes:
         """The member ``timeline``; a limited one has the aggregations of its events bundled."""
-        relations: dict[str, bytes] = {}
-        if timeline.limited and timeline.events:
-            event_ids = [event.event_id for event in timeline.events if event.state_key is None]
-            relations = await self._rooms.aggregations(room_id, event_ids, request.user_id) if event_ids else {}
         memberships = memberships_at(request.user_id, member, timeline.events)
         if request.filter.federation_format:
             events = await self._as_pdus(timeline.events)

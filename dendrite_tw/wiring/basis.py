@@ -20,10 +20,11 @@ from ..metrics import Metrics
 from ..queues import queue_of
 from ..room_api.api import RoomAPI
 from ..settings import federates
+from ..sharing.leases import Leases
 from ..user_api.api import KeyAPI, UserAPI
 from ..web.routes import Route
 from ..world import World
-from .relays import Relays
+from .relays import MakeRelays, OwnRelays, relays_of
 
 T = TypeVar("T")
 
@@ -57,12 +58,34 @@ class Ways(Protocol):
     """Where components are, and how those that are elsewhere are reached and told."""
 
     echoes: Echoes
+    relays: MakeRelays
+    process: str
+    """The name of this process, which no other has."""
+
+    several: bool
+    """Whether other processes may run the same components."""
 
     def to(self, interface: type[T]) -> T:
         """The handle of an interface, for all who call it."""
 
+    def beside(self, interface: type[T]) -> T | None:
+        """The handle of an interface that is answered by other processes, or (see its answers) this one over the
+        queue; `None` where there are no others.
+        """
+
     def here(self, interface: type, target: object) -> None:
         """The component that answers an interface runs in this process: calls may go to this object."""
+
+    def leases(self, component: str, database: Database) -> Leases | None:
+        """What this process may do alone of a component, over the database of that; `None` where it has no others
+        beside it.
+        """
+
+    def open(self, component: str) -> None:
+        """A component of this process has started, and may be called."""
+
+    async def drain(self) -> None:
+        """Take no more calls of others, and finish those under way."""
 
 
 class Within:
@@ -70,6 +93,9 @@ class Within:
 
     def __init__(self) -> None:
         self.echoes: Echoes = NoEchoes()
+        self.relays: MakeRelays = OwnRelays
+        self.process = ""
+        self.several = False
         self._direct: dict[type, Direct] = {}
 
     def _way(self, interface: type) -> Direct:
@@ -78,25 +104,38 @@ class Within:
     def to(self, interface: type[T]) -> T:
         return handle(interface, self._way(interface))
 
+    def beside(self, interface: type[T]) -> T | None:
+        return None
+
     def here(self, interface: type, target: object) -> None:
         self._way(interface).connect(target)
+
+    def leases(self, component: str, database: Database) -> None:
+        return None
+
+    def open(self, component: str) -> None:
+        """Who calls it is in this process."""
+
+    async def drain(self) -> None:
+        """There are no others."""
 
 
 class Basis:
     """The configuration and the world of a process, what it opened of them, and the handles of all components."""
 
-    def __init__(self, config: Config, world: World, ways: Callable[[Basis], Ways]) -> None:
+    def __init__(self, config: Config, world: World, ways: Callable[[Basis], Ways], shared: bool = False) -> None:
+        """`shared`: other processes use the same databases."""
         self.config = config
         self.world = world
         self.server_name = config.global_.server_name
         self.budget = CacheBudget(config.global_.cache.max_size_estimated)
         self.metrics = Metrics(self.budget)
-        self.databases = Databases(config, world)
+        self.databases = Databases(config, world, shared)
         self.queue = queue_of(config, world, self.databases.lock)
         self.client = self.queue.client
         self.federates = federates(config, world)
-        self.relays = Relays(self.client, world, self.federates)
         self.ways = ways(self)
+        self.relays = relays_of(self.ways.relays, self.client, world, self.federates)
         self.rooms = self.ways.to(RoomAPI)
         self.users = self.ways.to(UserAPI)
         self.keys = self.ways.to(KeyAPI)
@@ -106,3 +145,7 @@ class Basis:
     def database(self, component: Any) -> Database:
         """The database of a component, as ``dendrite.yaml`` names it."""
         return self.databases.of(component)
+
+    def leases(self, component: Any) -> Leases | None:
+        """The leases of a component, which it starts and stops; `None` where it has all to itself."""
+        return self.ways.leases(component, self.database(component))

@@ -26,6 +26,7 @@ class FederationPart:
             basis.client,
             basis.relays.consumed,
             basis.ways.echoes,
+            basis.leases("federation_api"),
         )
         self.servers = self.federating.component.servers
         basis.ways.here(FederationAPI, self.federating.component)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config.key_files import signing_key
-from ..room_api.api import OUTPUT_ROOM_EVENT, RoomAPI
+from ..room_api.api import RoomAPI
 from ..room_api.component import RoomComponent
 from ..web.routes import Route
 from .basis import Basis, Living
@@ -15,8 +15,9 @@ class RoomPart:
     def __init__(self, basis: Basis) -> None:
         self.rooms = rooms_of(basis)
         basis.ways.here(RoomAPI, self.rooms)
-        basis.relays.add(self.rooms.outbox, (OUTPUT_ROOM_EVENT,))
-        self.life: list[Living] = [self.rooms]
+        leases = basis.leases("room_server")
+        basis.relays.add(self.rooms.outbox, leases)
+        self.life: list[Living] = [self.rooms, leases] if leases is not None else [self.rooms]
         self.later: list[Living] = []
         self.prepare = self.rooms.prepare
 

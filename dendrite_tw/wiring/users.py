@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -10,15 +12,7 @@ from twisted.python.failure import Failure
 from ..database.outbox import Outbox
 from ..figures import show_resyncs
 from ..settings import user_settings
-from ..user_api.api import (
-    OUTPUT_CLIENT_DATA,
-    OUTPUT_KEY_CHANGE_EVENT,
-    OUTPUT_NOTIFICATION_DATA,
-    OUTPUT_RECEIPT_EVENT,
-    OUTPUT_SEND_TO_DEVICE_EVENT,
-    KeyAPI,
-    UserAPI,
-)
+from ..user_api.api import KeyAPI, UserAPI
 from ..user_api.component import UserComponent
 from ..user_api.keys_component import KeyComponent
 from ..web.routes import Route
@@ -29,15 +23,6 @@ log = Logger()
 PRUNE_SECONDS = 3600
 
 CONSUMER = "UserAPIRoomServerConsumer"
-
-STREAMS = (
-    OUTPUT_CLIENT_DATA,
-    OUTPUT_KEY_CHANGE_EVENT,
-    OUTPUT_NOTIFICATION_DATA,
-    OUTPUT_RECEIPT_EVENT,
-    OUTPUT_SEND_TO_DEVICE_EVENT,
-)
-"""What the outbox is published to."""
 
 
 class UserPart:
@@ -52,8 +37,9 @@ class UserPart:
         basis.ways.here(UserAPI, self.users)
         basis.ways.here(KeyAPI, self.keys)
         show_resyncs(basis.metrics, self.keys.resyncs)
-        basis.relays.add(outbox, STREAMS)
-        self.life: list[Living] = [self.users, Counted(basis, self.users)]
+        basis.relays.add(outbox, basis.leases("user_api"))
+        self.users.unread_store.on_stored = partial(basis.relays.consumed, CONSUMER)
+        self.life: list[Living] = [self.users]
         self.later: list[Living] = [self.keys, KeyPruning(basis, self.keys)]
         self.prepare = self.users.prepare
 
@@ -72,6 +58,8 @@ def users_of(basis: Basis, outbox: Outbox) -> UserComponent:
         basis.rooms,
         basis.budget,
         basis.others,
+        echoes=basis.ways.echoes,
+        leases=basis.leases("user_api"),
     )
 
 
@@ -85,6 +73,9 @@ def keys_of(basis: Basis, outbox: Outbox) -> KeyComponent:
         basis.rooms,
         basis.others,
         basis.config.user_api.worker_count,
+        echoes=basis.ways.echoes,
+        leases=basis.leases("user_api"),
+        keys=basis.keys,
     )
 
 
@@ -95,24 +86,6 @@ def introduce(users: UserComponent, keys: KeyComponent) -> None:
     users.is_device_id_taken.append(keys.is_key_of)
     users.on_account_deactivated.append(keys.account_deactivated)
     users.on_memberships.append(keys.memberships_changed)
-
-
-class Counted:
-    """Tells the relays how far what is unread has been counted."""
-
-    def __init__(self, basis: Basis, users: UserComponent) -> None:
-        self._consumed = basis.relays.consumed
-        self._store = users.unread_store
-
-    async def start(self) -> None:
-        self._store.on_stored = self._stored
-        self._stored(await self._store.stored_position())
-
-    def _stored(self, position: int) -> None:
-        self._consumed(CONSUMER, position)
-
-    def stop(self) -> None:
-        """Nothing is under way here."""
 
 
 class KeyPruning:

@@ -31,10 +31,23 @@ SETTINGS = {
 }
 
 
+OTHER_VERSIONS = Path(__file__).parent / "versions" / "node_modules"
+"""Where `.ci/install-test-tools postgresql-versions` puts those that Debian does not have."""
+
+
 def program(name: str) -> str:
-    """The path of one of the server's programs; Debian keeps them out of PATH."""
-    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
-    found = str(versions[-1]) if versions else shutil.which(name)
+    """The path of one of the server's programs; Debian keeps them out of PATH.
+
+    POSTGRESQL_VERSION chooses another version than the newest of Debian's packages that is installed.
+    """
+    version = os.environ.get("POSTGRESQL_VERSION", "*")
+    versions = sorted(Path("/usr/lib/postgresql").glob(f"{version}/bin/{name}"), key=lambda path: int(path.parts[-3]))
+    if versions:
+        return str(versions[-1])
+    other = OTHER_VERSIONS / f"postgresql-{version}" / "native" / "bin" / name
+    if other.exists():
+        return str(other)
+    found = shutil.which(name) if version == "*" else None
     if found is None:
         raise RuntimeError(f"the tests need PostgreSQL: {name} is not there (Debian: apt-get install postgresql)")
     return found
@@ -132,11 +145,11 @@ class Cluster:
         host = f"localhost:{self.port}/postgres?" if self.port else f"/postgres?host={self.folder}&"
         return f"postgresql://postgres@{host}options=-csearch_path%3D{schema}&sslmode=disable"
 
-    def new(self) -> str:
-        """A connection string for an empty schema."""
+    def new(self, more: str = "") -> str:
+        """A connection string for an empty schema, with `more` schemas behind it on the search path."""
         name = f"t{next(self._schemas)}"
         self.ask(f"CREATE SCHEMA {name}")
-        return self.dsn(name)
+        return self.dsn(name + more)
 
     def ask(self, sql: str) -> list[tuple[object, ...]]:
         """Run SQL as the administrator."""

@@ -72,7 +72,6 @@ class TypingTests(EphemeralCase):
         self.assertEqual(len(self.typing()), 1)
         self.assertEqual({name: count for (name,), count in self.inbound.edus.items()}, {"m.typing": 1})
 
-
     def test_what_comes_with_it_is_taken_while_there_is_no_queue(self) -> None:
         async def publish(stream: str, payload: bytes) -> None:
             raise UnavailableError("there is no connection to the queue")

@@ -18,7 +18,6 @@ from dendrite_tw.federation_api.xmatrix import sign_request
 from dendrite_tw.matrix.keys import SigningKey
 from dendrite_tw.web.internet import Internet
 from dendrite_tw.web.routes import Route
-from dendrite_tw.web.site import make_site
 from tests.harness import Answer
 from tests.server import ServerTestCase
 
@@ -47,7 +46,7 @@ class WholeServerTestCase(ServerTestCase):
     def start(self, seed: int = 0) -> Any:
         server = super().start(seed)
         self.network.names.known["test"] = [WHOLE_ADDRESS]
-        self.network.listen(WHOLE_ADDRESS, 8448, make_site(server.site, self.clock), certificate_for="test")
+        self.network.listen(WHOLE_ADDRESS, 8448, server.factory(self.clock), certificate_for="test")
         return server
 
     def pump(self, seconds: float = 0.0) -> None:

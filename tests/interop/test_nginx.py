@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import socket
-import subprocess
 import tempfile
 import threading
 import time
@@ -17,66 +14,15 @@ from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from bench.nginx import Nginx
 from dendrite_tw import nginx
 from dendrite_tw.commands import generate_nginx
 from dendrite_tw.commands.generate_keys import write_certificate
 from dendrite_tw.components import EXTERNAL
-from tests.interop.test_jetstream import free_port, wait_for_port
+from tests.interop.test_jetstream import free_port
 from tests.test_nginx import requests, table_of_the_server
 
 ROOT = Path(__file__).parent.parent.parent
-
-AROUND = """\
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log warn;
-events {{ worker_connections 512; }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    include {folder}/site.conf;
-}}
-"""
-
-
-def program() -> str:
-    found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    assert found, "nginx is missing: .ci/install-test-tools installs it"
-    return found
-
-
-class Nginx:
-    """A real nginx with one site, in a folder of its own, without the rights of an administrator."""
-
-    def __init__(self, folder: Path, site: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._settings = folder / "nginx.conf"
-        self._settings.write_text(AROUND.format(folder=folder))
-        (folder / "site.conf").write_text(site)
-        self._log = folder / "error.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def check(self) -> tuple[int, str]:
-        """What ``nginx -t`` says."""
-        words = [program(), "-e", str(self._log), "-t", "-c", str(self._settings)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
-        return done.returncode, done.stderr
-
-    def start(self, port: int) -> None:
-        words = [program(), "-e", str(self._log), "-c", str(self._settings)]
-        self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for_port(port)
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(20)
-            self._process = None
 
 
 class Component(ThreadingHTTPServer):
@@ -153,11 +99,11 @@ class NginxCase(SynchronousTestCase):
         return made
 
     def serve(self, text: str) -> Nginx:
-        server = Nginx(self.folder, text)
+        server = Nginx(self.folder, text, self.port)
         code, said = server.check()
         self.assertEqual(code, 0, said)
         self.assertNotIn("[warn]", said)
-        server.start(self.port)
+        server.start()
         self.addCleanup(server.stop)
         return server
 
@@ -197,7 +143,7 @@ class Generated(NginxCase):
             text = text.replace(f"{folder}/fullchain.pem", f"{self.folder}/c.pem")
             text = text.replace(f"{folder}/privkey.pem", f"{self.folder}/k.pem")
         text = text.replace("443 ssl", f"{free_port()} ssl").replace("8448 ssl", f"{free_port()} ssl")
-        code, said = Nginx(self.folder, text).check()
+        code, said = Nginx(self.folder, text, 0).check()
         self.assertEqual(code, 0, said)
         self.assertNotIn("[warn]", said)
 

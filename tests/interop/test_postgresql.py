@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from psycopg2.errors import DivisionByZero
 from psycopg2.extensions import parse_dsn
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
@@ -17,7 +18,7 @@ from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.database.groups import Unacknowledged
 from dendrite_tw.database.migrate import migrate
 from dendrite_tw.database.outbox import Outbox
-from dendrite_tw.database.statements import Transaction, none, one
+from dendrite_tw.database.statements import Transaction, many, none, one
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.world import SeededRandom
 from tests.database.cluster import Cluster, cluster
@@ -107,6 +108,49 @@ class ReactorTests(Case):
         self.assertEqual(await gatherResults(writes), [1] * 100)
         await self.assertFailure(self.database.write(insert, 1, "late"), Unavailable)
         await self.assertFailure(self.database.read_long(count), Unavailable)
+
+
+@many(str, "SELECT key FROM pairs WHERE key = ANY(:keys) AND (:least IS NULL OR value >= :least) ORDER BY key")
+def keys_from(txn: Transaction, keys: list[str], least: int | None) -> None: ...
+
+
+@many(str, "SELECT name FROM pg_prepared_statements ORDER BY name")
+def prepared(txn: Transaction) -> None: ...
+
+
+@many(str, "SELECT key FROM pairs WHERE key = ANY(:keys) AND key LIKE 'k%' ORDER BY key")
+def keys_that_begin(txn: Transaction, keys: list[str]) -> None: ...
+
+
+@one(int, "SELECT 10 / :number")
+def divided(txn: Transaction, number: int) -> None: ...
+
+
+class PreparedTests(Case):
+    """What is read again and again is planned once."""
+
+    def setUp(self) -> None:
+        self.database = self.open(cluster())
+
+    async def test_the_answers_stay_the_same(self) -> None:
+        await self.database.write(insert_each, [(f"k{number}", number) for number in range(5)])
+        for wanted in ([], ["k1"], ["k1", "k3", "k7"], ["'; --", "%s", "k4"]):
+            found = await self.database.read(keys_that_begin, wanted)
+            self.assertEqual(found, [key for key in wanted if key.startswith("k") and key != "k7"])
+        self.assertEqual(await self.database.read(prepared), ["s1"])
+
+    async def test_what_cannot_be_prepared_is_asked_all_the_same(self) -> None:
+        await self.database.write(insert_each, [(f"k{number}", number) for number in range(5)])
+        for least in (None, 3, None, 4):
+            found = await self.database.read(keys_from, ["k2", "k3"], least)
+            self.assertEqual(found, [key for key in ("k2", "k3") if int(key[1]) >= (least or 0)])
+
+    async def test_errors_are_those_of_the_statement(self) -> None:
+        for number in (5, 2, 0, 1):
+            if number:
+                self.assertEqual(await self.database.read(divided, number), 10 // number)
+            else:
+                await self.assertFailure(self.database.read_long(divided, number), DivisionByZero)
 
 
 class PoolTests(Case):

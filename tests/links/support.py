@@ -18,6 +18,7 @@ from dendrite_tw.links.nats import Calls
 from dendrite_tw.links.routing import routed
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.room_api.actions import to_the_end
+from dendrite_tw.sharing.leases import NotMine
 from dendrite_tw.sharing.shares import share_of
 from tests.jetstream.support import ServerBench, settle
 
@@ -116,6 +117,8 @@ class Desk:
         self.name = name
         self.begun: list[str] = []
         self.done: list[str] = []
+        self.gives_up = False
+        """Whether it finds that what it is told to write to is another's by now."""
         self.gates: list[Deferred[None]] = []
         """What those wait for who were told to wait."""
 
@@ -147,6 +150,8 @@ class Desk:
         return bytes(size)
 
     async def write(self, room_id: str, word: str = "") -> str:
+        if self.gives_up:
+            raise NotMine
         return await self.act(word or room_id)
 
     def open(self) -> None:

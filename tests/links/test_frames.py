@@ -40,16 +40,16 @@ class OutgoingTests(SynchronousTestCase):
         self.assertFalse(outgoing.is_sent)
 
     def test_odd_acknowledgements_are_refused(self) -> None:
-        for frame in (b"\x05", b"\x05\0\0\0\x09", b"\x05\0\0\0\x02\0"):
+        for frame in (b"\x05", b"\x05\0\0\0\x03", b"\x05\0\0\0\x02\0"):
             outgoing = Outgoing(bytes(1000), 10)
             outgoing.fill(lambda frame: None)
             with self.assertRaises(BrokenFrameError):
                 outgoing.acknowledge(frame)
         outgoing = Outgoing(bytes(1000), 10)
         outgoing.fill(lambda frame: None)
-        outgoing.acknowledge(b"\x05\0\0\0\x03")
+        outgoing.acknowledge(b"\x05\0\0\0\x02")
         with self.assertRaises(BrokenFrameError):
-            outgoing.acknowledge(b"\x05\0\0\0\x02")
+            outgoing.acknowledge(b"\x05\0\0\0\x01")
 
 
 class IncomingTests(SynchronousTestCase):

@@ -480,7 +480,6 @@ class GapTests(Backfill):
         for table in ("events", "backward_edges", "state_snapshots", "auth_chains", "relations"):
             self.assertEqual(self.b.database.prepare(count, table), 0, table)
 
-
     def test_one_who_is_joined_sees_shared_history_of_every_branch(self) -> None:
         """An event on a branch that does not know of the join, and which comes after it."""
         create = self.a.event(self.a.state(self.room_id)["m.room.power_levels", ""])

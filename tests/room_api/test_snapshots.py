@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from dendrite_tw.cache import CacheBudget
 from dendrite_tw.database.engines import SQLiteDatabase
 from dendrite_tw.database.migrate import migrate, steps_of
+from dendrite_tw.links.echoes import NoEchoes
 from dendrite_tw.room_api import snapshots
 from dendrite_tw.room_api.snapshots import (
     LEVELS,
@@ -35,7 +36,7 @@ class SnapshotTests(SynchronousTestCase):
     def make(self) -> tuple[SQLiteDatabase, Snapshots]:
         database = SQLiteDatabase(":memory:", None)
         database.prepare(migrate, "room_api", steps_of("dendrite_tw.room_api"))
-        return database, Snapshots(CacheBudget(1 << 24))
+        return database, Snapshots(CacheBudget(1 << 24), NoEchoes())
 
     @settings(max_examples=40, deadline=None, derandomize=True)
     @given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 50)), max_size=150), st.integers(0, 150))
@@ -45,7 +46,7 @@ class SnapshotTests(SynchronousTestCase):
         history: dict[int, dict[int, int]] = {}
         for number, (slot, event) in enumerate(changes, start=1):
             if number == reload_at:
-                chain, state = database.prepare(Snapshots(CacheBudget(1 << 20)).chain, chain.snapshot_nid)
+                chain, state = database.prepare(Snapshots(CacheBudget(1 << 20), NoEchoes()).chain, chain.snapshot_nid)
             state = state.set(slot, event) if event else state.delete(slot) if slot in state else state
             chain, link = advance(chain, {slot: event}, state, number)
             store(database, [link])

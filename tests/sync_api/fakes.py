@@ -7,7 +7,7 @@ on the queue as the room component does, unless `held` is set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from dendrite_tw.room_api.api import (
     STATE_COMPLETE,
     ChangedSlot,
     Context,
+    Dressing,
     EventFilter,
     LiveEvents,
     Membership,
@@ -354,6 +355,14 @@ class FakeRooms:
         found = [await self.membership(room_id, user_id) for room_id in self.rooms]
         return [member for member in found if member is not None]
 
+    async def rooms_joined(self, user_ids: Sequence[str]) -> dict[str, list[str]]:
+        self.asked.append("rooms_joined")
+        found: dict[str, list[str]] = {}
+        for user_id in user_ids:
+            members = await self.memberships(user_id)
+            found[user_id] = [member.room_id for member in members if member.membership == "join"]
+        return found
+
     async def membership(self, room_id: str, user_id: str) -> Membership | None:
         room = self.rooms.get(room_id)
         event = room.state.get((MEMBER, user_id)) if room is not None else None
@@ -402,6 +411,10 @@ class FakeRooms:
             partial=room.partial,
             rewritten=room.rewritten,
         )
+
+    async def room_views(self, room_ids: Sequence[str], timeline_limit: int) -> list[RoomView]:
+        self.asked.append("room_views")
+        return [await self.room_view(room_id, timeline_limit) for room_id in room_ids if room_id in self.rooms]
 
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
         rooms = [self.rooms[room_id] for room_id in room_ids]
@@ -563,6 +576,20 @@ class FakeRooms:
     async def aggregations(self, room_id: str, event_ids: Sequence[str], user_id: str) -> dict[str, bytes]:
         self.asked.append("aggregations")
         return {event_id: self.bundles[event_id] for event_id in event_ids if event_id in self.bundles}
+
+    async def aggregations_of(self, events: Mapping[str, Sequence[str]], user_id: str) -> dict[str, bytes]:
+        self.asked.append("aggregations_of")
+        return {
+            event_id: self.bundles[event_id]
+            for of_room in events.values()
+            for event_id in of_room
+            if event_id in self.bundles
+        }
+
+    async def dressing(self, room_id: str, event_ids: Sequence[str], user_id: str) -> Dressing:
+        self.asked.append("dressing")
+        bundles = {event_id: self.bundles[event_id] for event_id in event_ids if event_id in self.bundles}
+        return Dressing(membership=await self.membership(room_id, user_id), bundles=bundles)
 
     async def timestamp_to_event(self, room_id: str, user_id: str, ts: int, direction: str) -> tuple[str, int]:
         await self.current_state(room_id, user_id)

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.cache import CacheBudget
+from dendrite_tw.sync_api.api import SyncAPI
 from dendrite_tw.sync_api.component import SyncComponent
 from dendrite_tw.user_api.api import Caller
 from tests.fakes import FakeQueue
@@ -26,7 +27,9 @@ class SyncCase(SynchronousTestCase):
     """A test with `rooms`, `users` and `keys` behind a served sync component."""
 
     cache_bytes = 64 << 20
+    process_count = 1
     component: SyncComponent
+    web: Any
 
     def setUp(self) -> None:
         memory = Memory()
@@ -44,22 +47,31 @@ class SyncCase(SynchronousTestCase):
         """A new process over the same rooms and users."""
         if hasattr(self, "component"):
             self.component.stop()
-        self.component = SyncComponent(
+        self.component = self.process(wait)
+        self.web = serve(self.component.routes(), self.clock, self.callers)
+
+    def process(
+        self, wait: bool = True, others: SyncAPI | None = None, name: str = "", queue: Any = None
+    ) -> SyncComponent:
+        """A component that has started; others of that name are beside it."""
+        component = SyncComponent(
             self.rooms,  # type: ignore[arg-type]
             self.users,  # type: ignore[arg-type]
             self.keys,  # type: ignore[arg-type]
-            self.queue,
+            queue or self.queue,
             self.database,
             self.memory.world,
             CacheBudget(self.cache_bytes),
             "test",
             presence_enabled=True,
+            others=others,
+            process=name,
         )
-        self.component.prepare()
-        started = Deferred.fromCoroutine(self.component.start())
+        component.prepare()
+        started = Deferred.fromCoroutine(component.start())
         if wait:
             self.successResultOf(started)
-        self.web = serve(self.component.routes(), self.clock, self.callers)
+        return component
 
     def run_now(self, coroutine: Any) -> Any:
         return self.successResultOf(Deferred.fromCoroutine(coroutine))

@@ -135,7 +135,9 @@ class Slow:
         return ask
 
 
-class Histories(SyncCase):
+class HistoriesCase(SyncCase):
+    """What happens, and what has to come of it."""
+
     outliers = 0
 
     def play(self, plays: list[Play], cache_bytes: int, resolutions: bool) -> None:
@@ -259,20 +261,24 @@ class Histories(SyncCase):
         else:
             self.assertEqual(client.states[room_id], expected, note)
 
+
+class Histories(HistoriesCase):
+    seeds = SEEDS
+
     def test_clients_follow(self) -> None:
-        for seed in range(SEEDS):
+        for seed in range(self.seeds):
             chance = Random(seed)
             with self.subTest(seed=seed):
                 self.play(history(chance, 80), chance.choice([1, 20_000, 64 << 20]), resolutions=False)
 
     def test_clients_follow_resolutions(self) -> None:
-        for seed in range(SEEDS):
+        for seed in range(self.seeds):
             with self.subTest(seed=seed):
                 chance = Random(seed)
                 self.play(history(chance, 80), chance.choice([1, 20_000, 64 << 20]), resolutions=True)
 
     def test_clients_follow_while_answers_take_time(self) -> None:
-        for seed in range(SEEDS):
+        for seed in range(self.seeds):
             with self.subTest(seed=seed):
                 self.play_slowly(Random(seed))
 

@@ -168,10 +168,24 @@ class Bounds(SynchronousTestCase):
         rooms.create(ROOM, A)
         events = [rooms.join(ROOM, f"@{number}:test") for number in range(5)]
         sent = SentMembers(CacheBudget(1 << 20), 3)
-        sent.note((A, "D"), ROOM, events, 10)
-        self.assertEqual([sent.has((A, "D"), event, 10) for event in events], [False, False, True, True, True])
-        self.assertFalse(sent.has((A, "D"), events[-1], 9))
-        self.assertFalse(sent.has((A, "E"), events[-1], 10))
+        sent.note((A, "D"), ROOM, events, SyncToken(10, 1))
+        sent.acknowledge((A, "E"), SyncToken(10, 1))
+        self.assertFalse(any(sent.has((A, "D"), event) for event in events))
+        sent.acknowledge((A, "D"), SyncToken(10, 1))
+        self.assertEqual([sent.has((A, "D"), event) for event in events], [False, False, True, True, True])
+        self.assertFalse(sent.has((A, "E"), events[-1]))
+
+    def test_members_of_an_answer_that_was_lost(self) -> None:
+        rooms = FakeRooms(FakeQueue(), ReactorClock(Clock()))
+        rooms.create(ROOM, A)
+        sent = SentMembers(CacheBudget(1 << 20))
+        first, second = rooms.join(ROOM, "@1:test"), rooms.join(ROOM, "@2:test")
+        sent.note((A, "D"), ROOM, [first], SyncToken(10, 1))
+        sent.note((A, "D"), ROOM, [second], SyncToken(11, 1))
+        sent.acknowledge((A, "D"), SyncToken(11, 1))
+        self.assertEqual([sent.has((A, "D"), event) for event in (first, second)], [False, True])
+        sent.acknowledge((A, "D"), SyncToken(10, 1))
+        self.assertFalse(sent.has((A, "D"), first))
 
     def test_typing(self) -> None:
         clock = Clock()

@@ -109,6 +109,7 @@ class UnreadCounts(PersonalCase):
         self.assertEqual(joined(answer)["timeline"]["events"], [])
 
     def test_by_thread(self) -> None:
+        self.since = self.sync("alice", self.since)["next_batch"]
         self.users.set_unread(A, ROOM, 2, {"$root": (3, 1)})
         wanted = {"room": {"timeline": {"unread_thread_notifications": True}}}
         room = joined(self.sync("alice", self.since, filter=wanted))

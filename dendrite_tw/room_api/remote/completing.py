@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import msgspec
 import orjson
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ...database.engines import Database
 from ...matrix.auth_rules import AuthError, check_auth
@@ -19,6 +20,8 @@ from ...matrix.errors import MALFORMED, MatrixError
 from ...matrix.handshakes import Described, HandshakeError, Pile, Reply, Request, check_room
 from ...matrix.handshakes.messages import path
 from ...matrix.identifiers import is_server_name
+from ...sharing.leases import NotMine
+from ...sharing.shares import share_of
 from ...world import Clock, Random
 from ..adoption import Adoption
 from ..input import RoomWriter
@@ -80,9 +83,18 @@ class Completing:
         self._stopped = False
 
     async def start(self) -> None:
-        """Go on with the rooms that an earlier run left incomplete."""
+        """Go on with the rooms that are incomplete, those that this process has."""
         for row in await self._database.read(room_table.partial_rooms):
             self.begin(row.room_id)
+
+    def lose(self, share: int) -> None:
+        """Leave the rooms of a share to the process that has them from now on."""
+        for room_id in [room_id for room_id in self._running if share_of(room_id) == share]:
+            self._running[room_id].cancel()
+        for room_id in [room_id for room_id in self._waiting if share_of(room_id) == share]:
+            for waiting in self._waiting.pop(room_id):
+                if not waiting.called:
+                    waiting.errback(NotMine())
 
     def stop(self) -> None:
         """Ask for nothing more; the next start goes on."""
@@ -95,20 +107,21 @@ class Completing:
         sleeping = self._sleeping.get(room_id)
         if sleeping is not None:
             sleeping.callback(None)
-        if room_id in self._running or self._stopped:
+        if room_id in self._running or self._stopped or not self._rooms.ownership.holds(room_id):
             return
         running = self._running[room_id] = Deferred.fromCoroutine(self._complete(room_id))
         running.addErrback(self._defect, room_id)
         running.addBoth(lambda _: self._running.pop(room_id, None))
 
-    def _defect(self, failure: object, room_id: str) -> None:
-        if not self._stopped:
+    def _defect(self, failure: Failure, room_id: str) -> None:
+        if failure.check(CancelledError) is None:
             log.error("the members of {room} are not fetched any more: {failure}", room=room_id, failure=failure)
 
     async def whole(self, room: Room) -> None:
         """Wait until all members of a room are known; 503 with a time to try again if that takes too long."""
         if room.standing != PARTIAL:
             return
+        self._rooms.require(room)
         if room.room_id not in self._running:
             self.begin(room.room_id)
         waiting: Deferred[None] = Deferred()

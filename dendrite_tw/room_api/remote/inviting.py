@@ -14,7 +14,9 @@ from twisted.logger import Logger
 from ...matrix.errors import MatrixError
 from ...matrix.events import receive_event
 from ...matrix.handshakes import invite
+from ...sharing.leases import NotMine
 from ...world import Clock
+from ..api import NewEvent, RoomAPI
 from ..current import STRIPPED_STATE
 from ..input import RoomWriter
 from ..room import Arrival, Draft, Room
@@ -30,8 +32,11 @@ AT_ONCE = 5
 class Inviting:
     """Has invites signed."""
 
-    def __init__(self, *, writer: RoomWriter, state: StateReader, driver: Driver, clock: Clock) -> None:
+    def __init__(
+        self, *, writer: RoomWriter, state: StateReader, driver: Driver, everywhere: RoomAPI, clock: Clock
+    ) -> None:
         self._writer = writer
+        self._everywhere = everywhere
         self._state = state
         self._driver = driver
         self._clock = clock
@@ -55,8 +60,22 @@ class Inviting:
         async def one(draft: Draft) -> None:
             async with turns:
                 try:
-                    await self.invite(room, draft)
+                    await self._invite_anywhere(room, draft)
                 except MatrixError as error:
                     log.info("{user} could not be invited: {error}", user=draft.state_key, error=error.error)
 
         await gatherResults([Deferred.fromCoroutine(one(draft)) for draft in drafts], consumeErrors=True)
+
+    async def _invite_anywhere(self, room: Room, draft: Draft) -> None:
+        """As `invite`, though another process may have been given the room meanwhile."""
+        try:
+            await self.invite(room, draft)
+        except NotMine:
+            event = NewEvent(
+                room_id=room.room_id,
+                sender=draft.sender,
+                type=draft.type,
+                content=draft.content,
+                state_key=draft.state_key,
+            )
+            await self._everywhere.send(event)

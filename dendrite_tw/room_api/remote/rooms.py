@@ -14,7 +14,7 @@ from ...matrix.keys import SigningKey
 from ...user_api.api import UserAPI
 from ...world import World
 from ..adoption import Adoption
-from ..api import MembershipChange
+from ..api import MembershipChange, RoomAPI
 from ..current import CurrentState, InvitePermission
 from ..graph import AuthChains
 from ..input import RoomWriter
@@ -63,6 +63,7 @@ class RemoteRooms:
         adoption: Adoption,
         participation: Participation,
         receive: Receive,
+        everywhere: RoomAPI,
         federation: FederationAPI,
         users: UserAPI,
         world: World,
@@ -139,7 +140,7 @@ class RemoteRooms:
             clock=clock,
             signer=signer,
         )
-        self.inviting = Inviting(writer=writer, state=current, driver=driver, clock=clock)
+        self.inviting = Inviting(writer=writer, state=current, driver=driver, everywhere=everywhere, clock=clock)
         self.third_party = ThirdParty(
             rooms=rooms,
             state=current,
@@ -147,6 +148,7 @@ class RemoteRooms:
             inviting=self.inviting,
             driver=driver,
             users=users,
+            everywhere=everywhere,
             check_invited=permission.check_from_outside,
             acl=acl,
             server_name=server_name,
@@ -155,6 +157,10 @@ class RemoteRooms:
     async def start(self) -> None:
         """Go on with what an earlier run began."""
         await self.completing.start()
+
+    def lose(self, share: int) -> None:
+        """Leave the rooms of a share to another process."""
+        self.completing.lose(share)
 
     def stop(self) -> None:
         """Ask other servers for nothing more."""

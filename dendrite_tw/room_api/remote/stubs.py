@@ -73,10 +73,10 @@ class Stubs:
         kept = await table.invite_of(txn, user_nid, room_nid)
         return Known(row.membership, stored_event(event), kept.via if kept is not None else "")
 
-    async def shown(self, room: Room, user_id: str) -> list[bytes] | None:
+    async def shown(self, room_nid: int, user_id: str) -> list[bytes] | None:
         """What the user is shown of a room elsewhere; `None` if nothing was kept for them."""
         user_nid = await self._database.read(self._names.find, user_id)
-        kept = await self._database.read(table.invite_of, user_nid, room.room_nid) if user_nid is not None else None
+        kept = await self._database.read(table.invite_of, user_nid, room_nid) if user_nid is not None else None
         return None if kept is None else [orjson.dumps(one) for one in orjson.loads(kept.stripped)]
 
     async def check_crowd(self, user_id: str) -> None:

@@ -23,6 +23,7 @@ from ...matrix.handshakes import (
 from ...matrix.handshakes.messages import error_of, for_client
 from ...matrix.identifiers import is_historical_user_id, server_name_of
 from ...user_api.api import UserAPI
+from ..api import RoomAPI
 from ..input import RoomWriter
 from ..room import Arrival, Draft, Room, Rooms
 from .driver import Driver
@@ -47,6 +48,7 @@ class ThirdParty:
         inviting: Inviting,
         driver: Driver,
         users: UserAPI,
+        everywhere: RoomAPI,
         check_invited: CheckInvited,
         acl: CheckServer,
         server_name: str,
@@ -57,6 +59,7 @@ class ThirdParty:
         self._inviting = inviting
         self._driver = driver
         self._users = users
+        self._everywhere = everywhere
         self._check_invited = check_invited
         self._acl = acl
         self._server_name = server_name
@@ -80,7 +83,9 @@ class ThirdParty:
             await self._check_invited(invites[0].user_id)
         for invite in invites:
             try:
-                await self.take_up(invite)
+                await self._everywhere.take_up_third_party_invite(
+                    invite.room_id, invite.sender, invite.user_id, dict(invite.signed)
+                )
             except MatrixError as error:
                 log.info(
                     "{user} is not invited to {room}: {error}",
@@ -102,6 +107,10 @@ class ThirdParty:
             raise bad_json("third_party_signed has no signatures.")
         kept = {key: signed[key] for key in ("mxid", "token", "signatures")}
         await self.take_up(BoundInvite(room_id, sender, user_id, kept))
+
+    async def take_up_in(self, room_id: str, sender: str, user_id: str, signed: dict[str, Any]) -> None:
+        """As `take_up`, for `bound` in any process."""
+        await self.take_up(BoundInvite(room_id, sender, user_id, signed))
 
     async def take_up(self, invite: BoundInvite) -> None:
         """Invite one of our users: ourselves in a room that we are in, else through the server that invited."""

@@ -15,6 +15,8 @@ class DutyRow(msgspec.Struct, frozen=True):
     kind: str
     room_nid: int
     subject: str
+    room_id: str
+    """Of a room that is deleted the subject."""
 
 
 @each(
@@ -26,7 +28,9 @@ def insert_duties(txn: Transaction, rows: object) -> None: ...
 
 @many(
     DutyRow,
-    "SELECT duty_id, kind, room_nid, subject FROM duties WHERE duty_id > :after ORDER BY duty_id LIMIT :count",
+    "SELECT d.duty_id, d.kind, d.room_nid, d.subject, COALESCE(r.room_id, d.subject) "
+    "FROM duties d LEFT JOIN rooms r ON r.room_nid = d.room_nid "
+    "WHERE d.duty_id > :after ORDER BY d.duty_id LIMIT :count",
 )
 def duties_after(txn: Transaction, after: int, count: int) -> None: ...
 

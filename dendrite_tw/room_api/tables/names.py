@@ -72,7 +72,9 @@ def slots_of_type_in(txn: Transaction, type: str, room_nid: int) -> None:
 class Names:
     """The numbers of names and slots, through a memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, shared: bool = False) -> None:
+        """``shared``: other processes give numbers too, so that what has none now may have one at any time."""
+        self._shared = shared
         self._nids: dict[str, int] = {}
         self._slots: dict[Slot, int] = {}
         self._commits = 0
@@ -106,7 +108,7 @@ class Names:
             known = await slot_nid(txn, *slot)
             if known is not None:
                 self._slots[slot] = known
-            elif commits == self._commits:
+            elif commits == self._commits and not self._shared:
                 # Whoever stores it writes over this once it is on disk.
                 self._bound()
                 self._slots.setdefault(slot, 0)

@@ -6,6 +6,7 @@ RETENTION: rows of a room go with the room.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -78,6 +79,17 @@ def room_by_id(txn: Transaction, room_id: str) -> None: ...
 
 @maybe(RoomRow, f"{_ROOM} WHERE room_nid = :room_nid")
 def room_by_nid(txn: Transaction, room_nid: int) -> None: ...
+
+
+class StateRow(NamedTuple):
+    """The number of a room's current state, and the position at which all states were last rewritten."""
+
+    snapshot_nid: int
+    rewritten: int
+
+
+@maybe(StateRow, "SELECT snapshot_nid, rewritten FROM rooms WHERE room_nid = :room_nid")
+def state_of(txn: Transaction, room_nid: int) -> None: ...
 
 
 @none(
@@ -193,6 +205,20 @@ _MEMBERSHIP = (
     "FROM memberships m JOIN rooms r ON r.room_nid = m.room_nid JOIN events e ON e.event_nid = m.event_nid "
     "JOIN names u ON u.name_nid = m.user_nid JOIN names s ON s.name_nid = e.sender_nid"
 )
+
+
+class JoinedRow(msgspec.Struct, frozen=True):
+    user_id: str
+    room_id: str
+
+
+@many(
+    JoinedRow,
+    "SELECT u.name, r.room_id FROM names u JOIN memberships m ON m.user_nid = u.name_nid "
+    "JOIN rooms r ON r.room_nid = m.room_nid WHERE u.name = ANY(:user_ids) AND m.membership = 'join'",
+)
+def rooms_joined(txn: Transaction, user_ids: Sequence[str]) -> None:
+    """The rooms that users are joined to, in no order."""
 
 
 @many(MembershipRow, f"{_MEMBERSHIP} WHERE m.user_nid = :user_nid ORDER BY m.room_nid")
