@@ -32,8 +32,11 @@ from tests.database.cluster import cluster
 from tests.harness import Web
 from tests.jetstream.support import ServerBench
 
-EACH = 1
+EACH = 2
 """Processes of each component."""
+
+STOPPED = ("client_api", "sync_api", "media_api", "federation_api", "room_server", "user_api")
+"""The components in the order in which they are stopped."""
 
 ASTRAY = 5
 """One request of so many goes to a process that has to hand it on."""
@@ -201,7 +204,12 @@ class Deployment:
         waiting.addCallbacks(lambda _: self.started.callback(None), self.started.errback)
 
     def stopService(self) -> Deferred[Any]:
-        return DeferredList([process.stopService() for process in self.all], fireOnOneErrback=True)
+        """Those first that ask the others."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        for component in STOPPED:
+            await DeferredList([process.stopService() for process in self.processes[component]], fireOnOneErrback=True)
 
     def web(self) -> Web:
         return Listeners(self, self.clock)
