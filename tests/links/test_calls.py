@@ -292,6 +292,15 @@ class HandoverTests(CallCase):
         self.successResultOf(given)
         self.assertEqual(self.result(self.caller.asks.write("!a:x")), "one !a:x")
 
+    def test_a_share_that_is_taken_twice_is_given_away_as_a_whole(self) -> None:
+        one = self.answerer("one", "!a:x")
+        one.take("!a:x")
+        self.result(one.give("!a:x"))
+        waiting = self.begin(self.caller.asks.write("!a:x"))
+        self.broker.advance(1.0)
+        self.assertNoResult(waiting)
+        self.assertEqual(one.desk.begun, [])
+
     def test_while_two_believe_to_hold_a_share_one_of_them_is_asked(self) -> None:
         one, two = self.answerer("one", "!a:x"), self.answerer("two", "!a:x")
         for number in range(6):
