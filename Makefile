@@ -2,6 +2,7 @@
 #              make run DATA=/srv/matrix SERVER=example.com HTTP=:8008 HTTPS=:8448 OPTIONS=…
 # make test    the whole test suite, in parallel; make test TESTS=tests.matrix JOBS=4; installs what it needs
 # make test-postgresql   the tests of the components again, over PostgreSQL
+# make test-postgresql-versions   tests of the database over the oldest and the newest PostgreSQL; VERSIONS=12
 # make lint    ruff; make types: mypy
 # make ci      what a change must pass: .ci/run
 # make venv    the environment in .venv that all of these use; made anew when the pinned versions change
@@ -21,7 +22,10 @@ ON_POSTGRESQL ?= tests.federation_api tests.room_api tests.user_api tests.sync_a
 pip := $(VENV)/bin/pip --disable-pip-version-check
 project := setup.cfg pyproject.toml dendrite_tw/__init__.py
 
-.PHONY: run test test-postgresql lint types ci venv samples clean
+VERSIONS ?= 12 18
+ON_VERSIONS ?= tests.database tests.interop.test_postgresql_shared
+
+.PHONY: run test test-postgresql test-postgresql-versions lint types ci venv samples clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.runtime
@@ -58,6 +62,12 @@ test: $(VENV)/.test
 test-postgresql: $(VENV)/.test
 	@.ci/install-test-tools
 	TEST_POSTGRESQL=1 $(VENV)/bin/trial -j$(JOBS) $(ON_POSTGRESQL)
+
+test-postgresql-versions: $(VENV)/.test
+	@.ci/install-test-tools postgresql-versions
+	for version in $(VERSIONS); do \
+		TEST_POSTGRESQL=1 POSTGRESQL_VERSION=$$version $(VENV)/bin/trial -j$(JOBS) $(ON_VERSIONS) || exit 1; \
+	done
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,10 @@ class Nats:
                 return True
         except OSError:
             return False
+
+    def processor_seconds(self) -> float:
+        """Processor time since it started."""
+        return self._process.processor_seconds() if self._process is not None else 0.0
 
     def kill(self) -> None:
         assert self._process is not None
@@ -148,6 +152,7 @@ class Polylith(Ours):
     """dendrite_tw from this checkout with `each` processes of every component, or as many as `counts` says."""
 
     name = "polylith"
+    server_name = SERVER_NAME
 
     def __init__(
         self,
@@ -158,8 +163,13 @@ class Polylith(Ours):
         on_cores: set[int] | None = None,
         database: PostgreSQL | None = None,
     ) -> None:
-        super().__init__(folder, on_cores=on_cores, database=database or PostgreSQL(folder / "postgresql", None))
-        self.nats = Nats(folder / "nats")
+        super().__init__(folder, on_cores=on_cores, database=database)
+        self.set_up(each, counts)
+
+    def set_up(self, each: int, counts: Mapping[str, int] | None = None) -> None:
+        """Decide on everything that it consists of; nothing is started."""
+        self.database = self.database or PostgreSQL(self.folder / "postgresql", None)
+        self.nats = Nats(self.folder / "nats")
         wanted = dict.fromkeys(COMPONENTS, each) | dict(counts or {})
         self.members = [Member(self, name, n + 1) for name in COMPONENTS for n in range(wanted[name])]
         self._nginx: Nginx | None = None
@@ -187,7 +197,7 @@ class Polylith(Ours):
 
     def _generated_with(self) -> list[str]:
         return [
-            *("-polylith", "-server", SERVER_NAME, "-db", self.store.dsn(DATABASE), "-nats", self.nats.address),
+            *("-polylith", "-server", self.server_name, "-db", self.store.dsn(DATABASE), "-nats", self.nats.address),
             *("-dir", str(self.folder), "-private-key", str(self.folder / "matrix_key.pem")),
         ]
 
@@ -200,7 +210,7 @@ class Polylith(Ours):
         settings["logging"] = [{"type": "std", "level": "warn"}]
 
     def site(self) -> str:
-        """What nginx is given: the output of ``dendrite-generate-nginx``."""
+        """What nginx is given: the output of ``dendrite-generate-nginx``, unless a test has something else to try."""
         words = ["-config", str(self.folder / "dendrite.yaml"), "-host", "localhost"]
         words += ["-listen", f"127.0.0.1:{self.port}"]
         for component in BEHIND_NGINX:
@@ -261,8 +271,14 @@ class Polylith(Ours):
         ours = sum(member.process.processor_seconds() for member in self.members)
         return ours + self.store.processor_seconds()
 
-    def complaints(self, expected: Sequence[str] = ()) -> list[str]:
-        """Lines of all logs that tell of a fault of ours."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        wrong = [line for line in lines if "level=error" in line or "level=fatal" in line or "Traceback" in line]
-        return [line for line in wrong if not any(text in line for text in expected)]
+    def resident_bytes(self) -> int:
+        """Of all our processes together (pages that they share are counted for each)."""
+        return sum(member.process.resident_bytes() for member in self.members)
+
+    def seconds_around(self) -> dict[str, float]:
+        """Processor time of what stands around our processes."""
+        return {
+            "PostgreSQL": self.store.processor_seconds(),
+            "NATS": self.nats.processor_seconds(),
+            "nginx": self._nginx.processor_seconds() if self._nginx else 0.0,
+        }

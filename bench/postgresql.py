@@ -67,6 +67,11 @@ class PostgreSQL:
         if self._process is not None:
             self._process.stop()
 
+    def kill(self) -> None:
+        """``kill -9`` of all its processes."""
+        assert self._process is not None
+        self._process.kill()
+
     def make(self, database: str) -> None:
         """An empty database of this name."""
         connection = psycopg2.connect(self.dsn("postgres"))

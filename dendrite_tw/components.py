@@ -1,8 +1,8 @@
 """What may run in a process of its own, how it is called, and where such a process listens.
 
 A *section* of ``dendrite.yaml`` is what operators know: ``key_server`` and ``app_service_api`` were components of
-their own in Dendrite, and deployments that start a process for each still may.  Here `user_api` does the work of the
-first, and there is none for the second.
+their own in Dendrite, and deployments that start a process for each still may.  Keys are the business of `user_api`
+here.
 """
 
 from __future__ import annotations

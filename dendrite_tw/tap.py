@@ -26,7 +26,7 @@ from twisted.logger import Logger, globalLogPublisher
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from dendrite_tw import __version__
+from dendrite_tw import __version__, readiness
 from dendrite_tw.components import addresses, run_by, sections_named
 from dendrite_tw.config import Config, ConfigError, load
 from dendrite_tw.sockets import Listener, StartError, tcp_sockets, tls_options, unix_socket
@@ -198,12 +198,16 @@ class Whole(MultiService):
         self._reactor = reactor
         monolith.setServiceParent(self)
         monolith.serves.addCallback(self._serve)
-        monolith.started.addErrback(self._give_up)
+        monolith.started.addCallbacks(self._ready, self._give_up)
 
     def _serve(self, result: None) -> None:
         if self.running:
             for listener in self._listeners:
                 listener.setServiceParent(self)
+
+    def _ready(self, result: None) -> None:
+        if self.running:
+            readiness.tell(readiness.READY)
 
     def _give_up(self, failure: Failure) -> None:
         if not self.running:
@@ -216,6 +220,7 @@ class Whole(MultiService):
         self._reactor.callWhenRunning(self._reactor.stop)
 
     def stopService(self) -> Deferred[Any]:
+        readiness.tell(readiness.STOPPING)
         for listener in self._listeners:
             if listener.parent is None:
                 listener.close()

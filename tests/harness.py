@@ -185,14 +185,18 @@ _opened: deque[InlinePostgreSQL] = deque()
 """Not every test closes its database; the oldest are closed here."""
 
 
+def keep_few_open(database: InlinePostgreSQL) -> InlinePostgreSQL:
+    """Close the oldest connections of tests that are over, as this one is opened."""
+    _opened.append(database)
+    if len(_opened) > CONNECTIONS:
+        _opened.popleft().rest()
+    return database
+
+
 def empty_database() -> Any:
     """A database that runs all at once: SQLite in memory, or a schema of PostgreSQL where TEST_POSTGRESQL is set."""
     if os.environ.get("TEST_POSTGRESQL"):
-        database = InlinePostgreSQL(dsn_of(cluster().new()))
-        _opened.append(database)
-        if len(_opened) > CONNECTIONS:
-            _opened.popleft().rest()
-        return database
+        return keep_few_open(InlinePostgreSQL(dsn_of(cluster().new())))
     return SQLiteDatabase(":memory:", None)
 
 
@@ -208,6 +212,7 @@ def ask(database: Any, sql: str) -> list[Any]:
 def trace(database: Any) -> list[str]:
     """A list that from now on grows by each statement that such a database runs."""
     statements: list[str] = []
+    database = getattr(database, "shared_one", database)
     if isinstance(database, SQLiteDatabase):
         database._reader.set_trace_callback(statements.append)
         return statements
@@ -224,6 +229,7 @@ def trace(database: Any) -> list[str]:
 
 def dump(database: Any) -> str:
     """Everything that is in such a database, as text."""
+    database = getattr(database, "shared_one", database)
     if isinstance(database, SQLiteDatabase):
         return "\n".join(database._writer.iterdump())
     tables = ask(database, "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")

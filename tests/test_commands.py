@@ -29,7 +29,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 
-from dendrite_tw import components, logs, tap
+from dendrite_tw import components, logs, readiness, tap
 from dendrite_tw.commands import (
     check_config,
     create_account,
@@ -626,6 +626,33 @@ class Start(Case):
         self.successResultOf(stopped)
         self.assertFalse(self.monolith.running)
         self.assertFalse(Path(self.socket).exists())
+
+    def test_a_service_manager_is_told(self) -> None:
+        path = self.file("notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(path)
+            manager.setblocking(False)
+            self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": path})
+            self.patch(readiness.tell, "__defaults__", (os.environ,))
+            service = self.start()
+            service.startService()
+            self.assertRaises(BlockingIOError, manager.recv, 100)
+            self.monolith.started.callback(None)
+            self.assertEqual(manager.recv(100), b"READY=1")
+            stopped = service.stopService()
+            self.assertEqual(manager.recv(100), b"STOPPING=1")
+            for _, _, port in self.reactor.adopted:
+                port.stopped.callback(None)
+            self.successResultOf(stopped)
+
+    def test_a_service_manager_that_is_gone(self) -> None:
+        said: list[dict[str, Any]] = []
+        self.patch(readiness.log, "observer", said.append)
+        for address in ("/nowhere/notify", "@nobody"):
+            readiness.tell(readiness.READY, {"NOTIFY_SOCKET": address})
+            self.assertIn("cannot be told", said.pop()["log_format"])
+        readiness.tell(readiness.READY, {})
+        self.assertEqual(said, [])
 
     def test_what_has_started_at_once_is_served_once(self) -> None:
         self.monolith.startService = lambda: self.monolith.started.callback(None)  # type: ignore[method-assign]

@@ -105,7 +105,7 @@ class PagesSection:
 
     async def stage(self, auth_type: str, query: SessionQuery) -> Response:
         try:
-            session = self._auth.session(query.session)
+            session = await self._auth.session(query.session)
         except MatrixError as error:
             return page("Not found", f"<p>{escape(error.error)}</p>", status=404)
         if auth_type in session.completed:

@@ -13,13 +13,12 @@ from typing import Any
 import msgspec
 
 from ..matrix.errors import MatrixError, forbidden, invalid_param, missing_param
-from ..user_api.api import TYPE_ADMIN, TYPE_APPSERVICE, TYPE_GUEST, TYPE_USER, NewAccount, NewLogin, UserAPI
+from ..user_api.api import TYPE_ADMIN, TYPE_APPSERVICE, TYPE_GUEST, TYPE_USER, NewAccount, NewLogin, UIASession, UserAPI
 from ..web.auth import access_token
 from ..web.resource import Exchange
 from ..web.routes import Access, Route, make_body_decoder
 from ..world import World
 from .login import APPLICATION_SERVICE, session_answer
-from .remembered import Remembered
 from .settings import REGISTER, ClientSettings
 from .uia import (
     DUMMY,
@@ -90,9 +89,10 @@ class RegisterSection:
         self._settings = settings
         self._auth = auth
         self._random = world.random
-        self._nonces: Remembered[bool] = Remembered(world.clock, NONCE_LIFETIME_MS, NONCES_LIMIT)
-        self._asked: Remembered[RegisterBody] = Remembered(world.clock, SESSION_LIFETIME_MS, SESSIONS_LIMIT)
-        self._made: Remembered[str] = Remembered(world.clock, SESSION_LIFETIME_MS, SESSIONS_LIMIT)
+        self._clock = world.clock
+        self._nonces = auth.keep("nonce", NONCES_LIMIT)
+        self._asked = auth.keep("registration asked for", SESSIONS_LIMIT)
+        self._made = auth.keep("registration made", SESSIONS_LIMIT)
 
     def routes(self) -> list[Route]:
         validity = "/_matrix/client/v1/register/m.login.registration_token/validity"
@@ -128,22 +128,40 @@ class RegisterSection:
         if self._settings.registration_disabled:
             raise forbidden("Registration is disabled on this server.")
         session = session_of(wanted.auth)
-        made = self._made.get(session)
-        if made is not None and wanted.password is not None and await self._users.check_password(made, wanted.password):
-            return await self._answer_again(request, made, wanted)
-        asked = self._asked.get(session)
-        if asked is not None:
-            wanted = with_earlier(wanted, asked)
+        if session:
+            made = await self._made_before(session)
+            if made is not None and wanted.password and await self._users.check_password(made, wanted.password):
+                return await self._answer_again(request, made, wanted)
+            asked = await self._asked.get(session)
+            if asked is not None:
+                wanted = with_earlier(wanted, msgspec.convert(asked.params, RegisterBody))
         try:
             answer = await self._register_user(request, wanted)
         except AuthenticationNeeded as needed:
             if len(body) <= REMEMBERED_BODY:
-                self._asked.put(needed.session.id, msgspec.structs.replace(wanted, auth=None))
+                said = msgspec.to_builtins(msgspec.structs.replace(wanted, auth=None))
+                await self._asked.put(self._proof(needed.session.id, SESSION_LIFETIME_MS, said))
             raise
         if session:
-            self._asked.pop(session)
-            self._made.put(session, answer["user_id"])
+            await self._asked.end(session)
+            await self._made.put(self._proof(session, SESSION_LIFETIME_MS, {}, answer["user_id"]))
         return answer
+
+    def _proof(self, id: str, lifetime_ms: int, said: dict[str, Any], user_id: str | None = None) -> UIASession:
+        """What is remembered for a while: what was said, or the user whom it came to."""
+        return UIASession(
+            id=id,
+            purpose="register",
+            user_id=user_id,
+            flows=[],
+            params=said,
+            expires_ts=self._clock.now_ms() + lifetime_ms,
+        )
+
+    async def _made_before(self, session: str) -> str | None:
+        """The user whom a session made already."""
+        made = await self._made.get(session)
+        return made.user_id if made is not None else None
 
     async def _answer_again(self, request: Exchange, user_id: str, body: RegisterBody) -> dict[str, Any]:
         """The answer to a registration that has happened: whoever repeats the request may have missed the first."""
@@ -219,11 +237,11 @@ class RegisterSection:
 
     async def nonce(self) -> dict[str, Any]:
         nonce = self._random.token(NONCE_LENGTH)
-        self._nonces.put(nonce, True)
+        await self._nonces.put(self._proof(nonce, NONCE_LIFETIME_MS, {}))
         return {"nonce": nonce}
 
     async def register_with_secret(self, request: Exchange, body: SecretBody) -> dict[str, Any]:
-        if not self._nonces.pop(body.nonce):
+        if await self._nonces.end(body.nonce) is None:
             raise invalid_param("The nonce is unknown or older than five minutes; get a new one.")
         if not hmac.compare_digest(self._mac(body), body.mac.lower().encode("utf-8", "replace")):
             raise forbidden("The MAC does not fit: the shared secret is another one here.")

@@ -1,21 +1,23 @@
 """User-interactive authentication: a caller proves again, in stages, who they are.
 
 Client-Server API, "User-Interactive Authentication API".  A session remembers
-which stages were passed, for one endpoint and one user.  Sessions are kept in
-memory: whoever loses one begins again with the next 401.
+which stages were passed, for one endpoint and one user.  Whoever loses one
+begins again with the next 401.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from ..matrix.errors import MatrixError, bad_json, forbidden, missing_param, not_found
-from ..user_api.api import UserAPI
+from ..user_api.api import UIASession, UserAPI
 from ..web.resource import Exchange
 from ..world import World
+from .proofs import keeper
 from .settings import ClientSettings
 
 PASSWORD = "m.login.password"  # noqa: S105
@@ -41,7 +43,7 @@ class Captcha(Protocol):
 class AuthenticationNeeded(MatrixError):
     """The 401 that tells what stages there are and which are done; with an error where one failed."""
 
-    def __init__(self, session: Session, error: MatrixError | None = None) -> None:
+    def __init__(self, session: UIASession, error: MatrixError | None = None) -> None:
         super().__init__(401, error.errcode if error else "", error.error if error else "")
         self.session = session
 
@@ -66,41 +68,44 @@ class AnotherUserError(MatrixError):
         super().__init__(403, "M_FORBIDDEN", "This is another user.")
 
 
-class Session:
-    """One authentication on its way; ``completed`` maps each passed stage to what it yielded."""
+def is_complete(session: UIASession) -> bool:
+    """Whether all stages of some flow are passed."""
+    return any(all(stage in session.completed for stage in stages) for stages in session.flows)
 
-    def __init__(self, id: str, purpose: str, user_id: str | None, flows: Flows, params: Any, expires_ts: int) -> None:
-        self.id = id
-        self.purpose = purpose
-        self.user_id = user_id
-        self.flows = flows
-        self.params = params
-        self.expires_ts = expires_ts
-        self.completed: dict[str, str] = {}
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all stages of some flow are passed."""
-        return any(all(stage in self.completed for stage in stages) for stages in self.flows)
+def may_try(session: UIASession, stage: str) -> bool:
+    """Whether `stage` is the next of a flow whose earlier stages are passed."""
+    for stages in session.flows:
+        if stage in stages and all(before in session.completed for before in stages[: stages.index(stage)]):
+            return True
+    return False
 
-    def may_try(self, stage: str) -> bool:
-        """Whether `stage` is the next of a flow whose earlier stages are passed."""
-        for stages in self.flows:
-            if stage in stages and all(before in self.completed for before in stages[: list(stages).index(stage)]):
-                return True
-        return False
+
+def with_stage(session: UIASession, stage: str, result: str) -> UIASession:
+    """The session with one more stage that is passed."""
+    return msgspec.structs.replace(session, completed={**session.completed, stage: result})
 
 
 class InteractiveAuth:
     """Holds the sessions and judges the stages."""
 
-    def __init__(self, users: UserAPI, world: World, settings: ClientSettings, captcha: Captcha | None = None) -> None:
+    def __init__(
+        self,
+        users: UserAPI,
+        world: World,
+        settings: ClientSettings,
+        captcha: Captcha | None = None,
+        shared: bool = False,
+    ) -> None:
+        """`shared`: other processes serve the client API too, and the next step may reach one of them."""
         self._users = users
         self._clock = world.clock
         self._random = world.random
         self._settings = settings
         self._captcha = captcha
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self.keep = keeper(users, world, shared)
+        """Where other sections keep what clients say in several steps."""
+        self._sessions = self.keep("uia", SESSIONS_LIMIT)
 
     async def require(
         self, request: Exchange, purpose: str, user_id: str | None, auth: Any, flows: Flows
@@ -112,56 +117,71 @@ class InteractiveAuth:
         ID.  The session ends with this answer.
         """
         if auth is None:
-            raise AuthenticationNeeded(self._open(purpose, user_id, flows))
+            raise AuthenticationNeeded(await self._open(purpose, user_id, flows))
         if not isinstance(auth, dict):
             raise bad_json("auth must be an object.")
         stage = auth.get("type")
         if stage is not None and not isinstance(stage, str):
             raise bad_json("auth.type must be a string.")
-        session = self._resume(auth.get("session"), purpose, user_id) or self._open(purpose, user_id, flows)
+        session = await self._resume(auth.get("session"), purpose, user_id)
+        known = session is not None
+        if session is None:
+            session = self._new(purpose, user_id, flows)
         if stage is not None and stage not in session.completed:
-            await self._attempt(session, stage, auth, request)
-        if not session.is_complete:
+            try:
+                session = await self._attempt(session, stage, auth, request)
+            except AuthenticationNeeded:
+                if not known:
+                    await self._sessions.put(session)
+                raise
+            if not is_complete(session):
+                await self._sessions.put(session)
+        elif not known:
+            await self._sessions.put(session)
+        if not is_complete(session):
             raise AuthenticationNeeded(session)
-        self._sessions.pop(session.id, None)
+        if known and await self._sessions.end(session.id) is None:
+            # Somebody else has just ended it: it serves once.
+            raise AuthenticationNeeded(await self._open(purpose, user_id, flows))
         return session.completed
 
-    async def _attempt(self, session: Session, stage: str, auth: dict[str, Any], request: Exchange) -> None:
-        if not session.may_try(stage):
+    async def _attempt(self, session: UIASession, stage: str, auth: dict[str, Any], request: Exchange) -> UIASession:
+        if not may_try(session, stage):
             raise AuthenticationNeeded(session, MatrixError(401, "M_UNKNOWN", "This stage is not to be done now."))
         try:
-            session.completed[stage] = await self._pass(session, stage, auth, request.ip)
+            return with_stage(session, stage, await self._pass(session, stage, auth, request.ip))
         except MatrixError as error:
             if error.status >= 500 or error.errcode == "M_LIMIT_EXCEEDED" or isinstance(error, AnotherUserError):
                 raise
             raise AuthenticationNeeded(session, error) from None
 
-    def _open(self, purpose: str, user_id: str | None, flows: Flows) -> Session:
-        now = self._clock.now_ms()
-        while self._sessions and (
-            len(self._sessions) >= SESSIONS_LIMIT or next(iter(self._sessions.values())).expires_ts <= now
-        ):
-            self._sessions.popitem(last=False)
+    def _new(self, purpose: str, user_id: str | None, flows: Flows) -> UIASession:
         params: dict[str, Any] = {}
         if self._settings.captcha is not None and any(RECAPTCHA in stages for stages in flows):
             params[RECAPTCHA] = {"public_key": self._settings.captcha.public_key}
-        id = self._random.token(SESSION_LENGTH)
-        session = self._sessions[id] = Session(id, purpose, user_id, flows, params, now + SESSION_LIFETIME_MS)
+        return UIASession(
+            id=self._random.token(SESSION_LENGTH),
+            purpose=purpose,
+            user_id=user_id,
+            flows=[list(stages) for stages in flows],
+            params=params,
+            expires_ts=self._clock.now_ms() + SESSION_LIFETIME_MS,
+        )
+
+    async def _open(self, purpose: str, user_id: str | None, flows: Flows) -> UIASession:
+        session = self._new(purpose, user_id, flows)
+        await self._sessions.put(session)
         return session
 
-    def _resume(self, id: Any, purpose: str, user_id: str | None) -> Session | None:
-        if id is None:
-            return None
-        session = self._sessions.get(id) if isinstance(id, str) else None
-        if session is None or session.expires_ts <= self._clock.now_ms():
-            return None
-        if session.purpose != purpose or session.user_id != user_id:
+    async def _resume(self, id: Any, purpose: str, user_id: str | None) -> UIASession | None:
+        session = await self._sessions.get(id) if isinstance(id, str) else None
+        if session is not None and (session.purpose != purpose or session.user_id != user_id):
             raise forbidden("The session was begun for another operation.")
         return session
 
     # --- stages ---
 
-    async def _pass(self, session: Session, stage: str, auth: dict[str, Any], ip: str) -> str:
+    async def _pass(self, session: UIASession, stage: str, auth: dict[str, Any], ip: str) -> str:
         """What a passed stage yields; `MatrixError` where it is not passed."""
         if stage == PASSWORD:
             return await self._password(session, auth)
@@ -171,7 +191,7 @@ class InteractiveAuth:
             return await self.check_captcha(auth.get("response"), ip)
         return ""
 
-    async def _password(self, session: Session, auth: dict[str, Any]) -> str:
+    async def _password(self, session: UIASession, auth: dict[str, Any]) -> str:
         password = auth.get("password")
         if not isinstance(password, str):
             raise missing_param("password is required.")
@@ -207,17 +227,18 @@ class InteractiveAuth:
 
     async def complete_in_browser(self, id: str, stage: str, answer: str, ip: str) -> None:
         """Pass a stage of a session from its fallback page; raises what the page shall show."""
-        session = self.session(id)
+        session = await self.session(id)
         if stage in session.completed:
             return
-        if stage not in (DUMMY, REGISTRATION_TOKEN, RECAPTCHA) or not session.may_try(stage):
+        if stage not in (DUMMY, REGISTRATION_TOKEN, RECAPTCHA) or not may_try(session, stage):
             raise not_found("The session has no such stage to be done now.")
-        session.completed[stage] = await self._pass(session, stage, {"token": answer, "response": answer}, ip)
+        result = await self._pass(session, stage, {"token": answer, "response": answer}, ip)
+        await self._sessions.put(with_stage(session, stage, result))
 
-    def session(self, id: str) -> Session:
+    async def session(self, id: str) -> UIASession:
         """The session of that ID; 404 where there is none."""
-        session = self._sessions.get(id)
-        if session is None or session.expires_ts <= self._clock.now_ms():
+        session = await self._sessions.get(id)
+        if session is None:
             raise not_found("There is no such session; begin again in your app.")
         return session
 

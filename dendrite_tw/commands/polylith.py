@@ -80,5 +80,5 @@ def key_server(arguments: list[str] | None = None) -> int:
 
 
 def appservice(arguments: list[str] | None = None) -> int:
-    """Of former versions: another process of the component that knows the application services."""
+    """Application services; it says that they are not served yet."""
     return _one("appservice", arguments)

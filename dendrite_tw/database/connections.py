@@ -17,7 +17,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 from psycopg2.extensions import POLL_OK, POLL_WRITE, AsIs, new_type
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.error import TimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -259,7 +259,7 @@ class ReactorConnection(Connection):  # type: ignore[misc]
                 timer.cancel()
             return result
 
-        opening: Deferred[Any] = super().connect(dsn)
+        opening: Deferred[Any] = maybeDeferred(super().connect, dsn)
         return opening.addCallback(self._opened).addBoth(over)
 
     def _opened(self, _: Any) -> Deferred[Any]:
@@ -349,15 +349,24 @@ class ReactorConnection(Connection):  # type: ignore[misc]
     def fileno(self) -> int:
         return super().fileno() if self._fd is None else self._fd
 
+    def _go_on_opening(self, step: Callable[[], None]) -> None:
+        """libpq may wait for a server that is gone, on a socket that it has closed: no number of one, and no error."""
+        try:
+            step()
+        except ValueError:
+            waiting, self._pollingD = self._pollingD, None
+            if waiting is not None:
+                waiting.errback(Failure(psycopg2.OperationalError("the server went away")))
+
     def doRead(self) -> None:
         if self._fd is None:
-            super().doRead()
+            self._go_on_opening(super().doRead)
         else:
             self._advance()
 
     def doWrite(self) -> None:
         if self._fd is None:
-            super().doWrite()
+            self._go_on_opening(super().doWrite)
         else:
             self._advance()
 

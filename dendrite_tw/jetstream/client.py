@@ -44,13 +44,15 @@ _PUB_ACK: Final = msgspec.json.Decoder(PubAck)
 class Handle:
     """A subscription that outlives connections."""
 
-    __slots__ = ("queue", "receive", "sid", "subject")
+    __slots__ = ("is_left", "queue", "receive", "sid", "subject")
 
     def __init__(self, subject: str, queue: str, sid: str, receive: Callable[[Msg], None]) -> None:
         self.subject = subject
         self.queue = queue
         self.sid = sid
         self.receive = receive
+        self.is_left = False
+        """Whether it receives only what the server has sent already."""
 
 
 def raise_api_error(error: Mapping[str, Any]) -> None:
@@ -123,6 +125,8 @@ class QueueClient:
         """The connection is lost: what was asked will not be answered."""
         self._send = None
         self.ready = False
+        for handle in [handle for handle in self._handles.values() if handle.is_left]:
+            del self._handles[handle.sid]
         asked, self._asked = self._asked, {}
         for deferred, _ in asked.values():
             deferred.errback(UnavailableError(reason))
@@ -172,15 +176,16 @@ class QueueClient:
             self._send(Unsub(handle.sid))
 
     def leave(self, handle: Handle) -> Deferred[None]:
-        """Unsubscribe, but receive what the server has sent already; fires when all of that has come."""
-        if self._send is not None:
-            self._send(Unsub(handle.sid))
-        settled = self.settled()
+        """Unsubscribe, but receive what the server sent before it knew; fires when it knows, and nearly all has come.
 
-        def gone(result: object) -> None:
+        Nearly: a server with many threads may have been about to send one more.  That is received, too.
+        """
+        handle.is_left = True
+        if self._send is None:
             self._handles.pop(handle.sid, None)
-
-        return settled.addBoth(gone)
+        else:
+            self._send(Unsub(handle.sid))
+        return self.settled()
 
     def settled(self) -> Deferred[None]:
         """Fires when the server has done all that was sent to it, and what it sent before has come; fails with

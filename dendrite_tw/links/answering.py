@@ -130,6 +130,8 @@ class Answering:
 
     def serve(self, codec: InterfaceCodec, target: object, share: int | None) -> None:
         served = Served(codec, target, share)
+        if share is not None:
+            self.withdraw(served.label, share)
         subject = self._calls + served.pattern
         at = len(self._calls) + len(served.label) + 1
         end = None if share is None else -len(str(share)) - 1
@@ -173,11 +175,15 @@ class Answering:
         return idle
 
     def _check_idle(self) -> None:
-        for waiting in tuple(self._waiting):
-            served, idle = waiting
-            if not any(served is None or job.served is served for job in self._jobs.values()):
-                self._waiting.remove(waiting)
-                idle.callback(None)
+        waiting, self._waiting = self._waiting, []
+        ready = []
+        for served, idle in waiting:
+            if any(served is None or job.served is served for job in self._jobs.values()):
+                self._waiting.append((served, idle))
+            else:
+                ready.append(idle)
+        for idle in ready:
+            idle.callback(None)
 
     # --- calls ---
 

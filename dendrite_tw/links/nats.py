@@ -10,10 +10,11 @@ away, it was not sent as a whole) is tried again for `RETRY_SECONDS`; where it m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
@@ -31,6 +32,7 @@ from .routing import key_of, routing_of
 __all__ = ["CallFailed", "Calls", "Holds", "Unanswered"]
 
 RETRY_SECONDS: Final = 8.0
+DRAIN_SECONDS: Final = 20.0
 PAUSES: Final = (0.02, 0.05, 0.1, 0.25)
 """Seconds between attempts; the last one is repeated."""
 
@@ -46,6 +48,10 @@ class Calls:
     def __init__(self, client: QueueClient, time: IReactorTime, holds: Holds) -> None:
         self.budget = Budget()
         self.client = client
+        self.counts: Counter[tuple[str, ...]] = Counter()
+        """Calls of other processes by method and outcome: ``answered`` (also with a refusal), ``again`` for each
+        further attempt, ``unanswered``.
+        """
         self.draining = False
         """Whether this process takes no more calls, those of its own components among them if others can."""
         self.asking = Asking(client, self.budget, self._begun)
@@ -79,10 +85,18 @@ class Calls:
         """Take no more calls of a share; fires when those of other processes that are under way are done."""
         return self.answering.withdraw(interface.__name__, share)
 
-    async def drain(self) -> None:
-        """Take no more calls; returns when those of other processes that are under way are done."""
+    async def drain(self, seconds: float = DRAIN_SECONDS) -> None:
+        """Take no more calls; returns when those of other processes that are under way are done, or the time is up."""
         self.draining = True
-        await self.answering.drain()
+        drained = Deferred.fromCoroutine(self.answering.drain())
+        timer = self._time.callLater(seconds, drained.cancel)
+        try:
+            await drained
+        except CancelledError:
+            log.warn("{count} calls of other processes are given up", count=self.answering.under_way)
+        finally:
+            if timer.active():
+                timer.cancel()
 
     def stop(self) -> None:
         """Let time pass without this; what is under way is not answered any more."""
@@ -107,10 +121,13 @@ class Calls:
 class _Route:
     """How a method is called that is not, or not always, answered here."""
 
-    __slots__ = ("codec", "label", "local", "repeat", "subject")
+    __slots__ = ("again", "answered", "codec", "label", "local", "repeat", "subject", "unanswered")
 
     def __init__(self, calls: Calls, interface: type, name: str, local: object | None) -> None:
         self.label = interface.__name__
+        self.answered, self.again, self.unanswered = (
+            (f"{self.label}.{name}", outcome) for outcome in ("answered", "again", "unanswered")
+        )
         self.subject = calls.client.subject("Call", f"{self.label}.{name}")
         self.codec = calls.codec(interface).methods[name]
         self.repeat = routing_of(interface, name).repeat
@@ -160,14 +177,16 @@ class _Calling:
 
     async def _ask(self, route: _Route, share: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Ask other processes, until there is an answer or no point in asking."""
-        asking, codec = self._calls.asking, route.codec
+        asking, counts = self._calls.asking, self._calls.counts
         subject = route.subject if share is None else f"{route.subject}.{share}"
-        request = RESULT + codec.encode_arguments(args, kwargs)
+        request = RESULT + route.codec.encode_arguments(args, kwargs)
         until = self._time.seconds() + RETRY_SECONDS
         attempt = 0
         while True:
             try:
-                return codec.decode_result(await asking.ask(subject, request))
+                answer = await asking.ask(subject, request)
+                counts[route.answered] += 1
+                return route.codec.decode_result(answer)
             except NotTaken as error:
                 reason = str(error)
                 if route.local is not None and (share is None or self._calls.answering.serves(route.label, share)):
@@ -180,10 +199,12 @@ class _Calling:
                 if not route.repeat:
                     until = 0.0
             if self._time.seconds() >= until:
+                counts[route.unanswered] += 1
                 log.warn("{subject} was not answered: {reason}", subject=subject, reason=reason)
                 raise Unanswered(reason)
             await self._pause(PAUSES[min(attempt, len(PAUSES) - 1)])
             attempt += 1
+            counts[route.again] += 1
 
     def _pause(self, seconds: float) -> Deferred[None]:
         pause: Deferred[None] = Deferred(lambda _: timer.cancel())

@@ -95,9 +95,13 @@ class Resyncs:
         await self.look()
 
     async def look(self) -> None:
-        """Wake all servers that have lists which are stale on disk."""
+        """Wake all servers that have lists which are stale on disk, but for those that are known to have any.
+
+        These have their turn, or are left alone for a while.
+        """
         for server_name in await self._lists.stale_servers():
-            self.wake(server_name)
+            if server_name not in self._servers:
+                self.wake(server_name)
 
     async def stop(self) -> None:
         """Ask nobody any more."""

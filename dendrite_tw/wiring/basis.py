@@ -59,9 +59,19 @@ class Ways(Protocol):
 
     echoes: Echoes
     relays: MakeRelays
+    process: str
+    """The name of this process, which no other has."""
+
+    several: bool
+    """Whether other processes may run the same components."""
 
     def to(self, interface: type[T]) -> T:
         """The handle of an interface, for all who call it."""
+
+    def beside(self, interface: type[T]) -> T | None:
+        """The handle of an interface that is answered by other processes, or (see its answers) this one over the
+        queue; `None` where there are no others.
+        """
 
     def here(self, interface: type, target: object) -> None:
         """The component that answers an interface runs in this process: calls may go to this object."""
@@ -84,6 +94,8 @@ class Within:
     def __init__(self) -> None:
         self.echoes: Echoes = NoEchoes()
         self.relays: MakeRelays = OwnRelays
+        self.process = ""
+        self.several = False
         self._direct: dict[type, Direct] = {}
 
     def _way(self, interface: type) -> Direct:
@@ -91,6 +103,9 @@ class Within:
 
     def to(self, interface: type[T]) -> T:
         return handle(interface, self._way(interface))
+
+    def beside(self, interface: type[T]) -> T | None:
+        return None
 
     def here(self, interface: type, target: object) -> None:
         self._way(interface).connect(target)

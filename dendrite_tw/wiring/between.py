@@ -24,6 +24,7 @@ from ..room_api.api import RoomAPI
 from ..sharing.database import DatabaseLeases
 from ..sharing.leases import Gained, Leases, Lost
 from ..sharing.shares import SHARES, share_of
+from ..sync_api.api import SyncAPI
 from ..user_api.api import KeyAPI, UserAPI
 from ..world import World
 from .basis import Basis
@@ -37,6 +38,7 @@ ANSWERED_BY: dict[type, str] = {
     KeyAPI: "user_api",
     FederationAPI: "federation_api",
     MediaAPI: "media_api",
+    SyncAPI: "sync_api",
 }
 """The component that answers each interface."""
 
@@ -61,9 +63,11 @@ class Between:
         self._basis = basis
         self._components = components
         self.process = basis.world.random.token(16)
-        """The name of this process, which no other has."""
+        self.several = True
         self.echoes: Echoes = NatsEchoes(basis.client, self.process)
         self.calls = Calls(basis.client, basis.world.time, self._holds)
+        outcomes = ["method", "outcome"]
+        basis.metrics.counter("dendrite_tw_calls", "Calls of other processes.", outcomes, self.calls.counts)
         self.relays: MakeRelays = partial(SharedRelays, self.echoes)
         self._direct: dict[type, Direct] = {}
         self._targets: dict[type, object] = {}
@@ -74,6 +78,9 @@ class Between:
         if ANSWERED_BY[interface] in self._components:
             local = handle(interface, self._direct.setdefault(interface, Direct()))
         return handle(interface, self.calls.transport(interface, local))
+
+    def beside(self, interface: type[T]) -> T | None:
+        return handle(interface, self.calls.transport(interface, None))
 
     def here(self, interface: type, target: object) -> None:
         self._direct.setdefault(interface, Direct()).connect(target)

@@ -27,7 +27,9 @@ class ClientPart:
     def __init__(self, basis: Basis) -> None:
         self._basis = basis
         self._settings = client_settings(basis.config)
-        self._auth = InteractiveAuth(basis.users, basis.world, self._settings, captcha(self._settings, basis.world))
+        self._auth = InteractiveAuth(
+            basis.users, basis.world, self._settings, captcha(self._settings, basis.world), basis.ways.several
+        )
         self.life: list[Living] = []
         self.later: list[Living] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..figures import show_syncs
+from ..sync_api.api import SyncAPI
 from ..sync_api.component import SyncComponent
 from ..web.routes import Route, client_paths
 from .basis import Basis, Living
@@ -13,6 +14,7 @@ class SyncPart:
 
     def __init__(self, basis: Basis) -> None:
         self.sync = sync_of(basis)
+        basis.ways.here(SyncAPI, self.sync)
         show_syncs(basis.metrics, self.sync)
         self.life: list[Living] = [self.sync]
         self.later: list[Living] = []
@@ -33,4 +35,6 @@ def sync_of(basis: Basis) -> SyncComponent:
         basis.budget,
         basis.server_name,
         presence_enabled=basis.config.global_.presence.enable_outbound,
+        others=basis.ways.beside(SyncAPI),
+        process=basis.ways.process,
     )

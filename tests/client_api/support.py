@@ -15,7 +15,9 @@ from dendrite_tw.links.handle import Answerer, Encoded, handle
 from dendrite_tw.user_api.api import TYPE_ADMIN, NewAccount, NewLogin, UserAPI
 from dendrite_tw.web.auth import TokenAuthenticator
 from dendrite_tw.web.resource import ApiResource
+from dendrite_tw.world import World
 from tests.harness import Answer, NoLimits, Root, Web
+from tests.turns import Turns
 from tests.user_api.harness import UsersCase
 
 V3 = "/_matrix/client/v3"
@@ -42,10 +44,15 @@ def far_profile(request: FederationRequest) -> dict[str, Any]:
 
 
 class ClientCase(UsersCase):
-    """A server with its client API; `client` changes its settings, `encoded` asks the component through bytes."""
+    """A server with its client API; `client` changes its settings, `encoded` asks the component through bytes.
+
+    With `by_turns` two processes serve it, and each request reaches another one than the last.
+    """
 
     client: dict[str, Any] = {}  # noqa: RUF012
     encoded = False
+    by_turns = False
+    web: Any
 
     def setUp(self) -> None:
         super().setUp()
@@ -56,12 +63,18 @@ class ClientCase(UsersCase):
         users: Any = self.api
         if self.encoded:
             users = handle(UserAPI, Encoded(UserAPI, Answerer(UserAPI, self.api)))
-        self.auth = InteractiveAuth(users, world, self.client_settings, self.captcha)
+        self.users.federation.answers["far", "/_matrix/federation/v1/query/profile"] = far_profile
+        self.web = Turns()
+        for place in range(2 if self.by_turns else 1):
+            self.web.webs[place] = self.process(users, world)
+
+    def process(self, users: UserAPI, world: World) -> Web:
+        """A process that serves the client API."""
+        self.auth = InteractiveAuth(users, world, self.client_settings, self.captcha, self.by_turns)
         self.seen = LastSeen(users, world)
         rows = account_routes(self.client_settings, users, self.users.rooms, self.users.queue, world, self.auth)
-        self.users.federation.answers["far", "/_matrix/federation/v1/query/profile"] = far_profile
         api = ApiResource(rows, TokenAuthenticator(users, self.seen), NoLimits())
-        self.web = Web(Root(api), self.users.clock)
+        return Web(Root(api), self.users.clock)
 
     def tokens(self, *names: str) -> list[str]:
         """Access tokens of new accounts, each on the device PHONE."""

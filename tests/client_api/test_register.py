@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Any
+from typing import Any, cast
 
+from dendrite_tw.client_api.proofs import OwnProofs
 from dendrite_tw.client_api.settings import CaptchaSettings
 from dendrite_tw.client_api.uia import SESSION_LIFETIME_MS
 from tests.client_api.support import PASSWORD, V1, V3, ClientCase
@@ -219,9 +220,10 @@ class WithToken(ClientCase):
 
     def test_sessions_are_bounded(self) -> None:
         self.patch(__import__("dendrite_tw.client_api.uia", fromlist=["x"]), "SESSIONS_LIMIT", 5)
+        self.setUp()
         for _ in range(20):
             self.check(self.web.post(REGISTER, {}), 401)
-        self.assertEqual(5, len(self.auth._sessions))
+        self.assertEqual(5, len(cast(OwnProofs, self.auth._sessions)))
 
 
 class WithCaptchaAndToken(ClientCase):

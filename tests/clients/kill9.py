@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from bench.http import ConnectionLostError
-from bench.matrix import Account, each, register
+from bench.matrix import Account, RefusedError, each, register
+from bench.polylith import Polylith
 from bench.servers import SERVERS, Ours, ServerUnderTest
 
 SENDERS = 8
@@ -41,6 +42,10 @@ STORY_SECONDS = 50.0
 Answer = TypeVar("Answer")
 
 
+AWAY = (502, 503, 504)
+"""What a server says, or a proxy before it, that cannot answer now."""
+
+
 async def insist(ask: Callable[[], Awaitable[Answer]]) -> Answer:
     """The answer to a request, repeated as long as the server is away; what it refuses is raised."""
     while True:
@@ -48,6 +53,10 @@ async def insist(ask: Callable[[], Awaitable[Answer]]) -> Answer:
             return await ask()
         except (ConnectionLostError, OSError):
             await asyncio.sleep(0.02)
+        except RefusedError as error:
+            if error.status not in AWAY:
+                raise
+            await asyncio.sleep(0.1)
 
 
 @dataclass(slots=True)
@@ -65,7 +74,7 @@ class Sender:
     room: str
     answered: list[tuple[str, str]] = field(default_factory=list)
 
-    async def run(self, load: Load) -> None:
+    async def run(self, load: Load, pause: float = PAUSE_SECONDS) -> None:
         """Send until the load ends; what was begun is brought to its answer."""
         for number in itertools.count():
             if not load.going:
@@ -74,7 +83,7 @@ class Sender:
             send = partial(self.account.send, self.room, f"{self.name} {transaction}", transaction)
             event_id = await insist(send)
             self.answered.append((f"{self.name} {transaction}", event_id))
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(pause)
 
     @property
     def name(self) -> str:
@@ -90,7 +99,7 @@ class Courier:
     addressees: Sequence[str]
     answered: list[str] = field(default_factory=list)
 
-    async def run(self, load: Load) -> None:
+    async def run(self, load: Load, pause: float = PAUSE_SECONDS) -> None:
         """Send until the load ends; what was begun is brought to its answer."""
         for number in itertools.count():
             if not load.going:
@@ -102,7 +111,7 @@ class Courier:
             self.answered.append(text)
             path = f"/user/{quote(self.account.user_id)}/account_data/org.example.last"
             await insist(partial(self.account.call, "PUT", path, {"text": text}))
-            await asyncio.sleep(PAUSE_SECONDS)
+            await asyncio.sleep(pause)
 
     async def check(self) -> None:
         """The account data is what was written last."""
@@ -304,13 +313,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.clients.kill9", description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="how many seeds")
     parser.add_argument("--first", type=int, default=1, help="the first seed")
-    parser.add_argument("--server", choices=sorted(SERVERS), default=Ours.name)
+    servers = SERVERS | {Polylith.name: Polylith}
+    parser.add_argument("--server", choices=sorted(servers), default=Ours.name)
     options = parser.parse_args(arguments)
     failed = []
     for seed in range(options.first, options.first + options.seeds):
         with (
             tempfile.TemporaryDirectory(prefix="kill9-") as folder,
-            SERVERS[options.server](Path(folder) / "server") as server,
+            servers[options.server](Path(folder) / "server") as server,
         ):
             try:
                 print(asyncio.run(asyncio.wait_for(story(server, seed), STORY_SECONDS)), flush=True)

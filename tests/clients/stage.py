@@ -1,7 +1,8 @@
 """Where the stories play: a server started as users start it, two users, and everything ended afterwards.
 
 ``CLIENTS_SERVER=synapse`` plays them on Synapse instead (``SYNAPSE_VENV`` names its virtual environment),
-which tells a fault of a story from a fault of the server.
+which tells a fault of a story from a fault of the server; ``CLIENTS_SERVER=polylith`` on two processes of each
+component.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, ClassVar
 from twisted.trial.unittest import SynchronousTestCase
 
 from bench.matrix import register
-from bench.servers import SERVERS, Ours, ServerUnderTest, Synapse
+from bench.polylith import Polylith
+from bench.servers import SERVERS, ServerUnderTest, Synapse
 from tests.clients.actor import Actor
 
 STORY_SECONDS = 55.0
@@ -44,8 +46,8 @@ class Stage(SynchronousTestCase):
         folder = tempfile.TemporaryDirectory(prefix="stage-")
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
-        self.server: ServerUnderTest = SERVERS[name](self.folder / "server")
-        if name == Ours.name:
+        self.server: ServerUnderTest = (SERVERS | {Polylith.name: Polylith})[name](self.folder / "server")
+        if name != Synapse.name:
             self.addCleanup(self.check_log)
         self.addCleanup(self.server.stop)
         self.server.start()

@@ -31,10 +31,23 @@ SETTINGS = {
 }
 
 
+OTHER_VERSIONS = Path(__file__).parent / "versions" / "node_modules"
+"""Where `.ci/install-test-tools postgresql-versions` puts those that Debian does not have."""
+
+
 def program(name: str) -> str:
-    """The path of one of the server's programs; Debian keeps them out of PATH."""
-    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[-3]))
-    found = str(versions[-1]) if versions else shutil.which(name)
+    """The path of one of the server's programs; Debian keeps them out of PATH.
+
+    POSTGRESQL_VERSION chooses another version than the newest of Debian's packages that is installed.
+    """
+    version = os.environ.get("POSTGRESQL_VERSION", "*")
+    versions = sorted(Path("/usr/lib/postgresql").glob(f"{version}/bin/{name}"), key=lambda path: int(path.parts[-3]))
+    if versions:
+        return str(versions[-1])
+    other = OTHER_VERSIONS / f"postgresql-{version}" / "native" / "bin" / name
+    if other.exists():
+        return str(other)
+    found = shutil.which(name) if version == "*" else None
     if found is None:
         raise RuntimeError(f"the tests need PostgreSQL: {name} is not there (Debian: apt-get install postgresql)")
     return found

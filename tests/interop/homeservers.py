@@ -14,8 +14,9 @@ import os
 import secrets
 import ssl
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from bench.polylith import Polylith
 from bench.processes import free_port
 from bench.servers import SIGNING_KEY_PEM, Ours, ServerUnderTest, Synapse
 from tests.interop.authority import Authority
@@ -140,6 +141,46 @@ class OurHomeserver(Ours, Homeserver):
     def environment(self) -> dict[str, str]:
         trusted = {"SSL_CERT_FILE": str(self.authority.file)} if self.trusts_authority else {}
         return {**super().environment(), **trusted}
+
+    def complaints(self, offset: int) -> list[str]:
+        lines = self.log_since(offset).splitlines()
+        return [line for line in lines if "level=error" in line or "level=fatal" in line or "Traceback" in line]
+
+
+class PolylithHomeserver(Polylith, Homeserver):
+    """dendrite_tw as two processes of each component, behind an nginx that serves HTTPS."""
+
+    def __init__(
+        self, folder: Path, authority: Authority, domain: str, *, validate: bool = True, each: int = 2
+    ) -> None:
+        Homeserver.__init__(self, folder, authority, domain, validate=validate)
+        self.set_up(each)
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.authority.issue(self.domain, self.folder)
+
+    def adapt(self, settings: dict[str, Any]) -> None:
+        super().adapt(settings)
+        settings["global"]["disable_federation"] = False
+        settings["global"]["presence"] = {"enable_inbound": True, "enable_outbound": True}
+        settings["federation_api"] |= {
+            "deny_networks": [],
+            "allow_networks": [],
+            "key_perspectives": [],
+            "disable_tls_validation": not self.validate,
+        }
+        settings["media_api"]["dynamic_thumbnails"] = True
+        settings["logging"] = [{"type": "std", "level": "info"}]
+
+    def site(self) -> str:
+        plain = f"listen {self.host}:{self.port};"
+        tls = f"listen {self.host}:{self.federation_port} ssl;"
+        certificate = f"ssl_certificate {self.folder}/tls.crt; ssl_certificate_key {self.folder}/tls.key;"
+        return super().site().replace(plain, f"{plain}\n    {tls}\n    {certificate}")
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "SSL_CERT_FILE": str(self.authority.file)}
 
     def complaints(self, offset: int) -> list[str]:
         lines = self.log_since(offset).splitlines()

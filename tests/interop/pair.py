@@ -1,7 +1,7 @@
 """Two homeservers that federate, ours and Synapse, started once for each process that runs tests.
 
 ``INTEROP_SERVERS=synapse,synapse`` plays the stories between two Synapses, which tells a fault of a story from a fault
-of ours.
+of ours; ``INTEROP_SERVERS=polylith,synapse`` has ours run as many processes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from bench.servers import DidNotStartError
 from tests.interop.authority import Authority
-from tests.interop.homeservers import Homeserver, OurHomeserver, SynapseHomeserver
+from tests.interop.homeservers import Homeserver, OurHomeserver, PolylithHomeserver, SynapseHomeserver
 
-KINDS: dict[str, type[Homeserver]] = {"ours": OurHomeserver, "synapse": SynapseHomeserver}
+KINDS: dict[str, type[Homeserver]] = {
+    "ours": OurHomeserver,
+    "polylith": PolylithHomeserver,
+    "synapse": SynapseHomeserver,
+}
 LOG_CHARACTERS = 5000
 
 

@@ -194,6 +194,17 @@ class RetryTests(CallCase):
         self.assertEqual((error.status, error.extra), (503, {"retry_after_ms": 2000}))
         self.assertIsInstance(error, Unavailable)
 
+    def test_outcomes_are_counted(self) -> None:
+        self.answerer("one")
+        self.result(self.caller.asks.act("x"))
+        self.failureResultOf(self.begin(self.caller.asks.act("refused")), MatrixError)
+        waiting = self.begin(self.caller.asks.write("!a:x"))
+        self.broker.advance(9.0)
+        self.failureResultOf(waiting, Unanswered)
+        counts = self.caller.calls.counts
+        self.assertEqual((counts["DeskAPI.act", "answered"], counts["DeskAPI.write", "unanswered"]), (2, 1))
+        self.assertGreater(counts["DeskAPI.write", "again"], 20)
+
     def test_who_goes_away_meanwhile_is_not_answered_for(self) -> None:
         waiting = self.begin(self.caller.asks.act("x"))
         waiting.cancel()
@@ -281,6 +292,15 @@ class HandoverTests(CallCase):
         self.successResultOf(given)
         self.assertEqual(self.result(self.caller.asks.write("!a:x")), "one !a:x")
 
+    def test_a_share_that_is_taken_twice_is_given_away_as_a_whole(self) -> None:
+        one = self.answerer("one", "!a:x")
+        one.take("!a:x")
+        self.result(one.give("!a:x"))
+        waiting = self.begin(self.caller.asks.write("!a:x"))
+        self.broker.advance(1.0)
+        self.assertNoResult(waiting)
+        self.assertEqual(one.desk.begun, [])
+
     def test_while_two_believe_to_hold_a_share_one_of_them_is_asked(self) -> None:
         one, two = self.answerer("one", "!a:x"), self.answerer("two", "!a:x")
         for number in range(6):
@@ -321,6 +341,18 @@ class DrainTests(CallCase):
 
     async def later(self, caller: Process) -> str:
         return await caller.asks.act("x")
+
+    def test_draining_takes_so_long_at_the_most(self) -> None:
+        one = self.answerer("one")
+        self.begin(self.caller.asks.act("wait"))
+        drained = self.begin(one.calls.drain(5.0))
+        self.broker.advance(4.5)
+        self.assertNoResult(drained)
+        self.broker.advance(0.5)
+        self.successResultOf(drained)
+        one.desk.open()
+        self.broker.settle()
+        self.assertEqual(one.calls.answering.under_way, 0)
 
     def test_calls_within_a_process_that_drains_go_to_others_if_there_are_any(self) -> None:
         desk = handle(DeskAPI, self.caller.calls.transport(DeskAPI, self.caller.desk))

@@ -10,8 +10,9 @@ from typing import Any
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.sync_api.api import NowKnown, SyncAPI
 from dendrite_tw.sync_api.component import SyncComponent
-from tests.harness import Answer, Web, serve
+from tests.harness import serve
 from tests.sync_api.scene import SyncCase
+from tests.turns import Turns
 
 
 class Beside:
@@ -32,27 +33,6 @@ class Beside:
 
     async def presences_after(self, position: int, limit: int) -> NowKnown:
         return await self._other().presences_after(position, limit)
-
-
-class Turns:
-    """Sends each request to another one of several servers than the last."""
-
-    def __init__(self) -> None:
-        self.webs: dict[int, Web] = {}
-        self.last = 1
-
-    def request(self, *args: Any, **options: Any) -> Answer:
-        self.last = next((place for place in self.webs if place != self.last), self.last)
-        return self.webs[self.last].request(*args, **options)
-
-    def get(self, path: str, token: str | None = None) -> Answer:
-        return self.request("GET", path, None, token)
-
-    def post(self, path: str, body: Any = None, token: str | None = None) -> Answer:
-        return self.request("POST", path, {} if body is None else body, token)
-
-    def put(self, path: str, body: Any = None, token: str | None = None) -> Answer:
-        return self.request("PUT", path, {} if body is None else body, token)
 
 
 class ByTurns(SyncCase):

@@ -24,7 +24,7 @@ class Users:
         self.budget = CacheBudget(cache_bytes)
         self.memory = Memory()
         self.clock = self.memory.clock
-        self.database = self.memory.database()
+        self.database = self.opened()
         self.told: list[OutboxRow] = []
         self.queue = FakeQueue()
         self.rooms: Any = FakeRooms()
@@ -33,13 +33,20 @@ class Users:
         self.appservices = AppServices(appservices)
         self.component = self.made()
 
-    def made(self) -> UserComponent:
+    def opened(self) -> Any:
+        """An empty database."""
+        return self.memory.database()
+
+    def made(self) -> Any:
         """A component on the database as it is, as after a start."""
-        self.outbox = Outbox("user_api", self.database)
+        return self.make(self.database)
+
+    def make(self, database: Any, **more: Any) -> UserComponent:
+        self.outbox = Outbox("user_api", database)
         self.outbox.on_commit = self.told.extend
         component = UserComponent(
             self.settings,
-            self.database,
+            database,
             self.outbox,
             self.queue,
             self.memory.world,
@@ -47,6 +54,7 @@ class Users:
             self.budget,
             self.federation,
             self.appservices,
+            **more,
         )
         component.prepare()
         return component
@@ -62,9 +70,12 @@ class UsersCase(SynchronousTestCase):
     settings: dict[str, Any] = {}  # noqa: RUF012
 
     def setUp(self) -> None:
-        self.users = Users(**self.settings)
+        self.users = self.make_users()
         self.api = self.users.component
         self.wait(self.api.start())
+
+    def make_users(self) -> Users:
+        return Users(**self.settings)
 
     def restart(self) -> None:
         """Start anew on what is on disk, as after a kill."""

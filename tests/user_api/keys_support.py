@@ -96,11 +96,9 @@ class KeysCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.memory = Memory()
         self.database = self.make_database()
-        self.outbox = Outbox("user_api", self.database)
-        self.database.prepare(self.outbox.create)
         self.database.prepare(migrate, "user_api", steps_of("dendrite_tw.user_api"))
         self.told: list[OutboxRow] = []
-        self.outbox.on_commit = self.told.extend
+        self.outbox = self.make_outbox(self.database)
         self.devices: dict[str, dict[str, str | None]] = {
             ALICE: {"ALICEDEV": "Alice's phone", "ALICE2": None},
             BOB: {"BOBDEV": "Bob's laptop"},
@@ -115,12 +113,22 @@ class KeysCase(SynchronousTestCase):
         self.addCleanup(database.close)
         return database
 
-    def make(self, exclusive: bool = True) -> KeyComponent:
-        world = self.memory.world
+    def make_outbox(self, database: Database) -> Outbox:
+        outbox = Outbox("user_api", database)
+        database.prepare(outbox.create)
+        outbox.on_commit = self.told.extend
+        return outbox
+
+    def make(self, exclusive: bool | None = None) -> KeyComponent:
+        return self.make_keys(self.database, self.outbox, exclusive)
+
+    def make_keys(
+        self, database: Database, outbox: Outbox, exclusive: bool | None = None, **more: Any
+    ) -> KeyComponent:
         return KeyComponent(
-            self.database,
-            self.outbox,
-            world,
+            database,
+            outbox,
+            self.memory.world,
             "test",
             CacheBudget(1 << 20),
             self.rooms,
@@ -128,6 +136,7 @@ class KeysCase(SynchronousTestCase):
             2,
             self.devices_of,
             exclusive,
+            **more,
         )
 
     async def devices_of(self, txn: Transaction, user_ids: Sequence[str]) -> dict[str, dict[str, str | None]]:
@@ -163,5 +172,9 @@ class KeysCase(SynchronousTestCase):
             device.user_id, device.device_id, device_keys, parts.get("one_time", {}), parts.get("fallback", {})
         )
 
+    def position(self) -> int:
+        """The newest position that is on disk."""
+        return self.get(self.outbox.newest())
+
     def changed(self, after: int = 0) -> list[str]:
-        return self.get(self.keys.key_changes_since(after, self.outbox.position))
+        return self.get(self.keys.key_changes_since(after, self.position()))

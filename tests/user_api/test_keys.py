@@ -44,10 +44,10 @@ class DeviceKeysTests(KeysCase):
 
     def test_a_change_is_told_once(self) -> None:
         self.get(self.upload(self.phone))
-        position = self.outbox.position
+        position = self.position()
         self.assertEqual(self.changed(), [ALICE])
         self.get(self.upload(self.phone))
-        self.assertEqual((self.outbox.position, self.changed(position)), (position, []))
+        self.assertEqual((self.position(), self.changed(position)), (position, []))
         self.get(self.upload(self.phone, device_keys=self.phone.keys(algorithms=[])))
         self.assertEqual(self.changed(position), [ALICE])
         changes = [msgspec.msgpack.decode(row.payload, type=KeyChange) for row in self.told]
@@ -60,10 +60,10 @@ class DeviceKeysTests(KeysCase):
 
     def test_a_deleted_device_takes_its_keys_with_it(self) -> None:
         self.get(self.upload(self.phone))
-        position = self.outbox.position
+        position = self.position()
         self.delete_device(ALICE, "ALICE2")
         self.assertEqual(self.changed(position), [ALICE], "it had no keys, and was listed")
-        position = self.outbox.position
+        position = self.position()
         self.delete_device(ALICE, "ALICEDEV")
         self.assertEqual(self.changed(position), [ALICE])
         self.assertEqual(self.query(), {})
@@ -72,7 +72,7 @@ class DeviceKeysTests(KeysCase):
 
     def test_a_change_of_name_is_told(self) -> None:
         self.get(self.upload(self.phone))
-        position = self.outbox.position
+        position = self.position()
         self.successResultOf(self.database.write(self.keys.device_changed, ALICE, "ALICEDEV"))
         self.assertEqual(self.changed(position), [ALICE])
 
@@ -127,7 +127,7 @@ class DeviceKeysTests(KeysCase):
     def test_other_servers_may_have_the_list(self) -> None:
         self.get(self.upload(self.phone))
         listed = self.get(self.keys.device_list(ALICE))
-        self.assertEqual(listed.stream_id, self.outbox.position)
+        self.assertEqual(listed.stream_id, self.position())
         self.assertEqual(
             [(entry.device_id, orjson.loads(entry.keys), entry.display_name) for entry in listed.devices],
             [("ALICEDEV", self.phone.keys(), "Alice's phone")],
@@ -160,7 +160,7 @@ class DeviceKeysTests(KeysCase):
         self.get(self.upload(self.phone, device_keys=self.phone.keys(), one_time=self.phone.one_time("a", "b")))
         self.get(self.keys.send_to_device(BOB, "BOBDEV", "m.test", "1", {ALICE: {"*": {}}}))
         version = self.get(self.keys.create_backup(ALICE, "a", b"{}"))
-        position = self.outbox.position
+        position = self.position()
         self.successResultOf(self.database.write(self.keys.account_deactivated, ALICE))
         self.assertEqual(self.changed(position), [ALICE])
         self.assertEqual(self.query(), {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dendrite_tw.user_api import key_backup
@@ -32,6 +32,11 @@ def key(
         is_verified=verified,
         session_data=orjson.dumps({"ciphertext": data}),
     )
+
+MANY = settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.differing_executors]
+)
+"""The same tests run on one process and on two, which is as many classes."""
 
 
 class BackupTests(KeysCase):
@@ -128,7 +133,7 @@ class BackupTests(KeysCase):
     def test_the_algorithm_stays(self) -> None:
         self.check_refused(self.keys.update_backup(ALICE, self.version, "m.other", b"{}"), 400, "M_INVALID_PARAM")
 
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @MANY
     @given(
         st.lists(
             st.tuples(st.sampled_from("ab"), st.booleans(), st.integers(0, 2), st.integers(0, 2)),

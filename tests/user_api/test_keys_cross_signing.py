@@ -50,7 +50,7 @@ class CrossSigningKeysTests(SigningCase):
 
     def test_the_first_keys_and_the_same_again_need_no_more_proof(self) -> None:
         self.assertTrue(self.publish(self.alice))
-        position = self.outbox.position
+        position = self.position()
         self.assertTrue(self.publish(self.alice))
         self.assertTrue(self.get(self.keys.upload_cross_signing_keys(ALICE, {}, False)))
         self.assertEqual(self.changed(position), [])
@@ -58,10 +58,10 @@ class CrossSigningKeysTests(SigningCase):
     def test_of_a_new_user_signing_key_its_user_alone_is_told(self) -> None:
         keys = self.alice.keys()
         self.get(self.keys.upload_cross_signing_keys(ALICE, {n: keys[n] for n in ("master", "self_signing")}, False))
-        position = self.outbox.position
+        position = self.position()
         self.assertTrue(self.get(self.keys.upload_cross_signing_keys(ALICE, keys, True)))
         self.assertEqual(self.changed(position), [])
-        here = self.outbox.position
+        here = self.position()
         self.assertEqual(self.get(self.keys.signatures_since(ALICE, position, here)), [ALICE])
         self.assertEqual(self.get(self.keys.signatures_since(ALICE, here, here)), [])
         self.assertEqual(self.get(self.keys.signatures_since(BOB, position, here)), [])
@@ -163,12 +163,12 @@ class SignaturesTests(SigningCase):
         return value
 
     def test_everybody_sees_a_device_signed_by_its_user(self) -> None:
-        position = self.outbox.position
+        position = self.position()
         self.assertEqual(self.sign(ALICE, ALICE, "ALICEDEV", self.signed_phone()), {})
         both = self.alice.self_signing.sign(self.phone.keys(), ALICE)
         self.assertEqual(self.phone_as_seen(), both)
         self.assertEqual(self.changed(position), [ALICE])
-        position = self.outbox.position
+        position = self.position()
         self.assertEqual(self.sign(ALICE, ALICE, "ALICEDEV", both), {})
         self.get(self.upload(self.phone))
         self.assertEqual(self.phone_as_seen(), both, "the device's own upload does not take it away")
@@ -194,7 +194,7 @@ class SignaturesTests(SigningCase):
         signed = self.phone.sign(self.alice.public("master"))
         self.assertEqual(self.sign(ALICE, ALICE, self.alice.master.public, signed), {})
         self.assertEqual(self.master_of(ALICE, BOB), signed)
-        position = self.outbox.position
+        position = self.position()
         self.assertEqual(self.sign(ALICE, ALICE, self.alice.master.public, signed), {})
         self.assertEqual(self.changed(position), [])
 
@@ -209,19 +209,19 @@ class SignaturesTests(SigningCase):
 
     def test_what_one_says_of_another_is_for_oneself(self) -> None:
         signed = self.alice.user_signing.sign(self.bob.public("master"), ALICE)
-        position = self.outbox.position
+        position = self.position()
         self.assertEqual(self.sign(ALICE, BOB, self.bob.master.public, signed), {})
         self.assertEqual(self.master_of(BOB, ALICE), signed)
         for other in (BOB, CAROL, ""):
             self.assertEqual(self.master_of(BOB, other), self.bob.public("master"))
-        here = self.outbox.position
+        here = self.position()
         self.assertEqual(self.changed(position), [])
         self.assertEqual(self.get(self.keys.signatures_since(ALICE, position, here)), [BOB])
         self.assertEqual(self.get(self.keys.signatures_since(BOB, position, here)), [])
         change = msgspec.msgpack.decode(self.told[-1].payload, type=KeyChange)
         self.assertEqual((change.user_id, change.only_for), (BOB, ALICE))
         self.assertEqual(self.sign(ALICE, BOB, self.bob.master.public, signed), {})
-        self.assertEqual(self.outbox.position, here, "it was known")
+        self.assertEqual(self.position(), here, "it was known")
 
     def test_signatures_end_with_either_key(self) -> None:
         signed = self.alice.user_signing.sign(self.bob.public("master"), ALICE)

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import orjson
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
@@ -17,6 +17,11 @@ from tests.harness import trace
 from tests.user_api.keys_support import ALICE, Device, KeysCase
 
 SIGNED = "signed_curve25519"
+
+MANY = settings(
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.differing_executors]
+)
+"""The same tests run on one process and on two, which is as many classes."""
 
 
 class OneTimeCase(KeysCase):
@@ -204,7 +209,7 @@ ACTIONS = st.lists(
 
 
 class OnceTests(OneTimeCase):
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @MANY
     @given(ACTIONS)
     def test_no_key_is_handed_out_twice_whatever_is_repeated(self, actions: list[tuple[str, Any]]) -> None:
         self.doCleanups()

@@ -20,7 +20,7 @@ class ToDeviceTests(KeysCase):
         self.get(self.keys.send_to_device(sender, "BOBDEV", type, txn_id, messages))
 
     def waiting(self, user_id: str, device_id: str, after: int = 0, limit: int = 100) -> list[ToDeviceMessage]:
-        return self.get(self.keys.to_device_since(user_id, device_id, after, self.outbox.position, limit))
+        return self.get(self.keys.to_device_since(user_id, device_id, after, self.position(), limit))
 
     def contents(self, user_id: str, device_id: str, after: int = 0) -> list[Any]:
         return [orjson.loads(message.event)["content"] for message in self.waiting(user_id, device_id, after)]
@@ -29,7 +29,7 @@ class ToDeviceTests(KeysCase):
         self.send({ALICE: {"ALICEDEV": {"a": [1, "é"]}}})
         (message,) = self.waiting(ALICE, "ALICEDEV")
         self.assertEqual(orjson.loads(message.event), {"sender": BOB, "type": "m.test", "content": {"a": [1, "é"]}})
-        self.assertEqual((message.position, self.waiting(ALICE, "ALICE2")), (self.outbox.position, []))
+        self.assertEqual((message.position, self.waiting(ALICE, "ALICE2")), (self.position(), []))
         (row,) = self.told
         told = msgspec.msgpack.decode(row.payload, type=ToDeviceMessage)
         self.assertEqual((row.stream, row.id), (OUTPUT_SEND_TO_DEVICE_EVENT, message.position))
@@ -75,14 +75,14 @@ class ToDeviceTests(KeysCase):
         self.get(self.keys.delete_to_device(ALICE, "ALICEDEV", 0))
         self.get(self.keys.delete_to_device(BOB, "BOBDEV", 10**6))
         self.assertEqual(self.contents(ALICE, "ALICEDEV"), [{"n": 3}, {"n": 4}])
-        self.get(self.keys.delete_to_device(ALICE, "ALICEDEV", self.outbox.position))
+        self.get(self.keys.delete_to_device(ALICE, "ALICEDEV", self.position()))
         self.assertEqual(self.contents(ALICE, "ALICEDEV"), [])
         self.send({ALICE: {"ALICEDEV": {"n": 5}}}, "5")
         self.assertEqual(self.contents(ALICE, "ALICEDEV"), [{"n": 5}])
 
     def test_only_what_is_within_the_token_is_given(self) -> None:
         self.send({ALICE: {"ALICEDEV": {"n": 1}}})
-        position = self.outbox.position
+        position = self.position()
         self.send({ALICE: {"ALICEDEV": {"n": 2}}}, "2")
         upto = self.get(self.keys.to_device_since(ALICE, "ALICEDEV", 0, position, 100))
         self.assertEqual([message.position for message in upto], [position])

@@ -319,7 +319,7 @@ class StreamTests(RemoteCase):
         self.get(self.upload(phone))
         first = self.get(self.keys.device_list(ALICE)).stream_id
         self.get(self.keys.upload_cross_signing_keys(ALICE, alice.keys(), True))
-        self.assertGreater(self.outbox.position, first)
+        self.assertGreater(self.position(), first)
         self.assertEqual(self.get(self.keys.device_list(ALICE)).stream_id, first)
         self.told.clear()
         self.get(self.upload(Device(ALICE, "ALICE2")))
@@ -333,5 +333,5 @@ class StreamTests(RemoteCase):
             self.delete_device(ALICE, device_id)
         del self.devices[ALICE]
         listed = self.get(self.keys.device_list(ALICE))
-        self.assertEqual((listed.devices, listed.stream_id), ([], self.outbox.position))
+        self.assertEqual((listed.devices, listed.stream_id), ([], self.position()))
         self.check_refused(self.keys.device_list("@nobody:test"), 404, "M_NOT_FOUND")
