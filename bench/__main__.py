@@ -44,14 +44,14 @@ class Candidate:
 
     def resident_mb(self) -> float:
         """Resident memory now."""
-        return self.server.process.resident_bytes() / 2**20
+        return self.server.resident_bytes() / 2**20
 
     async def measure_idle(self) -> None:
         """Processor seconds that the server uses a second when nobody asks anything."""
         self.resident_at_start = self.resident_mb()
         before = self.server.processor_seconds()
         await asyncio.sleep(IDLE_SECONDS)
-        self.idle = (self.server.processor_seconds() - before) / IDLE_SECONDS
+        self.idle = self.site.idle = (self.server.processor_seconds() - before) / IDLE_SECONDS
 
     async def run(self, scenario: Scenario) -> None:
         """Prepare and measure one scenario."""

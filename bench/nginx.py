@@ -9,6 +9,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from bench.processes import processor_seconds
+
 START_PATIENCE = 10.0
 
 SETTINGS = """\
@@ -62,6 +64,10 @@ class Nginx:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"nginx did not start: {self._log.read_text()[-2000:]}")
             time.sleep(0.05)
+
+    def processor_seconds(self) -> float:
+        """Processor time since it started."""
+        return processor_seconds(self._process.pid) if self._process is not None else 0.0
 
     def stop(self) -> None:
         if self._process is not None:

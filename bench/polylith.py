@@ -72,6 +72,10 @@ class Nats:
         except OSError:
             return False
 
+    def processor_seconds(self) -> float:
+        """Processor time since it started."""
+        return self._process.processor_seconds() if self._process is not None else 0.0
+
     def kill(self) -> None:
         assert self._process is not None
         self._process.kill()
@@ -266,3 +270,15 @@ class Polylith(Ours):
         """Processor time of our processes and the database; without NATS and nginx."""
         ours = sum(member.process.processor_seconds() for member in self.members)
         return ours + self.store.processor_seconds()
+
+    def resident_bytes(self) -> int:
+        """Of all our processes together (pages that they share are counted for each)."""
+        return sum(member.process.resident_bytes() for member in self.members)
+
+    def seconds_around(self) -> dict[str, float]:
+        """Processor time of what stands around our processes."""
+        return {
+            "PostgreSQL": self.store.processor_seconds(),
+            "NATS": self.nats.processor_seconds(),
+            "nginx": self._nginx.processor_seconds() if self._nginx else 0.0,
+        }

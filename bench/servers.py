@@ -95,6 +95,10 @@ class ServerUnderTest(ABC):
         """Processor time of everything that serves, the database included, since it started."""
         return self.process.processor_seconds() + (self.database.processor_seconds() if self.database else 0.0)
 
+    def resident_bytes(self) -> int:
+        """Resident memory of the server, without a database's."""
+        return self.process.resident_bytes()
+
     def start(self) -> None:
         """Start the server and wait until it answers. Raises :class:`DidNotStartError`."""
         if self.database is not None:

@@ -110,3 +110,37 @@ class FakeFederation(NoFederation):
             return await super().ask(request)
         status, body = answer if isinstance(answer, tuple) else (200, answer)
         return RawAnswer(status, body if isinstance(body, bytes) else msgspec.json.encode(body))
+
+
+class Hall:
+    """A hall in which processes hear each other's echoes, at once."""
+
+    def __init__(self) -> None:
+        self.members: list[HallEchoes] = []
+
+    def echoes(self) -> HallEchoes:
+        """The `Echoes` of one more process."""
+        self.members.append(HallEchoes(self))
+        return self.members[-1]
+
+
+class HallEchoes:
+    """`Echoes` of one process in a `Hall`."""
+
+    hearing = True
+
+    def __init__(self, hall: Hall) -> None:
+        self._hall = hall
+        self._hearers: dict[str, list[Callable[[bytes], None]]] = {}
+
+    def tell(self, topic: str, payload: bytes) -> None:
+        for other in self._hall.members:
+            if other is not self:
+                for call in other._hearers.get(topic, ()):
+                    call(payload)
+
+    def hear(self, topic: str, call: Callable[[bytes], None]) -> None:
+        self._hearers.setdefault(topic, []).append(call)
+
+    def on_missed(self, call: Callable[[], None]) -> None:
+        """Nothing is missed in the hall."""

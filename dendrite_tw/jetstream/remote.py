@@ -1,8 +1,8 @@
 """The queue on a NATS server elsewhere: connect, reconnect for ever, and carry the client's operations.
 
-Any of the configured servers will do; when a connection is lost the next one is tried, with a pause of
-`RETRY_SECONDS` and some jitter.  Until there is a connection the client answers every question with
-`UnavailableError`, and `RemoteQueue.degraded` says so.
+Any of the configured servers will do; when a connection is lost the next one is tried.  Where none is to be had they
+are tried again after pauses that grow from `FIRST_RETRY_SECONDS` to `RETRY_SECONDS`, with some jitter.  Until there is
+a connection the client answers every question with `UnavailableError`, and `RemoteQueue.degraded` says so.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from dendrite_tw.jetstream.credentials import Credentials
 from dendrite_tw.jetstream.wire import Op, Parser, ProtocolError
 from dendrite_tw.writing import write_at_once
 
+FIRST_RETRY_SECONDS: Final = 0.25
 RETRY_SECONDS: Final = 2.0
-JITTER_SECONDS: Final = 1.0
+JITTER: Final = 0.5
+"""The part of a pause that chance adds at the most."""
 CONNECT_SECONDS: Final = 10.0
 PING_SECONDS: Final = 10.0
 MAX_PINGS_OUT: Final = 2
@@ -227,6 +229,8 @@ class RemoteQueue(Service):
         self._verify_tls = verify_tls
         self._chance = chance
         self._attempts = 0
+        self._rounds = 0
+        """How often all servers were tried in vain."""
         self._connector: Any = None
         self._connection: Connection | None = None
         self._retry: IDelayedCall | None = None
@@ -301,8 +305,11 @@ class RemoteQueue(Service):
                 log.warn("The streams cannot be declared: {error}", error=failure.getErrorMessage())
                 self._retry = self.clock.callLater(self._pause(), self._declare, connection)
 
+        def declared(result: None) -> None:
+            self._rounds = 0
+
         if self._connection is connection:
-            Deferred.fromCoroutine(self.client.declare()).addErrback(failed)
+            Deferred.fromCoroutine(self.client.declare()).addCallbacks(declared, failed)
 
     def _declare_again(self) -> None:
         """Somebody deleted a stream."""
@@ -311,7 +318,10 @@ class RemoteQueue(Service):
             self._declare(self._connection)
 
     def _pause(self) -> float:
-        return RETRY_SECONDS + JITTER_SECONDS * self._chance()
+        """How long to wait before the next round."""
+        pause: float = min(FIRST_RETRY_SECONDS * 2 ** min(self._rounds, 10), RETRY_SECONDS)
+        self._rounds += 1
+        return pause * (1 + JITTER * self._chance())
 
     def lost(self, connection: Connection | None, reason: str, *, was_admitted: bool) -> None:
         """A connection has ended, or was never made."""

@@ -1,7 +1,7 @@
 """What may be asked of the media component: store bytes, find a file, find its thumbnail.
 
-A `MediaFile` names a file of the store that all processes of the media
-component share; whoever serves it may open it.
+A `MediaFile` names a file of the store, a folder that all processes of the
+media and the federation component share; whoever serves it may open it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import msgspec
+
+from ..links.routing import routed
 
 DEFAULT_TIMEOUT_MS = 20_000
 """How long a request waits for content that is not uploaded yet, unless it says otherwise."""
@@ -78,12 +80,14 @@ class MediaAPI(Protocol):
     async def upload(self, uploader: str, content_type: str, name: str | None, content: bytes) -> str:
         """Store `content` for a local user; its ``mxc://`` URI.  ``M_TOO_LARGE`` (413)."""
 
+    @routed(repeat=True)
     async def media(self, question: MediaQuestion) -> MediaFile:
         """The file behind an ``mxc://`` URI.
 
         ``M_NOT_FOUND``; ``M_NOT_YET_UPLOADED`` (504) after the wait; ``M_TOO_LARGE`` (502).
         """
 
+    @routed(repeat=True)
     async def thumbnail(self, question: MediaQuestion, size: ThumbnailSize, animated: bool = False) -> MediaFile:
         """A thumbnail, or the original where none can be made smaller.
 

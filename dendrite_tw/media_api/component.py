@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
 from ..database.statements import Transaction
+from ..links.echoes import Echoes, NoEchoes
 from ..matrix.errors import MatrixError, forbidden, limit_exceeded, not_found, too_large
 from ..matrix.identifiers import parse_mxc
 from ..web.bodies import no_space
@@ -35,6 +36,7 @@ from .tables.media import (
     forget_unused_file,
     hash_in_use,
     insert_media,
+    insert_or_forget,
     media_row,
     pending_of,
     touch_media,
@@ -58,7 +60,10 @@ TIMEOUT_LIMIT_MS = 60_000
 """The longest that a request waits for content that is not uploaded yet."""
 
 RECHECK_MS = 2000
-"""How soon a waiting request sees an upload that another process took."""
+"""How soon a waiting request sees an upload that another process took, where it does not hear of it."""
+
+ARRIVED = "media_arrived"
+"""The topic of the echoes that tell of an awaited upload; the payload is the media ID."""
 
 WAITER_LIMIT = 1000
 BUSY_MS = 5_000
@@ -95,6 +100,7 @@ class MediaComponent:
         remote: RemoteFetcher | None = None,
         serve_unauthenticated: bool = True,
         remote_lifetime_ms: int = 0,
+        echoes: Echoes | None = None,
     ) -> None:
         """The arguments are ``media_api``'s keys, and what the component needs.
 
@@ -102,7 +108,8 @@ class MediaComponent:
         media; without it there is none.  With ``serve_unauthenticated`` the old
         endpoints go on serving everything, as Dendrite's do; without it they are
         *frozen*: they serve what was stored before, and nothing new.  Other servers' media that nobody asked for
-        during ``remote_lifetime_ms`` is deleted; 0 keeps it.
+        during ``remote_lifetime_ms`` is deleted; 0 keeps it.  By ``echoes`` other processes hear of uploads that are
+        awaited.
         """
         self._database = database
         self._world = world
@@ -118,6 +125,8 @@ class MediaComponent:
             database, self._store, world, sizes, dynamic_thumbnails, max_thumbnail_generators
         )
         self._arrivals = Arrivals(world.time, WAITER_LIMIT)
+        self._echoes: Echoes = echoes or NoEchoes()
+        self._echoes.hear(ARRIVED, lambda media_id: self._arrivals.tell(media_id.decode("ascii", "replace")))
         self._work = Shared()
         self._fetches = DeferredSemaphore(REMOTE_FETCHES)
         self._fetches_of: dict[str, DeferredSemaphore] = {}
@@ -285,6 +294,7 @@ class MediaComponent:
         await self._database.read(check, self._world.clock.now_ms())
         await self._work.run(("complete", media_id, body.path), lambda: self._keep(body, update))
         self._arrivals.tell(media_id)
+        self._echoes.tell(ARRIVED, media_id.encode())
 
     def _new_media_id(self) -> str:
         return self._world.random.token(MEDIA_ID_LENGTH)
@@ -337,10 +347,16 @@ class MediaComponent:
             row = cached or await self._fetched(question, timeout_ms)
         if question.anonymous and row.authenticated:
             raise not_found("There is no such media.")
-        self._accesses[row.origin, row.media_id] = self._world.clock.now_ms()
-        if len(self._accesses) >= ACCESSES_HELD:
+        now = self._world.clock.now_ms()
+        self._accesses[row.origin, row.media_id] = now
+        if len(self._accesses) >= ACCESSES_HELD or self._is_near_its_end(row, now):
             await self.write_accesses()
         return row
+
+    def _is_near_its_end(self, row: MediaRow, now: int) -> bool:
+        """Whether media may soon be deleted, by any process, unless it is told that it is wanted."""
+        lifetime = self._remote_lifetime_ms
+        return bool(lifetime) and row.uploader is None and now - row.accessed_ts > lifetime // 2
 
     async def _local(self, media_id: str, timeout_ms: int) -> MediaRow:
         """The row of media of this server, once its content is here."""
@@ -402,12 +418,23 @@ class MediaComponent:
                 said = await self._remote(*key, str(path), self._limit, timeout_ms)
                 # What is here is stored, also while the server is being stopped.
                 self._asking.pop(key, None)
+                self._check_folder(path, said)
                 await self._keep(Received(path, said.size, said.sha256), self._remote_row(*key, said))
             finally:
                 self._fetches.release()
                 path.unlink(missing_ok=True)
         finally:
             turns.release()
+
+    def _check_folder(self, path: Path, said: RemoteMedia) -> None:
+        """Raise 502 where the file that the federation component wrote is not here."""
+        if not path.exists() or path.stat().st_size != said.size:
+            log.error(
+                "what was fetched to {path} is not there: media_api.base_path has to be one folder for all processes "
+                "of media_api and federation_api",
+                path=str(path),
+            )
+            raise MatrixError(502, "M_UNKNOWN", "The media was fetched, and is not where this server keeps media.")
 
     async def _turn(self, turns: DeferredSemaphore) -> None:
         """Wait for a turn.  Whoever waited begins on their own: a long row of quick ones would nest too deeply."""
@@ -429,7 +456,10 @@ class MediaComponent:
             name = None
 
         async def insert(txn: Transaction, hash: str, size: int, now: int) -> None:
-            await insert_media(txn, server_name, media_id, hash, size, kind, name, None, now, None, self._authenticated)
+            inserted = insert_media(
+                txn, server_name, media_id, hash, size, kind, name, None, now, None, self._authenticated
+            )
+            await insert_or_forget(txn, hash, inserted, server_name, media_id)
 
         return insert
 

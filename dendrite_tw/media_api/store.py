@@ -19,6 +19,7 @@ Several processes may share a store.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -132,8 +133,10 @@ class MediaStore:
         self._threads = threads
 
     def prepare(self) -> None:
-        """Make the directories; `OSError` where that cannot be."""
+        """Make the directories; `OSError` where that cannot be, or where files cannot be moved between them."""
         self._tmp.mkdir(parents=True, exist_ok=True)
+        if self._tmp.stat().st_dev != self._base.stat().st_dev:
+            raise OSError(errno.EXDEV, f"{self._tmp} is on another file system than {self._base}")
         _sync_directory(self._base)
 
     def path(self, hash: str, name: str = "file") -> Path:

@@ -19,12 +19,14 @@ from twisted.internet.defer import DeferredLock, DeferredSemaphore
 from twisted.logger import Logger
 
 from ..database.engines import Database
+from ..database.statements import Transaction
 from ..matrix.errors import MatrixError, limit_exceeded
 from ..world import World
 from . import thumbnails
 from .api import MediaFile, ThumbnailSize
 from .sizes import choose, shrinks, thumbnail_name
 from .store import MediaStore
+from .tables.media import hash_in_use
 from .tables.thumbnails import ThumbnailRow, insert_thumbnails, thumbnails_of
 from .thumbnails import Facts, NotAnImage, Thumbnail, TooManyPixels, TooSlow
 from .work import Shared, in_thread
@@ -194,9 +196,8 @@ class Thumbnailer:
             for name, thumbnail in zip(names, made, strict=True)
         ]
         now = self._world.clock.now_ms()
-        await self._database.write(
-            insert_thumbnails, [(original.hash, row.name, row.size, row.content_type, now) for row in rows]
-        )
+        written = [(original.hash, row.name, row.size, row.content_type, now) for row in rows]
+        await self._database.write(store_thumbnails, original.hash, written)
         return {row.name: row for row in rows}
 
     async def _decode(
@@ -216,3 +217,9 @@ class Thumbnailer:
         finally:
             if large:
                 self._large.release()
+
+
+async def store_thumbnails(txn: Transaction, hash: str, rows: list[tuple[str, str, int, str, int]]) -> None:
+    """Write the rows of thumbnails, unless their file has been forgotten meanwhile: then they go with it."""
+    if await hash_in_use(txn, hash) is not None:
+        await insert_thumbnails(txn, rows)

@@ -17,7 +17,19 @@ class MediaPart:
         basis.ways.here(MediaAPI, self.media)
         self.life: list[Living] = [self.media]
         self.later: list[Living] = []
-        self.prepare = self.media.prepare
+        self._config = basis.config
+
+    def prepare(self) -> None:
+        """Make the folder and the tables; `ConfigError` where that cannot be."""
+        try:
+            self.media.prepare()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise self._config.error(
+                "media_api.base_path",
+                f"Files cannot be kept in {self._config.media_api.base_path}: {reason}.",
+                "Name a directory that this user may write to, with all below it on one file system.",
+            ) from None
 
     def rows(self) -> list[Route]:
         return client_paths(self.media.routes())
@@ -36,4 +48,5 @@ def media_of(basis: Basis) -> MediaComponent:
         basis.server_name,
         RemoteFiles(basis.others).fetch if basis.federates else None,
         remote_lifetime_ms=int(settings.remote_media_lifetime * 1000),
+        echoes=basis.ways.echoes,
     )

@@ -77,7 +77,6 @@ class CallsTests(TestCase):
 
     def setUp(self) -> Deferred[None]:
         self.patch(remote, "RETRY_SECONDS", 0.2)
-        self.patch(remote, "JITTER_SECONDS", 0.0)
         self.folder = Path(self.mktemp()).absolute()
         self.folder.mkdir()
         self.port = free_port()

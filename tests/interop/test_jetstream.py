@@ -98,7 +98,6 @@ class RealServerTests(TestCase):
 
     def setUp(self) -> Deferred[None]:
         self.patch(remote, "RETRY_SECONDS", 0.2)
-        self.patch(remote, "JITTER_SECONDS", 0.0)
         self.folder = Path(self.mktemp())
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None

@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.links.codec import InterfaceCodec
+from dendrite_tw.links.echoes import Echoes
 from dendrite_tw.links.handle import Direct, handle
 from dendrite_tw.matrix.errors import MatrixError, not_found
 from dendrite_tw.matrix.multipart import MultipartReader, boundary_of
@@ -91,6 +92,7 @@ class MediaCase(SynchronousTestCase):
         dynamic: bool = False,
         sizes: list[ThumbnailSize] = SIZES,
         remote_lifetime_ms: int = 0,
+        echoes: Echoes | None = None,
     ) -> None:
         self.media = MediaComponent(
             self.database,
@@ -104,6 +106,7 @@ class MediaCase(SynchronousTestCase):
             remote,
             serve_unauthenticated,
             remote_lifetime_ms,
+            echoes,
         )
         self.media.prepare()
         self.web: Web = serve(client_paths(self.media.routes()), self.clock, servers=KnownServers())
@@ -623,7 +626,9 @@ class ThumbnailTests(MediaCase):
         self.assertEqual(self.made(), 3)
 
 
-class RemoteTests(MediaCase):
+class RemoteCase(MediaCase):
+    """Another server, which gives `data` for whatever it is asked for, once `gate` is open."""
+
     def setUp(self) -> None:
         super().setUp()
         self.asked: list[tuple[str, str, int]] = []
@@ -649,6 +654,8 @@ class RemoteTests(MediaCase):
     def get(self, media_id: str, rest: str = "") -> Answer:
         return self.download(media_id, server_name="far.test", rest=rest)
 
+
+class RemoteTests(RemoteCase):
     def test_media_of_others_is_fetched_once(self) -> None:
         for _ in range(2):
             answer = self.get("abc", "?timeout_ms=7000")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 import msgspec
 
 from ...database.statements import Transaction, each, many, maybe, none, one
@@ -124,6 +126,16 @@ class UnusedRow(msgspec.Struct, frozen=True):
 )
 def unused_media(txn: Transaction, own: str, before: int, count: int) -> None:
     """Media of other servers that was last asked for before a time."""
+
+
+async def insert_or_forget(txn: Transaction, hash: str, insert: Awaitable[int], origin: str, media_id: str) -> None:
+    """Run `insert` of a row for a file that was fetched; where another one was quicker with another file, note that
+    this one is of no use.
+    """
+    if await insert == 0:
+        row = await media_row(txn, origin, media_id)
+        if row is None or row.hash != hash:
+            await note_unused_files(txn, [(hash,)])
 
 
 @each("DELETE FROM media WHERE origin = :origin AND media_id = :media_id", row="origin media_id")
