@@ -11,6 +11,7 @@ their defaults; so processes of neighbouring releases understand each other.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from typing import Any, Final
@@ -156,3 +157,7 @@ class InterfaceCodec:
     def __init__(self, interface: type) -> None:
         self.interface = interface
         self.methods = {name: MethodCodec(interface, name) for name in methods_of(interface)}
+
+
+codec_of = functools.cache(InterfaceCodec)
+"""The codec of an interface, made once."""

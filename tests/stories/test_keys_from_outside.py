@@ -109,7 +109,9 @@ class KeysFromOutsideTests(WholeServerTestCase):
         self.assertEqual(self.alice.ok(self.alice.get(f"{path}/displayname")), {"displayname": "Carol"})
         self.assertEqual(self.alice.get(f"{path}/avatar_url").errcode, "M_NOT_FOUND")
         self.assertEqual(self.alice.get("/profile/@nobody:stranger.test").status, 404)
-        self.assertEqual(self.asked(), ["profile", "profile"])
+        asked = self.asked()
+        self.assertEqual(set(asked), {"profile"})
+        self.assertIn(len(asked), (2, 2 * REMEMBERING))
         self.assertEqual(self.alice.get("/profile/@x:nowhere.test").status, 502)
 
     def send(self, txn_id: str, edu_type: str, content: dict[str, Any]) -> None:
