@@ -26,6 +26,7 @@ from .jetstream.outbox import OutboxRelay
 from .monitor import MonitorRoutes, Warnings
 from .settings import limiter, metrics_resource
 from .web.auth import TokenAuthenticator, WhoAsks
+from .web.resource import ServerAuthenticator
 from .web.routes import Route
 from .web.site import QuietSite, make_root, make_site
 from .wiring.basis import Basis, Living, Part, Ways, Within
@@ -218,8 +219,19 @@ def root_of(parts: Parts, routes: list[Route]) -> Resource:
         basis.metrics.observe,
         metrics_resource(basis.config, basis.metrics),
         basis.config.sync_api.real_ip_header,
-        parts.federating.component.servers if parts.federating else None,
+        servers_of(parts),
     )
+
+
+def servers_of(parts: Parts) -> ServerAuthenticator | None:
+    """Who says which other server made a request, where this one talks to others."""
+    if parts.federating is not None:
+        return parts.federating.component.servers
+    if not parts.basis.federates:
+        return None
+    from .wiring.servers import AskedServers
+
+    return AskedServers(parts.others)
 
 
 def monolith(config: Config, world: World) -> Server:

@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import psycopg2
 from twisted.internet.address import IPv4Address
@@ -25,6 +26,7 @@ from dendrite_tw.components import COMPONENTS
 from dendrite_tw.config import Config
 from dendrite_tw.front.ways import component_of
 from dendrite_tw.jetstream.tcp import ServerFactory
+from dendrite_tw.web.routes import Route
 from dendrite_tw.world import World
 from tests.database.cluster import cluster
 from tests.harness import Web
@@ -32,6 +34,9 @@ from tests.jetstream.support import ServerBench
 
 EACH = 2
 """Processes of each component."""
+
+STOPPED = ("client_api", "sync_api", "media_api", "federation_api", "room_server", "user_api")
+"""The components in the order in which they are stopped."""
 
 ASTRAY = 5
 """One request of so many goes to a process that has to hand it on."""
@@ -127,11 +132,16 @@ class Broker:
         return here
 
 
+_around: WeakKeyDictionary[Clock, list[Around]] = WeakKeyDictionary()
+"""All that is under way on a clock."""
+
+
 class Around:
     """What a deployment stands on: a broker, a database, and the time, which both have from the test's clock."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        _around.setdefault(clock, []).append(self)
         self.broker = Broker(clock)
         self._dsn = cluster().new(",pg_catalog")
         self._connection = psycopg2.connect(self._dsn)
@@ -150,7 +160,8 @@ class Around:
         self._settle()
         while seconds > 0:
             self.clock.advance(min(seconds, STEP))
-            self._tell_time()
+            for around in _around[self.clock]:
+                around._tell_time()
             seconds -= STEP
             self._settle()
 
@@ -165,6 +176,7 @@ class Around:
         self._cursor.execute("UPDATE test_time SET seconds = %s", (self.clock.seconds(),))
 
     def close(self) -> None:
+        _around[self.clock].remove(self)
         self._connection.close()
 
 
@@ -181,6 +193,7 @@ class Deployment:
         }
         self.all = [process for processes in self.processes.values() for process in processes]
         self.sites = {process: process.factory(clock) for process in self.all}
+        self.parts = View(self.processes)
         self.started: Deferred[None] = Deferred()
         self._turn = itertools.count()
 
@@ -191,10 +204,19 @@ class Deployment:
         waiting.addCallbacks(lambda _: self.started.callback(None), self.started.errback)
 
     def stopService(self) -> Deferred[Any]:
-        return DeferredList([process.stopService() for process in self.all], fireOnOneErrback=True)
+        """Those first that ask the others."""
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        for component in STOPPED:
+            await DeferredList([process.stopService() for process in self.processes[component]], fireOnOneErrback=True)
 
     def web(self) -> Web:
         return Listeners(self, self.clock)
+
+    def webs(self) -> list[Web]:
+        """Each process's own listener."""
+        return [Listener(site, self.clock) for site in self.sites.values()]
 
     def factory(self, reactor: Any) -> Factory:
         """What other servers connect to."""
@@ -208,6 +230,38 @@ class Deployment:
             component = COMPONENTS[turn // ASTRAY % len(COMPONENTS)]
         processes = self.processes[component]
         return self.sites[processes[turn % len(processes)]]
+
+
+class View:
+    """What tests look at of `assemble.Parts`: the first process of each component."""
+
+    def __init__(self, processes: dict[str, list[Any]]) -> None:
+        self._first = {component: made[0].parts for component, made in processes.items()}
+
+    @property
+    def routes(self) -> list[Route]:
+        own: list[Route] = self._first["client_api"].rows[""]
+        return own + [row for component, parts in self._first.items() for row in parts.rows.get(component, [])]
+
+    @property
+    def federating(self) -> Any:
+        return self._first["federation_api"].federating
+
+    @property
+    def media(self) -> Any:
+        return self._first["media_api"].media
+
+    @property
+    def others(self) -> Any:
+        return self._first["client_api"].others
+
+
+class Listener(Web):
+    """Sends requests to one listener."""
+
+    def __init__(self, site: Any, clock: Clock) -> None:
+        self.clock = clock
+        self.site = site
 
 
 class Listeners(Web):

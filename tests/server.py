@@ -120,15 +120,19 @@ class ServerTestCase(SynchronousTestCase):
         folder = Path(self.mktemp())
         folder.mkdir()
         (folder / "matrix_key.pem").write_text(write_pem(signing_key("ed25519:1", b"k" * 32)))
-        self.config_text = self.write_config(str(folder.resolve())) + self.more_config()
-        if POLYLITH:
-            self.around = Around(self.clock)
-            self.config_text = self.around.config(self.config_text)
-            self.addCleanup(self.around.close)
-        elif os.environ.get("TEST_POSTGRESQL"):
-            self.config_text = re.sub(r'"file:[^"]+"', f'"{cluster().new()}"', self.config_text)
+        self.config_text = self.placed(self.write_config(str(folder.resolve())) + self.more_config())
         self.server = self.start()
         self.addCleanup(self.stop)
+
+    def placed(self, text: str) -> str:
+        """The configuration with the databases and the queue that the environment wants tests to be run on."""
+        if POLYLITH:
+            self.around = Around(self.clock)
+            self.addCleanup(self.around.close)
+            return self.around.config(text)
+        if os.environ.get("TEST_POSTGRESQL"):
+            return re.sub(r'"file:[^"]+"', f'"{cluster().new()}"', text)
+        return text
 
     def write_config(self, folder: str) -> str:
         """The text of ``dendrite.yaml`` for a server whose files are in `folder`."""
@@ -183,6 +187,11 @@ class ServerTestCase(SynchronousTestCase):
         answer = self.web.request(method, path, body, token, **options)
         self.pump()
         return answer
+
+    def figures(self) -> str:
+        """What is at ``/metrics``, of all processes."""
+        webs = self.server.webs() if POLYLITH else [self.web]
+        return "\n".join(web.request("GET", "/metrics").body.decode() for web in webs)
 
     def register(self, username: str, password: str = "wonderland", admin: bool = False) -> Client:
         """A new account, made with the shared secret, and its first device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from ..database.engines import Unavailable
 from ..user_api.api import Caller, DeviceSeen, UserAPI
 from ..web.resource import Exchange
 from ..world import World
@@ -46,6 +47,8 @@ class LastSeen:
         if seen:
             try:
                 await self._users.devices_seen(seen)
+            except Unavailable as error:
+                log.warn("when devices were seen could not be stored: {reason}", reason=str(error))
             except Exception:
                 log.failure("when devices were seen could not be stored")
 

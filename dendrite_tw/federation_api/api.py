@@ -27,6 +27,7 @@ __all__ = [
     "RemoteRefused",
     "ServerKey",
     "SignatureCheck",
+    "SignedRequest",
     "Unreachable",
 ]
 
@@ -165,6 +166,16 @@ class Download(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class SignedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A request of another server to this one, and the address that it came from."""
+
+    method: str
+    uri: bytes
+    authorization: str | None
+    content: bytes
+    ip: str
+
+
 class FederationAPI(Protocol):
     """The transport of federation: questions to other servers, and their keys."""
 
@@ -198,6 +209,11 @@ class FederationAPI(Protocol):
         """The keys among `wanted` that anybody knows, whether or not they were valid at the time that is given."""
 
 
+    @routed(repeat=True)
+    async def origin_of(self, request: SignedRequest) -> str:
+        """The name of the server that signed a request; ``M_UNAUTHORIZED`` where none did."""
+
+
 InterfaceCodec(FederationAPI)
 
 
@@ -218,6 +234,9 @@ class NoFederation:
 
     async def fetch_keys(self, wanted: list[KeysWanted]) -> list[ServerKey]:
         return []
+
+    async def origin_of(self, request: SignedRequest) -> str:
+        raise MatrixError(401, "M_UNAUTHORIZED", "This server does not federate.")
 
 
 def _no_federation() -> Unreachable:

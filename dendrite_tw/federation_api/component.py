@@ -20,7 +20,16 @@ from ..web.internet import HttpRequests, Locator
 from ..web.names import Names
 from ..web.routes import Route
 from ..world import World
-from .api import Download, DownloadRequest, FederationRequest, KeysWanted, RawAnswer, ServerKey, SignatureCheck
+from .api import (
+    Download,
+    DownloadRequest,
+    FederationRequest,
+    KeysWanted,
+    RawAnswer,
+    ServerKey,
+    SignatureCheck,
+    SignedRequest,
+)
 from .client import FederationClient, Observer
 from .destinations import Destinations
 from .downloads import Downloads
@@ -30,7 +39,7 @@ from .notary import Notary
 from .resolver import ServerResolver
 from .routes import KeyRoutes
 from .signing_keys import OwnKeys
-from .xmatrix import ServerAuthenticator
+from .xmatrix import Asked, ServerAuthenticator
 
 log = Logger()
 
@@ -122,6 +131,10 @@ class FederationComponent:
     async def check_signatures(self, checks: list[SignatureCheck]) -> list[str | None]:
         """`FederationAPI.check_signatures`."""
         return await self.keys.verify_all(checks)
+
+    async def origin_of(self, request: SignedRequest) -> str:
+        """`FederationAPI.origin_of`."""
+        return await self.servers.origin_of(Asked(request))
 
     async def prune(self) -> None:
         """Delete what is kept for a while only, and learn what another process perhaps did not live to tell."""

@@ -19,7 +19,7 @@ from ..matrix.errors import MatrixError, invalid_param
 from ..matrix.identifiers import is_server_name
 from ..matrix.keys import SigningKey
 from ..matrix.signing import SignatureError
-from ..web.resource import Exchange
+from .api import SignedRequest
 from .failures import FailedRequests
 
 HEADER_LIMIT = 4096
@@ -45,6 +45,41 @@ class XMatrix(msgspec.Struct, frozen=True):
     key_id: str
     signature: str
     destination: str | None = None
+
+
+class Claim(Protocol):
+    """What a request says of who made it; `resource.Exchange` is one."""
+
+    parsed: Any
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def uri(self) -> bytes: ...
+
+    @property
+    def body(self) -> bytes: ...
+
+    @property
+    def ip(self) -> str: ...
+
+    def header(self, name: bytes) -> str | None: ...
+
+
+class Asked:
+    """The `Claim` of a request that another process was sent."""
+
+    def __init__(self, request: SignedRequest) -> None:
+        self._authorization = request.authorization
+        self.parsed: Any = None
+        self.method = request.method
+        self.uri = request.uri
+        self.body = request.content
+        self.ip = request.ip
+
+    def header(self, name: bytes) -> str | None:
+        return self._authorization
 
 
 class NotAServerName(ValueError):
@@ -148,7 +183,7 @@ class ServerAuthenticator:
         self._on_seen = on_seen
         self._failures = failures
 
-    async def origin_of(self, exchange: Exchange) -> str:
+    async def origin_of(self, exchange: Claim) -> str:
         """The name of the server that signed a request; ``M_UNAUTHORIZED`` where none did."""
         header = exchange.header(b"authorization")
         if header is None:
@@ -173,7 +208,7 @@ class ServerAuthenticator:
         await self._on_seen(said.origin)
         return said.origin
 
-    async def _verify(self, exchange: Exchange, said: XMatrix) -> None:
+    async def _verify(self, exchange: Claim, said: XMatrix) -> None:
         """Raise `MatrixError` unless the request is signed as it says."""
         try:
             uri = exchange.uri.decode("ascii")

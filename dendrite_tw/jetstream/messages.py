@@ -15,10 +15,19 @@ class Message:
     """A message as handlers see it.
 
     ``stream_seq`` is its number in the stream (0 outside streams), ``num_delivered`` how often it has been
-    delivered, this time included.
+    delivered, this time included, and ``consumer_seq`` the number of the delivery among all of its consumer.
     """
 
-    __slots__ = ("_fields", "header_block", "num_delivered", "payload", "reply", "stream_seq", "subject")
+    __slots__ = (
+        "_fields",
+        "consumer_seq",
+        "header_block",
+        "num_delivered",
+        "payload",
+        "reply",
+        "stream_seq",
+        "subject",
+    )
 
     def __init__(
         self,
@@ -28,6 +37,7 @@ class Message:
         stream_seq: int = 0,
         num_delivered: int = 1,
         reply: str = "",
+        consumer_seq: int = 0,
     ) -> None:
         self.subject = subject
         self.header_block = header_block
@@ -35,6 +45,7 @@ class Message:
         self.stream_seq = stream_seq
         self.num_delivered = num_delivered
         self.reply = reply
+        self.consumer_seq = consumer_seq
         self._fields: dict[str, str] | None = None
 
     @property
@@ -69,10 +80,10 @@ def delivered(op: Msg) -> Message:
     """The message of a delivery by a consumer; its numbers are in the reply subject."""
     parts = op.reply.split(".")
     if len(parts) == 9:
-        return Message(op.subject, op.headers, op.payload, int(parts[5]), int(parts[4]), op.reply)
+        return Message(op.subject, op.headers, op.payload, int(parts[5]), int(parts[4]), op.reply, int(parts[6]))
     if len(parts) >= 11:
         # With domain and account: $JS.ACK.domain.account.stream.consumer.deliveries.seq.…
-        return Message(op.subject, op.headers, op.payload, int(parts[7]), int(parts[6]), op.reply)
+        return Message(op.subject, op.headers, op.payload, int(parts[7]), int(parts[6]), op.reply, int(parts[8]))
     return Message(op.subject, op.headers, op.payload, reply=op.reply)
 
 

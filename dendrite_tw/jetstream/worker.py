@@ -4,6 +4,10 @@ The handler stores its position together with its effect, so a repeated delivery
 loop promises is that no message is passed over.  It pulls a window of messages ahead, hands them out in
 batches, and acknowledges everything up to the last of a batch at once (policy "all").  After a failure the
 same messages come again, after a pause that grows.
+
+Of several processes one at a time runs the worker of a consumer.  One that was taken for dead and is not may still have
+messages on order, which its successor must not acknowledge with those behind them: a number that is missing among
+the consumer's deliveries gives it away.  Then all that is not acknowledged is sent again, until nothing is missing.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ DEFAULT_BATCH: Final = 64
 DEFAULT_ACK_WAIT: Final = 30.0
 PULL_SECONDS: Final = 60.0
 REOPEN_SECONDS: Final = 1.0
+THEFTS: Final = 500
+"""How often in a row messages may go to another worker before this one waits for a while."""
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 30.0
 
@@ -82,6 +88,9 @@ class Worker:
         self._generation = 0
         """How often the consumer was opened: deliveries of an earlier time are not acknowledged."""
         self._received = 0
+        self._deliveries = 0
+        """The number of the consumer's last delivery that is known here."""
+        self._thefts = 0
         self._done = 0
         self._owed = 0
         """Old deliveries that must come again before anything newer."""
@@ -157,6 +166,7 @@ class Worker:
         self._generation += 1
         self._buffer.clear()
         self._received = self._done = info["ack_floor"]["stream_seq"]
+        self._deliveries = info["delivered"]["consumer_seq"]
         self._wanted = 0
         try:
             await self._recall(info)
@@ -211,6 +221,10 @@ class Worker:
         self._wanted -= 1
         message = delivered(op)
         seq = message.stream_seq
+        if message.consumer_seq > self._deliveries + 1:
+            self._stolen()
+            return
+        self._deliveries = max(self._deliveries, message.consumer_seq)
         if seq <= self._old_upto and self._owed:
             self._owed -= 1
         if seq <= self._received:
@@ -226,6 +240,18 @@ class Worker:
         self._buffer.append(message)
         if self._running is None:
             self._client.after_bundle(self._work)
+
+    def _stolen(self) -> None:
+        """Somebody else was given a message that this worker has not seen."""
+        self._thefts += 1
+        if self._thefts % THEFTS:
+            self._reopen()
+            return
+        log.warn("Consumer {name}: another worker takes its messages", name=self.durable)
+        if self._handle is not None:
+            self._client.unsubscribe(self._handle)
+            self._handle = None
+        self._open_later()
 
     def _on_status(self, op: Msg) -> None:
         """A request for messages has ended, or goes on (100)."""
@@ -278,6 +304,7 @@ class Worker:
                 return
             last = self._in_hand[-1]
             self._in_hand = []
+            self._thefts = 0
             if generation == self._generation:
                 self._done = last.stream_seq
                 self._client.tell(last.reply, b"+ACK")

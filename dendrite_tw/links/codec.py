@@ -16,6 +16,7 @@ import typing
 from typing import Any, Final
 
 import msgspec
+import orjson
 from msgspec import inspect as shapes
 
 from ..matrix.errors import MatrixError
@@ -23,7 +24,16 @@ from ..matrix.errors import MatrixError
 RESULT: Final = b"\x00"
 ERROR: Final = b"\x01"
 
-_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def _plain(value: Any) -> Any:
+    """JSON that is encoded already, as what it says."""
+    if isinstance(value, orjson.Fragment):
+        return orjson.loads(orjson.dumps(value))
+    raise TypeError(f"{type(value).__name__} cannot be encoded")
+
+
+_encode: Final = msgspec.msgpack.Encoder(enc_hook=_plain).encode
 
 
 class Refusal(msgspec.Struct, frozen=True):

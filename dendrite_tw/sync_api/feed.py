@@ -17,7 +17,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
+from ..database.engines import Unavailable
 from ..matrix.errors import MatrixError
 from ..room_api.api import (
     OUTPUT_ROOM_EVENT,
@@ -203,8 +205,14 @@ class Feed:
 
     def _start_look(self) -> None:
         looking = Deferred.fromCoroutine(self.look())
-        looking.addErrback(lambda failure: log.failure("the positions on disk cannot be read", failure=failure))
+        looking.addErrback(self._not_seen)
         looking.addBoth(lambda _: self._watch_again() if self._listening else None)
+
+    def _not_seen(self, failure: Failure) -> None:
+        if failure.check(Unavailable):
+            log.warn("the positions on disk cannot be read: {reason}", reason=failure.getErrorMessage())
+        else:
+            log.failure("the positions on disk cannot be read", failure=failure)
 
     async def look(self) -> None:
         """Begin anew where what was on disk at the last look has still not been heard: then it was missed."""

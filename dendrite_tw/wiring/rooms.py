@@ -15,9 +15,8 @@ class RoomPart:
     def __init__(self, basis: Basis) -> None:
         self.rooms = rooms_of(basis)
         basis.ways.here(RoomAPI, self.rooms)
-        leases = basis.leases("room_server")
-        basis.relays.add(self.rooms.outbox, leases)
-        self.life: list[Living] = [self.rooms, leases] if leases is not None else [self.rooms]
+        basis.relays.add(self.rooms.outbox, basis.leases("room_server"))
+        self.life: list[Living] = [self.rooms]
         self.later: list[Living] = []
         self.prepare = self.rooms.prepare
 
@@ -36,4 +35,7 @@ def rooms_of(basis: Basis) -> RoomComponent:
         server_name=basis.server_name,
         key=signing_key(basis.config),
         default_room_version=basis.config.room_server.default_room_version,
+        rooms=basis.rooms,
+        leases=basis.leases("room_server"),
+        echoes=basis.ways.echoes,
     )

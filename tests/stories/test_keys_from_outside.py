@@ -141,6 +141,6 @@ class KeysFromOutsideTests(WholeServerTestCase):
         self.assertEqual(self.asked(), [])
 
     def test_metrics(self) -> None:
-        text = self.request("GET", "/metrics").body.decode()
+        text = self.figures()
         for name in ("device_list_update", "worker_backpressure", "worker_servers_retrying"):
             self.assertIn(f"\ndendrite_keyserver_{name} 0.0\n", text)

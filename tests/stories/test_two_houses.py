@@ -13,9 +13,8 @@ from twisted.internet.task import Clock
 
 from dendrite_tw.assemble import Server
 from dendrite_tw.matrix.keys import signing_key, write_pem
-from dendrite_tw.web.site import make_site
 from tests.federation_api.network import Network, NetworkInternet
-from tests.harness import Answer, Web
+from tests.harness import Answer
 from tests.server import Client, ServerTestCase
 
 ADDRESSES = {"test": "192.0.2.100", "bobs.test": "192.0.2.101"}
@@ -32,7 +31,7 @@ class House(ServerTestCase):
         self.name, self.network, self.clock = name, network, network.clock
         folder.mkdir()
         (folder / "matrix_key.pem").write_text(write_pem(signing_key("ed25519:1", name.encode().ljust(32))))
-        self.config_text = self.write_config(str(folder.resolve()))
+        self.config_text = self.placed(self.write_config(str(folder.resolve())))
         network.names.known[name] = [ADDRESSES[name]]
         self.seed = 0
 
@@ -53,7 +52,7 @@ class House(ServerTestCase):
         self.connect()
 
     def connect(self) -> None:
-        site = make_site(self.server.site, self.clock)
+        site = self.server.factory(self.clock)
         self.network.listen(ADDRESSES[self.name], 8448, site, certificate_for=self.name)
 
     def cut(self) -> None:
@@ -69,7 +68,7 @@ class House(ServerTestCase):
         self.network.flush()
 
     def request(self, method: str, path: str, body: Any = None, token: str | None = None, **options: Any) -> Answer:
-        answer = Web(self.server.site, self.clock).request(method, path, body, token, **options)
+        answer = self.web.request(method, path, body, token, **options)
         for _ in range(40):
             self.pump()
             if answer.done:
