@@ -40,7 +40,7 @@ REMEMBERING = EACH if POLYLITH else 1
 SPREADING = 2.0 if POLYLITH else 0.0
 """Seconds until processes have divided among them what only one may do."""
 
-STOPPING = 100 if POLYLITH else 1
+STOPPING = 400 if POLYLITH else 1
 """How often a server is looked at that is to stop."""
 
 CONFIG = """
