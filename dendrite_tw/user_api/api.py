@@ -266,11 +266,16 @@ class Unread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnreadChange(msgspec.Struct, frozen=True, kw_only=True):
-    """Unread counts of a user in a room changed by something other than a new event for everybody."""
+    """Unread counts of a user in a room changed by something other than a new event for everybody.
+
+    Namely because a thread (empty: all of them) is read up to the event at position ``read_upto``.
+    """
 
     user_id: str
     room_id: str
     position: int = 0
+    thread_id: str = ""
+    read_upto: int = 0
 
 
 class KeyCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -601,6 +606,12 @@ class UserAPI(Protocol):
         ``notification_count`` and ``highlight_count`` are of the main timeline; the caller adds
         ``threads`` to them where the client did not ask for threads apart.
         """
+
+    @routed(share="lease", repeat=True)
+    async def unread_of(
+        self, rooms_of: dict[str, list[str]], room_position: int, lease: str = UNREAD
+    ) -> dict[str, dict[str, Unread]]:
+        """As `unread`, for many users at once: those to whom the same event came."""
 
     @routed(repeat=True)
     async def forget_room(self, room_id: str) -> int:
