@@ -54,9 +54,7 @@ class CountingHere:
 class CountingElsewhere:
     """The user component may be in another process."""
 
-    def __init__(
-        self, users: UserAPI, keys: KeyAPI, echoes: Echoes, time: IReactorTime, budget: CacheBudget
-    ) -> None:
+    def __init__(self, users: UserAPI, keys: KeyAPI, echoes: Echoes, time: IReactorTime, budget: CacheBudget) -> None:
         self._users = users
         self._keys = keys
         self._time = time
