@@ -143,10 +143,9 @@ class OneTimeKeys:
         if missing:
             generation = self._counts.generation
             read = await self._database.read(self._read_counts_of, missing)
-            for key, counts in read.items():
-                found[key] = counts
-                if self._remembers:
-                    self._counts.keep(key, counts, generation)
+            found |= read
+            for key, one in read.items() if self._remembers else ():
+                self._counts.keep(key, one, generation)
         return [counts for key in keys if (counts := found[key]) is not None]
 
     async def _read_counts_of(
