@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.server import CONFIG, POLYLITH, ServerTestCase
+from tests.server import CONFIG, ServerTestCase
 
 
 class PresenceStories(ServerTestCase):
@@ -22,7 +22,7 @@ class PresenceStories(ServerTestCase):
         alice.sync()
         self.assertEqual(bob.ok(bob.get(path))["presence"], "online")
         self.assertEqual(carol.get(path).status, 403)
-        for _ in range(3 if POLYLITH else 2):
+        for _ in range(4):
             self.pump(60)
         self.assertEqual(bob.ok(bob.get(path))["presence"], "offline")
 
