@@ -24,6 +24,9 @@ OUTPUT_NOTIFICATION_DATA = "OutputNotificationData"
 SESSIONS = "sessions"
 """The topic of the echoes that tell of changed sessions; the payload is a `SessionsChanged`."""
 
+KEY_COUNTS = "key_counts"
+"""The topic of the echoes that tell of a device with other counts of one-time keys; the payload is a `DeviceName`."""
+
 UNREAD = "unread"
 RESYNC = "resync"
 """Leases whose holders alone answer what is routed to them: who counts what is unread, who fetches lists of devices."""
@@ -276,6 +279,13 @@ class UnreadChange(msgspec.Struct, frozen=True, kw_only=True):
     position: int = 0
     thread_id: str = ""
     read_upto: int = 0
+
+
+class DeviceName(msgspec.Struct, frozen=True, array_like=True):
+    """A device of a user."""
+
+    user_id: str
+    device_id: str
 
 
 class KeyCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -643,6 +653,10 @@ class KeyAPI(Protocol):
 
     @routed(repeat=True)
     async def key_counts(self, user_id: str, device_id: str) -> KeyCounts: ...
+
+    @routed(repeat=True)
+    async def key_counts_of(self, devices: list[DeviceName]) -> list[KeyCounts]:
+        """As `key_counts`, for many devices at once, in their order."""
 
     @routed(repeat=True)
     async def signatures_since(self, user_id: str, after: int, upto: int) -> list[str]:

@@ -11,7 +11,7 @@ from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.room_api.api import OUTPUT_ROOM_EVENT, OutputRoomEvent
 from dendrite_tw.sync_api.api import OUTPUT_PRESENCE_EVENT, OUTPUT_TYPING_EVENT, NowKnown, Presence, Typing
 from dendrite_tw.sync_api.moments import HOLD_SECONDS
-from dendrite_tw.user_api.api import OUTPUT_KEY_CHANGE_EVENT
+from dendrite_tw.user_api.api import KEY_COUNTS, OUTPUT_KEY_CHANGE_EVENT, DeviceName, KeyCounts, Unread
 from tests.sync_api.scene import ROOM, A, B, C, SyncCase, joined, timeline_ids
 from tests.sync_api.turns import ByTurns, Lagging
 
@@ -406,6 +406,79 @@ class Asking(TwoProcesses):
         self.rooms.asked.clear()
         self.assertEqual(self.web.get(f"{V3}/rooms/{ROOM}/messages?dir=b", "alice").status, 200)
         self.assertEqual([name.split()[0] for name in self.rooms.asked], ["messages", "visible", "dressing"])
+
+
+class Counting(TwoProcesses):
+    """Unread counts and counts of keys, which the user component is asked for."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.user_api = self.hall.echoes()
+        for _ in range(2):
+            self.sync("alice", self.since)
+        self.keys.asked.clear()
+        self.users.asked.clear()
+
+    def test_an_answer_with_nothing_asks_nobody(self) -> None:
+        for _ in range(4):
+            answer = self.sync("alice", self.since)
+            self.assertEqual(answer["device_one_time_keys_count"], {"signed_curve25519": 50})
+        self.assertEqual((self.keys.asked, self.users.asked), ([], []))
+
+    def test_changed_counts_are_asked_for_again_by_both(self) -> None:
+        self.keys.counts = KeyCounts(one_time_keys={"signed_curve25519": 49}, unused_fallback_types=[])
+        self.user_api.tell(KEY_COUNTS, msgspec.msgpack.encode(DeviceName(A, "ALICEDEV")))
+        for _ in range(4):
+            answer = self.sync("alice", self.since)
+            self.assertEqual(answer["device_one_time_keys_count"], {"signed_curve25519": 49})
+        self.assertEqual(self.keys.asked, ["key_counts_of"] * 2)
+
+    def test_nothing_is_remembered_for_long(self) -> None:
+        self.clock.advance(61)
+        self.sync("alice", self.since)
+        self.assertEqual(self.keys.asked, ["key_counts_of"])
+
+    def test_what_changes_while_it_is_asked_for_is_not_remembered(self) -> None:
+        self.clock.advance(61)
+        counts_of = self.keys.key_counts_of
+
+        async def changing(devices: list[DeviceName]) -> list[KeyCounts]:
+            found = await counts_of(devices)
+            self.user_api.tell(KEY_COUNTS, msgspec.msgpack.encode(DeviceName(A, "ALICEDEV")))
+            return found
+
+        self.patch(self.keys, "key_counts_of", changing)
+        for _ in range(4):
+            self.sync("alice", self.since)
+        self.assertEqual(self.keys.asked, ["key_counts_of"] * 4)
+
+    def test_those_who_wake_together_ask_together(self) -> None:
+        self.rooms.join(ROOM, C)
+        del self.web.webs[1 - self.web.last]
+        since = {name: self.sync(name)["next_batch"] for name in ("alice", "bob", "carol", "alice2")}
+        waiting = [self.ask(name, token, timeout=30_000) for name, token in since.items()]
+        self.users.asked.clear()
+        self.users.counts[A, ROOM] = Unread(room_id=ROOM, notification_count=1)
+        self.rooms.message(ROOM, B)
+        self.settle()
+        counts = [joined(answer.json)["unread_notifications"]["notification_count"] for answer in waiting]
+        self.assertEqual(counts, [1, 0, 0, 1])
+        self.assertEqual(self.users.asked.count("unread_of"), 1)
+
+    def test_where_nobody_answers(self) -> None:
+        async def fail(*args: Any) -> Any:
+            raise MatrixError(503, "M_UNKNOWN", "away")
+
+        self.patch(self.users, "unread_of", fail)
+        self.rooms.message(ROOM, B)
+        answers = [self.ask("alice", self.since) for _ in range(2)]
+        self.settle()
+        self.assertEqual([answer.status for answer in answers], [503, 503])
+        self.clock.advance(61)
+        self.patch(self.keys, "key_counts_of", fail)
+        answer = self.ask("bob")
+        self.settle()
+        self.assertEqual(answer.status, 503)
 
 
 class LaggingTyping(Lagging):

@@ -10,6 +10,7 @@ from typing import Any
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.sync_api.api import NowKnown, SyncAPI
 from dendrite_tw.sync_api.component import SyncComponent
+from tests.fakes import Hall
 from tests.harness import Web, serve
 from tests.sync_api.scene import SyncCase
 from tests.turns import Turns
@@ -43,6 +44,7 @@ class ByTurns(SyncCase):
     def setUp(self) -> None:
         self.processes: dict[int, SyncComponent] = {}
         self.web = Turns()
+        self.hall = Hall()
         super().setUp()
 
     def restart(self, wait: bool = True) -> None:
@@ -50,8 +52,8 @@ class ByTurns(SyncCase):
         for place in places:
             if place in self.processes:
                 self.processes.pop(place).stop()
-            queue = self.queue_of(place)
-            self.processes[place] = self.process(wait, self.beside(place), f"process {place}", queue)
+            queue, echoes = self.queue_of(place), self.hall.echoes()
+            self.processes[place] = self.process(wait, self.beside(place), f"process {place}", queue, echoes)
             self.web.webs[place] = self.serve(self.processes[place])
         # They ask each other what is known of this moment.
         self.clock.pump([0.1] * 20)

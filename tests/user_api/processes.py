@@ -217,6 +217,7 @@ class Turns:
         self._processes = list(processes)
         self._calls = set(methods_of(interface))
         self._next = 0
+        self._is_started = False
 
     def component(self, process: Process) -> Any:
         return self._components[self._processes.index(process)]
@@ -241,11 +242,15 @@ class Turns:
         return self._components[self._next]
 
     async def start(self) -> None:
+        if self._is_started:
+            return
+        self._is_started = True
         for component, process in zip(self._components, self._processes, strict=True):
             await component.start()
             await process.start()
 
     async def stop(self) -> None:
+        self._is_started = False
         for component, process in zip(self._components, self._processes, strict=True):
             await component.stop()
             await process.stop()

@@ -15,6 +15,7 @@ from dendrite_tw.user_api.api import (
     RESYNC,
     UNREAD,
     DeviceListUpdate,
+    DeviceName,
     Login,
     NewAccount,
     NewLogin,
@@ -22,11 +23,11 @@ from dendrite_tw.user_api.api import (
 )
 from dendrite_tw.user_api.component import CHORES, FORGET_SECONDS, RESUME_SECONDS
 from dendrite_tw.user_api.keys_component import LOOK_SECONDS
-from tests.harness import ask
+from tests.harness import ask, trace
 from tests.user_api.fakes import FakeMessage
 from tests.user_api.keys_support import Device
 from tests.user_api.remote_support import devices_path
-from tests.user_api.several import ALICE, BOB, CAROL, ROOM, SeveralCase
+from tests.user_api.several import ALICE, BOB, CAROL, ROOM, One, SeveralCase
 
 DORA = "@dora:elsewhere"
 
@@ -212,6 +213,60 @@ class AtOnceTests(SeveralCase):
             waiting.callback(None)
         self.assertEqual([ALICE], [room.creator for room in self.users.rooms.created])
         self.assertEqual([BOB], [change.target for change in self.users.rooms.changes])
+
+
+class KeyCountTests(SeveralCase):
+    """How many one-time keys a device has is remembered, and told."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.make("alice", device_id="PHONE")
+        self.phone = Device(ALICE, "PHONE")
+        for one in self.all:
+            self.count(one)
+
+    def count(self, one: One) -> int:
+        counts = self.wait(one.keys.key_counts_of([DeviceName(ALICE, "PHONE"), DeviceName(BOB, "PHONE")]))
+        self.assertEqual(0, counts[1].one_time_keys["signed_curve25519"])
+        self.assertEqual(counts[0], self.wait(one.keys.key_counts(ALICE, "PHONE")))
+        return counts[0].one_time_keys["signed_curve25519"]  # type: ignore[no-any-return]
+
+    def upload(self, one: One, *names: str) -> None:
+        self.wait(one.keys.upload_keys(ALICE, "PHONE", None, self.phone.one_time(*names), {}))
+
+    def test_what_one_process_changes_all_know(self) -> None:
+        self.upload(self.here, "a", "b", "c")
+        self.assertEqual([3, 3], [self.count(one) for one in self.all])
+        self.wait(self.there.keys.claim_keys({ALICE: {"PHONE": "signed_curve25519"}}, 0))
+        self.assertEqual([2, 2], [self.count(one) for one in self.all])
+        fallback = self.phone.one_time("f", fallback=True)
+        self.wait(self.there.keys.upload_keys(ALICE, "PHONE", None, {}, fallback))
+        counts = [self.wait(one.keys.key_counts_of([DeviceName(ALICE, "PHONE")]))[0] for one in self.all]
+        self.assertEqual([["signed_curve25519"]] * 2, [one.unused_fallback_types for one in counts])
+        self.wait(self.here.users.delete_devices(ALICE, None, None))
+        self.assertEqual([0, 0], [self.count(one) for one in self.all])
+
+    def test_what_is_known_is_not_read_again(self) -> None:
+        statements = trace(self.here.process.database)
+        self.assertEqual(([0, 0], []), ([self.count(one) for one in self.all], statements))
+
+    def test_what_was_not_heard_is_forgotten_when_that_is_known_and_after_a_while(self) -> None:
+        self.deployment.is_silent = True
+        self.upload(self.here, "a")
+        self.assertEqual([1, 0], [self.count(one) for one in self.all])
+        self.there.process.miss()
+        self.assertEqual(1, self.count(self.there))
+        self.upload(self.here, "b")
+        self.clock.advance(FORGET_SECONDS)
+        self.assertEqual(2, self.count(self.there))
+
+    def test_who_cannot_hear_remembers_nothing(self) -> None:
+        self.there.process.hearing = False
+        self.there.process.miss()
+        self.count(self.there)
+        self.deployment.is_silent = True
+        self.upload(self.here, "a")
+        self.assertEqual(1, self.count(self.there))
 
 
 class StreamTests(SeveralCase):
