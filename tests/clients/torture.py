@@ -106,8 +106,7 @@ async def populate(polylith: PolylithHomeserver, peer: OurHomeserver) -> Cast:
     far_writers = await each([f"far{n}" for n in range(ROOMS)], there)
     far_readers = await each([f"farwatcher{n}" for n in range(FAR_WATCHERS)], there)
     for room in rooms:
-        for account in (*near, *readers, *pulses):
-            await account.join(room)
+        await each([*near, *readers, *pulses], partial(Account.join, room_id=room))
         for account in (*far_writers, *far_readers):
             path = f"/join/{quote(room)}?server_name={quote(polylith.server_name)}"
             await account.call("POST", path)
@@ -193,7 +192,8 @@ async def story(polylith: PolylithHomeserver, peer: OurHomeserver, kinds: Sequen
     """The whole of it on two started servers.  Raises :class:`AssertionError`."""
     report = Report()
     cast = await populate(polylith, peer)
-    reader, far_reader = cast.watchers[0].account, cast.far_watchers[0].account
+    print("torture: everybody is in every room", flush=True)
+    reader, far_reader = cast.senders[0].account, cast.far_senders[0].account
     before = {room: {event_id for event_id, _ in await history(reader, room)} for room in cast.rooms}
     load, ending, far_ending = Load(), Ending(cast.couriers), Ending(())
     watching: asyncio.TaskGroup
@@ -210,7 +210,7 @@ async def story(polylith: PolylithHomeserver, peer: OurHomeserver, kinds: Sequen
             await Troubles(polylith, cast, random.Random(seed), report).run(kinds)
             load.going = False
         print("torture: all is up, and nobody writes any more", flush=True)
-        await settled(cast, ending, far_ending)
+        await settled(cast, far_reader, ending, far_ending)
         print("torture: the other server has everything", flush=True)
     await check(cast, before, far_reader)
     report.messages = sum(len(sender.answered) for sender in (*cast.senders, *cast.far_senders))
@@ -218,16 +218,16 @@ async def story(polylith: PolylithHomeserver, peer: OurHomeserver, kinds: Sequen
     return report
 
 
-async def settled(cast: Cast, ending: Ending, far_ending: Ending) -> None:
+async def settled(cast: Cast, far_reader: Account, ending: Ending, far_ending: Ending) -> None:
     """Wait until both servers have all that was answered, and then say the last word in each room."""
     said: dict[str, str] = {}
     for room, account in cast.pulses.items():
         for answered in (cast.senders, cast.far_senders):
             wanted = {event for sender in answered if sender.room == room for _, event in sender.answered}
             await known(account, room, wanted)
-            await known(cast.far_watchers[0].account, room, wanted)
+            await known(far_reader, room, wanted)
         said[room] = await insist(partial(account.send, room, "the end", "end"))
-        await known(cast.far_watchers[0].account, room, {said[room]})
+        await known(far_reader, room, {said[room]})
     ending.last = far_ending.last = said
 
 
@@ -246,7 +246,7 @@ async def check(cast: Cast, before: dict[str, set[str]], far_reader: Account) ->
     """What must hold at the end, on both sides."""
     senders = [*cast.senders, *cast.far_senders]
     for room in cast.rooms:
-        events = await history(cast.watchers[0].account, room)
+        events = await history(cast.senders[0].account, room)
         check_history(room, events, senders)
         check_seen(cast.watchers, room, events, before[room])
         far_events = await history(far_reader, room)
