@@ -269,8 +269,7 @@ class Values:
         """Raises `MoveError` for what does not fit its column."""
         try:
             return [
-                None if value is None else convert(value)
-                for convert, value in zip(self._convert, values, strict=True)
+                None if value is None else convert(value) for convert, value in zip(self._convert, values, strict=True)
             ]
         except (TypeError, ValueError, OverflowError):
             columns = ", ".join(column.name for column in self._columns)
