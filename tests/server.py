@@ -26,7 +26,7 @@ from dendrite_tw.web.internet import Internet
 from dendrite_tw.world import World, test_world
 from tests.database.cluster import cluster
 from tests.harness import Answer, Web, ask
-from tests.polylith import Around, Deployment
+from tests.polylith import EACH, Around, Deployment
 
 CLIENT = "/_matrix/client/v3"
 SECRET = "shared"
@@ -34,8 +34,14 @@ SECRET = "shared"
 POLYLITH = bool(os.environ.get("TEST_POLYLITH"))
 """Whether tests of the whole server are run on several processes of each component."""
 
-SPREADING = 3.0 if POLYLITH else 0.0
+REMEMBERING = EACH if POLYLITH else 1
+"""Processes of a component that each remember what others of their sort may know already."""
+
+SPREADING = 2.0 if POLYLITH else 0.0
 """Seconds until processes have divided among them what only one may do."""
+
+STOPPING = 400 if POLYLITH else 1
+"""How often a server is looked at that is to stop."""
 
 CONFIG = """
 version: 2
@@ -169,7 +175,9 @@ class ServerTestCase(SynchronousTestCase):
 
     def stop(self) -> None:
         stopped = self.server.stopService()
-        self.pump(12.0 if POLYLITH else 6.0)
+        for _ in range(STOPPING):
+            if not stopped.called:
+                self.pump(6.0 if not POLYLITH else 0.25)
         self.successResultOf(stopped)
 
     def pump(self, seconds: float = 0.0) -> None:

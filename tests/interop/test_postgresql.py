@@ -18,6 +18,7 @@ from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.database.groups import Unacknowledged
 from dendrite_tw.database.migrate import migrate
 from dendrite_tw.database.outbox import Outbox
+from dendrite_tw.database.postgresql import PostgreSQLDatabase
 from dendrite_tw.database.statements import Transaction, many, none, one
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.world import SeededRandom
@@ -168,6 +169,20 @@ class PoolTests(Case):
         self.assertEqual(self.backends() - before, 4)
         self.assertEqual(await gatherResults(reads), [1] * 20)
         await writing
+
+    async def test_fewer_than_allowed_will_do(self) -> None:
+        """The server lets in fewer than the configuration says."""
+        database = self.open(cluster(), most=10)
+        await database.write(insert, 1, "a")
+        cluster().ask("CREATE ROLE few LOGIN CONNECTION LIMIT 4")
+        self.addCleanup(cluster().ask, "DROP OWNED BY few; DROP ROLE few")
+        name = self.schema.rpartition("%3D")[2].partition("&")[0]
+        cluster().ask(f"GRANT ALL ON SCHEMA {name} TO few; GRANT ALL ON ALL TABLES IN SCHEMA {name} TO few")
+        await database.close()
+        few = PostgreSQLDatabase(dsn_of(self.schema.replace("postgres@", "few@")), reactor, most=10)
+        self.addCleanup(few.close)
+        await few.write(insert, 1, "b")
+        self.assertEqual(await gatherResults([few.read_long(count) for _ in range(40)]), [2] * 40)
 
     async def test_there_is_always_one_to_read_and_one_to_write(self) -> None:
         database = self.open(cluster(), most=1)
