@@ -113,6 +113,11 @@ class ServerProcess:
     def pid(self) -> int:
         return self._popen.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """That of the command, negative where a signal ended it; None while it runs."""
+        return self._popen.poll()
+
     def ended(self) -> bool:
         """Whether the command has ended by itself or was ended."""
         return self._popen.poll() is not None

@@ -34,7 +34,6 @@ from tests.clients.kill9 import (
     Watcher,
     check_errands,
     check_history,
-    check_watcher,
     expect,
     first_difference,
     history,
@@ -50,7 +49,7 @@ WATCHERS = 3
 FAR_WATCHERS = 2
 ROOM_SECONDS = 5.0
 ENDING_SECONDS = 120.0
-PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.1
 
 KINDS = (*COMPONENTS, "nats", "postgresql")
 
@@ -107,8 +106,7 @@ async def populate(polylith: PolylithHomeserver, peer: OurHomeserver) -> Cast:
     far_writers = await each([f"far{n}" for n in range(ROOMS)], there)
     far_readers = await each([f"farwatcher{n}" for n in range(FAR_WATCHERS)], there)
     for room in rooms:
-        for account in (*near, *readers, *pulses):
-            await account.join(room)
+        await each([*near, *readers, *pulses], partial(Account.join, room_id=room))
         for account in (*far_writers, *far_readers):
             path = f"/join/{quote(room)}?server_name={quote(polylith.server_name)}"
             await account.call("POST", path)
@@ -134,11 +132,12 @@ class Troubles:
         self._cast = cast
         self._chance = chance
         self._report = report
+        self._began = time.monotonic()
 
     async def run(self, kinds: Sequence[str]) -> None:
         for number, kind in enumerate(kinds):
             await asyncio.sleep(self._chance.uniform(0.3, 1.0))
-            print(f"torture: kill {number + 1}, {kind}", flush=True)
+            print(f"torture: {time.monotonic() - self._began:5.1f} s: kill {number + 1}, {kind}", flush=True)
             self._report.kills.append(kind)
             if kind == "nats":
                 await self._nats()
@@ -193,8 +192,9 @@ async def story(polylith: PolylithHomeserver, peer: OurHomeserver, kinds: Sequen
     """The whole of it on two started servers.  Raises :class:`AssertionError`."""
     report = Report()
     cast = await populate(polylith, peer)
-    reader, far_reader = cast.watchers[0].account, cast.far_watchers[0].account
-    before = {room: len(await history(reader, room)) for room in cast.rooms}
+    print("torture: everybody is in every room", flush=True)
+    reader, far_reader = cast.senders[0].account, cast.far_senders[0].account
+    before = {room: {event_id for event_id, _ in await history(reader, room)} for room in cast.rooms}
     load, ending, far_ending = Load(), Ending(cast.couriers), Ending(())
     watching: asyncio.TaskGroup
     async with asyncio.timeout(ENDING_SECONDS + 30 * len(kinds)), asyncio.TaskGroup() as watching:
@@ -209,23 +209,26 @@ async def story(polylith: PolylithHomeserver, peer: OurHomeserver, kinds: Sequen
                 writing.create_task(courier.run(load, PAUSE_SECONDS))
             await Troubles(polylith, cast, random.Random(seed), report).run(kinds)
             load.going = False
-        await settled(cast, ending, far_ending)
+        print("torture: all is up, and nobody writes any more", flush=True)
+        await settled(cast, far_reader, ending, far_ending)
+        print("torture: the other server has everything", flush=True)
     await check(cast, before, far_reader)
     report.messages = sum(len(sender.answered) for sender in (*cast.senders, *cast.far_senders))
     report.errands = sum(len(courier.answered) for courier in cast.couriers)
     return report
 
 
-async def settled(cast: Cast, ending: Ending, far_ending: Ending) -> None:
+async def settled(cast: Cast, far_reader: Account, ending: Ending, far_ending: Ending) -> None:
     """Wait until both servers have all that was answered, and then say the last word in each room."""
+    said: dict[str, str] = {}
     for room, account in cast.pulses.items():
         for answered in (cast.senders, cast.far_senders):
             wanted = {event for sender in answered if sender.room == room for _, event in sender.answered}
             await known(account, room, wanted)
-            await known(cast.far_watchers[0].account, room, wanted)
-        last = await insist(partial(account.send, room, "the end", "end"))
-        await known(cast.far_watchers[0].account, room, {last})
-        ending.last[room] = far_ending.last[room] = last
+            await known(far_reader, room, wanted)
+        said[room] = await insist(partial(account.send, room, "the end", "end"))
+        await known(far_reader, room, {said[room]})
+    ending.last = far_ending.last = said
 
 
 async def known(account: Account, room: str, wanted: set[str]) -> None:
@@ -239,29 +242,47 @@ async def known(account: Account, room: str, wanted: set[str]) -> None:
         await asyncio.sleep(0.5)
 
 
-async def check(cast: Cast, before: dict[str, int], far_reader: Account) -> None:
+async def check(cast: Cast, before: dict[str, set[str]], far_reader: Account) -> None:
     """What must hold at the end, on both sides."""
+    senders = [*cast.senders, *cast.far_senders]
     for room in cast.rooms:
-        events = await history(cast.watchers[0].account, room)
-        check_history(room, events, [*cast.senders, *cast.far_senders])
-        for watcher in cast.watchers:
-            check_watcher(watcher, room, events[before[room] :])
+        events = await history(cast.senders[0].account, room)
+        check_history(room, events, senders)
+        check_seen(cast.watchers, room, events, before[room])
         far_events = await history(far_reader, room)
-        check_history(room, far_events, [*cast.senders, *cast.far_senders])
-        check_far(cast.far_watchers, room, far_events)
+        check_history(room, far_events, senders)
+        check_seen(cast.far_watchers, room, far_events, before[room])
     for watcher in cast.watchers:
         check_errands(watcher, cast.couriers, False)
     for courier in cast.couriers:
         await courier.check()
 
 
-def check_far(watchers: Sequence[Watcher], room: str, events: Sequence[tuple[str, str]]) -> None:
-    """Each watcher of the other server saw the end of its history: none skipped, none twice, in its order."""
+def check_seen(watchers: Sequence[Watcher], room: str, events: Sequence[tuple[str, str]], before: set[str]) -> None:
+    """All watchers of a server saw these events but those of before, in the same order, none twice, and each sender's
+    in the sender's.
+
+    That order is the one in which they came to the server; history tells them as they follow each other in the room.
+    """
+    texts = dict(events)
+    first = [event_id for event_id in watchers[0].events[room] if event_id not in before]
     for watcher in watchers:
-        seen = watcher.events[room]
-        expected = [event_id for event_id, _ in events][len(events) - len(seen) :]
-        difference = first_difference(seen, expected)
-        expect(difference is None, f"{watcher.account.user_id} in {room}: sync and history differ {difference}")
+        name = f"{watcher.account.user_id} in {room}"
+        seen = [event_id for event_id in watcher.events[room] if event_id not in before]
+        twice = len(seen) - len(set(seen))
+        expect(not twice, f"{name}: {twice} events came twice")
+        missing = sorted({*texts} - before - {*seen})
+        expect(not missing, f"{name}: sync never told {[texts[event_id] for event_id in missing]}")
+        unknown = {*seen} - {*texts}
+        expect(not unknown, f"{name}: sync told what history has not: {unknown}")
+        difference = first_difference(seen, first)
+        expect(difference is None, f"{name}: sync differs from that of {watchers[0].account.user_id} {difference}")
+        numbers: dict[str, int] = {}
+        for text in (texts[event] for event in seen):
+            sender, _, number = text.partition(" m")
+            if number:
+                expect(int(number) == numbers.get(sender, -1) + 1, f"{name}: {text} comes after {numbers.get(sender)}")
+                numbers[sender] = int(number)
 
 
 def kinds_of(kills: int, chance: random.Random) -> list[str]:

@@ -6,10 +6,11 @@ import signal
 import socket
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 
 from bench.processes import free_port
 from dendrite_tw.database import connections
+from dendrite_tw.database.statements import Transaction, one
 from tests.database.cluster import Cluster
 from tests.database.test_engines import count, insert
 from tests.interop.database_load import Load, pause, run
@@ -53,6 +54,18 @@ class FailoverTests(Load):
         ]
         self.begin([self.join(string, shared="pairs") for string in strings])
         return run(self.under_load(self.fail_over(), each=6))
+
+
+    async def test_a_standby_is_never_asked(self) -> None:
+        """Even where it is named first, and nothing says that it will not do."""
+        database = self.join(self.uri(self.standby.port, self.primary.port))
+
+        @one(bool, "SELECT pg_is_in_recovery()")
+        def is_standby(txn: Transaction) -> None: ...
+
+        reads = [database.read_long(is_standby) for _ in range(10)]
+        self.assertEqual(await gatherResults(reads), [False] * 10)
+        self.assertFalse(await database.write(is_standby))
 
 
 class UnreachableTests(Load):
