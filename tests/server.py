@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.assemble import Server, monolith
@@ -175,10 +176,13 @@ class ServerTestCase(SynchronousTestCase):
 
     def stop(self) -> None:
         stopped = self.server.stopService()
+        has_stopped: list[Any] = []
+        stopped.addBoth(has_stopped.append)
         for _ in range(STOPPING):
-            if not stopped.called:
-                self.pump(6.0 if not POLYLITH else 0.25)
-        self.successResultOf(stopped)
+            if not has_stopped:
+                self.pump(0.25 if POLYLITH else 6.0)
+        self.assertEqual(len(has_stopped), 1, "it does not stop")
+        self.assertNotIsInstance(has_stopped[0], Failure)
 
     def pump(self, seconds: float = 0.0) -> None:
         """Let what is due happen, and what follows from it."""
