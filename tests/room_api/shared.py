@@ -36,10 +36,19 @@ PAUSE = 0.05
 
 
 class SlowDatabase(InlinePostgreSQL):
-    """Takes some time for a write, so that others come in between; reads are answered at once."""
+    """Takes some time for what it is asked, so that others come in between."""
 
     delay: Callable[[], float] = staticmethod(lambda: 0.0)
+    read_delay: Callable[[], float] = staticmethod(lambda: 0.0)
     clock: Clock
+
+    async def read(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        delay = self.read_delay()
+        if delay and not function.__qualname__.startswith("LeaseTables"):
+            passed: Deferred[None] = Deferred()
+            self.clock.callLater(delay, passed.callback, None)
+            await passed
+        return await super().read(function, *args, **kwargs)
 
     def write(self, function: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
         delay = self.delay()
