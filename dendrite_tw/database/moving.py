@@ -307,23 +307,10 @@ def digest(rows: Iterable[Sequence[Any]]) -> Digest:
     """Read all rows; the same rows in another order have the same digest."""
     count = checksum = 0
     for row in rows:
-        parts = []
-        for value in row:
-            kind, data = _plain(value)
-            parts += [kind, b"%d:" % len(data), data]
         count += 1
-        checksum += int.from_bytes(blake2b(b"".join(parts), digest_size=16).digest(), "big")
+        # A tuple of numbers, texts, bytes and None is told from every other by how Python writes it.
+        checksum += int.from_bytes(blake2b(repr(tuple(row)).encode(), digest_size=16).digest(), "big")
     return Digest(count, checksum % 2**128)
-
-
-def _plain(value: Any) -> tuple[bytes, bytes]:
-    if value is None:
-        return b"N", b""
-    if isinstance(value, bytes):
-        return b"B", value
-    if isinstance(value, int):
-        return b"I", b"%d" % value
-    return b"T", str(value).encode()
 
 
 # --- moving ---

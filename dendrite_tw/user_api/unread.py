@@ -357,6 +357,9 @@ class UnreadCounts:
             await self._arrival_of(room_position)
 
     async def _unread(self, user_id: str, room_ids: list[str]) -> dict[str, Unread]:
+        known = self._store.known(user_id, room_ids)
+        if known is not None:
+            return {room_id: reader.unread(room_id, log, span) for room_id, reader, log, span in known}
         readers = await self._store.readers(user_id, room_ids)
         logs = await self._store.logs(room_ids)
         spans = await self._store.spans(user_id)

@@ -50,6 +50,9 @@ class SlowDatabase(InlinePostgreSQL):
             await passed
         return await super().read(function, *args, **kwargs)
 
+    def read_long(self, function: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self.read(function, *args, **kwargs))
+
     def write(self, function: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
         delay = self.delay()
         if not delay:
