@@ -198,17 +198,17 @@ class PoolTests(Case):
         self.assertEqual(self.backends() - before, 4)
 
     async def test_idle_connections_are_closed_in_time(self) -> None:
-        self.patch(pool, "IDLE_SECONDS", 0.05)
+        self.patch(pool, "IDLE_SECONDS", 0.6)
         for kept in (0, 2):
             database = self.open(cluster(), most=6, kept=kept)
             await gatherResults([database.read_long(slow) for _ in range(5)])
             self.assertEqual(database._pool.size, 5)
-            await pause(0.15)
+            await pause(1.0)
             self.assertEqual(database._pool.size, kept)
             self.assertEqual(await database.read(count), 0)
 
     async def test_old_connections_are_replaced(self) -> None:
-        database = self.open(cluster(), lifetime=0.2)
+        database = self.open(cluster(), lifetime=1.0)
 
         @one(int, "SELECT pg_backend_pid()")
         def backend(txn: Transaction) -> None: ...
@@ -216,7 +216,7 @@ class PoolTests(Case):
         first, writer = await database.read(backend), await database.write(backend)
         self.assertEqual(await database.read(backend), first)
         self.assertEqual(await database.write(backend), writer)
-        await pause(0.3)
+        await pause(1.5)
         self.assertEqual(database._pool.size, 0)
         self.assertNotEqual(await database.read(backend), first)
         self.assertNotEqual(await database.write(backend), writer)

@@ -74,7 +74,7 @@ class UnreachableTests(Load):
         self.addCleanup(silent.close)
         server = Cluster(free_port())
         self.addCleanup(server.remove)
-        self.patch(connections, "CONNECT_SECONDS", 0.6)
+        self.patch(connections, "CONNECT_SECONDS", 2.0)
         dsn = server.new().replace("localhost:", f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:")
         database = self.join(dsn + "&connect_timeout=2")
         await database.write(insert, 1, "a")
