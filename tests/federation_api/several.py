@@ -13,7 +13,6 @@ from random import Random
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
-from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from dendrite_tw.database.engines import Fenced
