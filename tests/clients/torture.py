@@ -111,15 +111,20 @@ class Patient(Watcher):
         self.events[room].extend(events)
 
     async def _gap(self, room: str, before: str, told: Sequence[str]) -> list[str]:
-        """Events that are not known nor among those just told, back to a page of nothing but known ones."""
+        """Events that are not known nor among those just told, back to a page of nothing but known ones.
+
+        An empty page is none such: it ends where the other server is still to be asked, and one asks again.
+        """
         known, missed = {*self.events[room], *told}, list[str]()
         while True:
             path = f"/rooms/{quote(room)}/messages?dir=b&limit=100&from={quote(before)}"
             page = (await insist(partial(self.account.call, "GET", path))).json()
             new = [event["event_id"] for event in page["chunk"] if event["event_id"] not in known]
             missed += new
-            if not new or "end" not in page:
+            if (page["chunk"] and not new) or "end" not in page:
                 return missed[::-1]
+            if not page["chunk"]:
+                await asyncio.sleep(0.1)
             before = page["end"]
 
 
