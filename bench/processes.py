@@ -144,6 +144,14 @@ class ServerProcess:
         self.terminate()
         self.wait(patience)
 
+    def pause(self) -> None:
+        """Let the whole group stand still (SIGSTOP)."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on after `pause`."""
+        self._signal(signal.SIGCONT)
+
     def terminate(self) -> None:
         """Ask it to end."""
         self._signal(signal.SIGTERM)

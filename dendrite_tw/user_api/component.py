@@ -98,7 +98,9 @@ class UserComponent:
         self.rules = PushRules(database, self.data, echoes)
         self.unread_store = UnreadStore(database, budget, echoes)
         judge = Judge(settings, rooms, self.rules, self.profiles, budget)
-        self.counts = UnreadCounts(settings, self.unread_store, judge, self.rules, rooms, world, database.shared)
+        self.counts = UnreadCounts(
+            settings, outbox, self.unread_store, judge, self.rules, rooms, world, database.shared
+        )
         self.receipts = Receipts(settings, database, outbox, self.data, self.unread_store, rooms, world)
         self._queue = queue
         self._pruning = repeated(self._prune, world)

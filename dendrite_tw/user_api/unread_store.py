@@ -332,9 +332,9 @@ class UnreadStore:
 
     # --- to disk ---
 
-    async def flush(self, position: int) -> None:
-        """Store what is new, and that events up to `position` are taken into account."""
-        await self._flush_with(position, nothing)
+    async def flush(self, position: int, also: Callable[[Transaction], Awaitable[None]] = nothing) -> None:
+        """Store what is new, and that events up to `position` are taken into account; `also` with it."""
+        await self._flush_with(position, also)
 
     async def _flush_with(self, position: int, also: Callable[[Transaction], Awaitable[T]]) -> T:
         """As `flush`, with `also` in the same transaction."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import random
 import tempfile
 import time
 import traceback
@@ -244,6 +245,7 @@ class TortureTests(SynchronousTestCase):
         self.addCleanup(folder.cleanup)
         said: list[str] = []
         try:
-            print(torture.torture(Path(folder.name), KILLS, SEED, complain=said.append))
+            kinds = torture.kinds_of(KILLS, random.Random(SEED))
+            print(torture.torture(Path(folder.name), kinds, SEED, complain=said.append))
         except Exception as error:
             self.fail("\n".join(["".join(traceback.format_exception(error)), *said]))
