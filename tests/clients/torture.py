@@ -113,17 +113,19 @@ class Patient(Watcher):
     async def _gap(self, room: str, before: str, told: Sequence[str]) -> list[str]:
         """Events that are not known nor among those just told, back to a page of nothing but known ones.
 
-        An empty page is none such: it ends where the other server is still to be asked, and one asks again.
+        One that has none but those just told is none such: it ends where the other server is still to be asked, and
+        one asks again.
         """
-        known, missed = {*self.events[room], *told}, list[str]()
+        seen, missed = {*self.events[room]}, list[str]()
         while True:
             path = f"/rooms/{quote(room)}/messages?dir=b&limit=100&from={quote(before)}"
             page = (await insist(partial(self.account.call, "GET", path))).json()
-            new = [event["event_id"] for event in page["chunk"] if event["event_id"] not in known]
+            earlier = [event["event_id"] for event in page["chunk"] if event["event_id"] not in told]
+            new = [event_id for event_id in earlier if event_id not in seen]
             missed += new
-            if (page["chunk"] and not new) or "end" not in page:
+            if (earlier and not new) or "end" not in page:
                 return missed[::-1]
-            if not page["chunk"]:
+            if not earlier:
                 await asyncio.sleep(0.1)
             before = page["end"]
 
