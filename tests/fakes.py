@@ -65,6 +65,10 @@ class FakeQueue:
             handler(FakeMessage(stream + subject_suffix, payload, number, headers or {}, self.time_us))
         return number
 
+    def forget_ids(self) -> None:
+        """Take messages of IDs that were taken before: it is long ago."""
+        self._taken.clear()
+
     async def publish(
         self,
         stream: str,

@@ -175,6 +175,11 @@ class Around:
     def _tell_time(self) -> None:
         self._cursor.execute("UPDATE test_time SET seconds = %s", (self.clock.seconds(),))
 
+    def rows(self, sql: str) -> list[Any]:
+        """What SQL finds in the database."""
+        self._cursor.execute(sql)
+        return self._cursor.fetchall()
+
     def close(self) -> None:
         _around[self.clock].remove(self)
         self._connection.close()
@@ -246,6 +251,10 @@ class View:
     @property
     def federating(self) -> Any:
         return self._first["federation_api"].federating
+
+    @property
+    def queue(self) -> Any:
+        return self._first["client_api"].queue
 
     @property
     def media(self) -> Any:

@@ -25,7 +25,7 @@ from dendrite_tw.matrix.keys import signing_key, write_pem
 from dendrite_tw.web.internet import Internet
 from dendrite_tw.world import World, test_world
 from tests.database.cluster import cluster
-from tests.harness import Answer, Web
+from tests.harness import Answer, Web, ask
 from tests.polylith import Around, Deployment
 
 CLIENT = "/_matrix/client/v3"
@@ -192,6 +192,10 @@ class ServerTestCase(SynchronousTestCase):
         """What is at ``/metrics``, of all processes."""
         webs = self.server.webs() if POLYLITH else [self.web]
         return "\n".join(web.request("GET", "/metrics").body.decode() for web in webs)
+
+    def rows(self, component: Any, sql: str) -> list[Any]:
+        """What SQL finds in the database of a component."""
+        return self.around.rows(sql) if POLYLITH else ask(self.server.parts.databases.of(component), sql)
 
     def register(self, username: str, password: str = "wonderland", admin: bool = False) -> Client:
         """A new account, made with the shared secret, and its first device."""

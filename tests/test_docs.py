@@ -94,7 +94,8 @@ class Commands(SynchronousTestCase):
                         tried.add((words[0], flag))
         self.assertGreater(len(tried), 8)
         self.assertLessEqual(
-            {*TOOLS, "dendrite", "dendrite-generate-nginx", "dendrite-move-queue"}, {t for t, _ in tried}
+            {*TOOLS, "dendrite", "dendrite-generate-nginx", "dendrite-move-database", "dendrite-move-queue"},
+            {tool for tool, _ in tried},
         )
 
     def test_flags_in_the_table_of_tools_exist(self) -> None:
@@ -111,7 +112,7 @@ class Commands(SynchronousTestCase):
 
     def test_every_tool_is_a_program(self) -> None:
         servers = {"dendrite", "dendrite-monolith-server", "dendrite-polylith-multi"}
-        servers |= {"dendrite-generate-nginx", "dendrite-move-queue"}
+        servers |= {"dendrite-generate-nginx", "dendrite-move-database", "dendrite-move-queue"}
         components = {name for name, target in scripts().items() if "commands.polylith:" in target} - servers
         self.assertEqual(set(scripts()), {*TOOLS, *servers, *components})
         words = [re.sub(r"(api|appservice)-server", r"\1", name.removeprefix("dendrite-")) for name in components]

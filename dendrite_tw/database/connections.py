@@ -147,6 +147,10 @@ class BlockingConnection:
         self._cursor.execute(sql, values)
         return self._cursor
 
+    def copy(self, sql: str, file: Any) -> None:
+        """Run a ``COPY … FROM STDIN`` that reads `file`; an error that this raises goes on to the caller."""
+        self._cursor.copy_expert(sql, file)
+
     def mogrify(self, sql: str, values: Sequence[Any]) -> bytes:
         return self._cursor.mogrify(sql, values)  # type: ignore[no-any-return]
 

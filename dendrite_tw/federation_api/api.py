@@ -208,7 +208,6 @@ class FederationAPI(Protocol):
     async def fetch_keys(self, wanted: list[KeysWanted]) -> list[ServerKey]:
         """The keys among `wanted` that anybody knows, whether or not they were valid at the time that is given."""
 
-
     @routed(repeat=True)
     async def origin_of(self, request: SignedRequest) -> str:
         """The name of the server that signed a request; ``M_UNAUTHORIZED`` where none did."""

@@ -161,18 +161,16 @@ class SharedPost(Post):
     # --- taking out ---
 
     async def _oldest(self, queue: Queue) -> Batch | None:
-        if not (queue.events or queue.edus):
-            return None
-        placed = queue.placed
-        events, edus = await self._database.read(_oldest_rows, queue.server)
-        if not events and not edus:
-            if placed == queue.placed:
+        while queue.events or queue.edus:
+            placed = queue.placed
+            events, edus = await self._database.read(_oldest_rows, queue.server)
+            if events or edus:
+                chosen = Chosen(queue.server, events, edus, self.numbers)
+                if not chosen.is_new or await self._database.write(chosen.store):
+                    return chosen.batch
+            elif placed == queue.placed:
                 queue.events, queue.edus = 0, False
-            return None
-        chosen = Chosen(queue.server, events, edus, self.numbers)
-        if chosen.is_new:
-            await self._database.write(chosen.store)
-        return chosen.batch
+        return None
 
     # --- far behind ---
 
@@ -196,7 +194,7 @@ class Chosen:
     """
 
     def __init__(self, server: str, events: Sequence[PlacedEvent], edus: Sequence[PlacedEdu], numbers: Numbers) -> None:
-        first = min([row.batch for row in events[:1]] + [row.batch for row in edus[:1]])
+        first = self._first = min([row.batch for row in events[:1]] + [row.batch for row in edus[:1]])
         self.is_new = first >= UNNAMED
         self._server = server
         self._dropped: list[PlacedEdu] = []
@@ -214,11 +212,17 @@ class Chosen:
             [QueuedEdu(row.edu_type, row.content) for row in edus],
         )
 
-    async def store(self, txn: Transaction) -> None:
-        """Give it its name on disk."""
+    async def store(self, txn: Transaction) -> bool:
+        """Give it its name on disk; false if these rows are not the oldest any more.
+
+        Of a process that was taken for dead, what it wanted last may come after its successor has read the same rows.
+        """
+        if await table.first_batch(txn, self._server) != self._first:
+            return False
         await table.delete_places(txn, [(self._server, row.batch, row.number) for row in self._dropped])
         await table.name_events(txn, self._moves(self._events))
         await table.name_edus(txn, self._moves(self._edus))
+        return True
 
     def _moves(self, rows: Sequence[PlacedEvent | PlacedEdu]) -> list[tuple[int, int, str, int, int]]:
         """For each batch: where it goes in the one of that name, and up to which of its places."""

@@ -282,6 +282,13 @@ class SharedRelay:
 
     async def gained(self, name: str) -> None:
         """Publish for all from now on."""
+        try:
+            await self._take_up()
+        except BaseException:
+            await self.lost(name, False)
+            raise
+
+    async def _take_up(self) -> None:
         self._relay = relay = OutboxRelay(
             self._outbox.name, self._read, self._outbox.delete_upto, self._client, self._time, self._durables
         )

@@ -101,9 +101,7 @@ class Queries:
         return await self._database.read_long(self._view, room.room_nid, timeline_limit)
 
     async def _view(self, txn: Transaction, room_nid: int, limit: int) -> RoomView:
-        row = await room_table.room_by_nid(txn, room_nid)
-        assert row is not None
-        newest = await event_table.newest_live(txn, room_nid, 0, 2**62, limit + 1)
+        row, newest = await self._newest_with_state(txn, room_nid, limit + 1)
         state = await self._snapshots.state(txn, row.snapshot_nid)
         state_rows = await event_table.events_by_nid(txn, list(state.values()))
         return RoomView(
@@ -116,6 +114,23 @@ class Queries:
             partial=row.standing == room_table.PARTIAL,
             rewritten=row.rewritten,
         )
+
+    async def _newest_with_state(
+        self, txn: Transaction, room_nid: int, count: int
+    ) -> tuple[room_table.RoomRow, list[EventRow]]:
+        """The newest live events, and the room with the state that it has after them.
+
+        PostgreSQL may store an event between two statements: then the state is not that after the newest one.
+        """
+        row = await room_table.room_by_nid(txn, room_nid)
+        while True:
+            newest = await event_table.newest_live(txn, room_nid, 0, 2**62, count)
+            now = await room_table.room_by_nid(txn, room_nid)
+            if row is None or now is None:
+                raise not_found("There is no such room here.")
+            if (row.snapshot_nid, row.rewritten, row.standing) == (now.snapshot_nid, now.rewritten, now.standing):
+                return row, newest
+            row = now
 
     async def newest_positions(self, room_ids: Sequence[str]) -> dict[str, int]:
         """The position of the newest that is to be told of each of these rooms."""

@@ -91,8 +91,8 @@ class DatabaseLeases:
         self._time = time
         self._random = random
         self._leases: dict[str, Lease] = {}
-        self._until = 0.0
-        """Up to when, by this process's clock, nobody else can have taken its leases."""
+        self._since = self._until = 0.0
+        """From when and up to when, by this process's clock, nobody else can have taken its leases."""
         self._joined = False
         self._stopping = False
         self._fencing: Deferred[None] | None = None
@@ -113,7 +113,11 @@ class DatabaseLeases:
 
     def holds(self, name: str) -> bool:
         lease = self._leases.get(name)
-        return lease is not None and lease.state is State.HELD and self._time.seconds() < self._until
+        return lease is not None and lease.state is State.HELD and self._is_sure()
+
+    def _is_sure(self) -> bool:
+        """Whether nobody else can have taken what this process holds; not so when its clock was set back."""
+        return self._since <= self._time.seconds() < self._until
 
     async def start(self) -> None:
         """Join the others; raises what the database does.  Leases come once the others have given theirs back."""
@@ -154,7 +158,7 @@ class DatabaseLeases:
         wants = " ".join(sorted(self._leases))
         sent = self._time.seconds()
         await self._database.apart(self._tables.join, self.process, int(LASTING * 1000), wants)
-        self._until = sent + LASTING
+        self._since, self._until = sent, sent + LASTING
         self._database.fence(self._tables.alive.format(self.process), self._fenced)
         self._joined = True
         self._tell()
@@ -173,7 +177,7 @@ class DatabaseLeases:
         try:
             renewed = await self._database.apart(self._tables.renew, process, int(LASTING * 1000))
         except Unavailable as error:
-            if self._time.seconds() >= self._until:
+            if not self._is_sure():
                 self._complain("cannot be renewed", error)
             return
         finally:
@@ -181,7 +185,7 @@ class DatabaseLeases:
         if process != self.process or self._fencing is not None:
             return
         if renewed:
-            self._until = sent + LASTING
+            self._since, self._until = sent, sent + LASTING
         else:
             self._fenced()
 
@@ -245,7 +249,7 @@ class DatabaseLeases:
                 else:
                     self._look_again = True
         except Unavailable as error:
-            if self._time.seconds() >= self._until:
+            if not self._is_sure():
                 self._complain("cannot be read", error)
         finally:
             self._looking = False
@@ -258,7 +262,7 @@ class DatabaseLeases:
         mine = {name for name, process in spread(living).items() if process == self.process}
         held = {row.lease: row.process for row in leases}
         free = [name for name in sorted(mine) if held.get(name) not in living]
-        if (free or len(living) < len(processes)) and self._time.seconds() < self._until:
+        if (free or len(living) < len(processes)) and self._is_sure():
             await self._settle(free)
             self._look_again = True
             return
@@ -283,18 +287,25 @@ class DatabaseLeases:
         try:
             if lease.state is not State.GAINING or process != self.process:
                 return
-            try:
-                await lease.gained(lease.name)
-            except Exception:
-                log.failure("{component}: lease {name} cannot be taken up", component=self._component, name=lease.name)
-                if lease.state is State.GAINING:
-                    lease.state = State.NONE
-                return
-            if lease.state is State.GAINING:
+            if await self._call_gained(lease):
                 lease.state = State.HELD
                 self._look()
+            elif lease.state is State.GAINING:
+                lease.state = State.NONE
         finally:
             lease.turn.release()
+
+    async def _call_gained(self, lease: Lease) -> bool:
+        """Whether the lease was taken up, and is still to be."""
+        try:
+            await lease.gained(lease.name)
+        except Unavailable as error:
+            self._complain(f"{lease.name} has to wait", error)
+            return False
+        except Exception:
+            log.failure("{component}: lease {name} cannot be taken up", component=self._component, name=lease.name)
+            return False
+        return lease.state is State.GAINING
 
     async def _hand_over(self, lease: Lease) -> None:
         await self._drain(lease)

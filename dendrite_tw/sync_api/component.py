@@ -7,12 +7,14 @@ from twisted.internet.task import deferLater
 from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.migrate import migrate, steps_of
+from ..links.echoes import Echoes
 from ..room_api.api import RoomAPI
 from ..user_api.api import KeyAPI, UserAPI
 from ..web.routes import Access, Route
 from ..world import World
 from .api import NowKnown, SyncAPI
 from .arriving import Arriving
+from .counting import Counting, CountingElsewhere, CountingHere
 from .feed import Feed, Queue
 from .filters import Filters
 from .joined import JoinedReader
@@ -41,7 +43,8 @@ class SyncComponent:
     """Serves sync and the endpoints that read rooms, and answers `SyncAPI`.
 
     ``budget`` is shared by all caches; ``presence_enabled`` says whether users show their presence.  ``others`` are the
-    other processes that serve syncs, among which this one is called ``process``; `None` where there can be none.
+    other processes that serve syncs, among which this one is called ``process``; `None` where there can be none, and
+    there are ``echoes`` of theirs.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class SyncComponent:
         presence_enabled: bool = False,
         others: SyncAPI | None = None,
         process: str = "",
+        echoes: Echoes | None = None,
     ) -> None:
         self._database = database
         self._queue = queue
@@ -93,6 +97,9 @@ class SyncComponent:
         self.arriving = Arriving(self.heard, rooms, users, world.clock)
         self.filters = Filters(database, world.clock, budget)
         self.renderer = Renderer(budget)
+        self.counting: Counting = CountingHere(users, keys)
+        if others is not None and echoes is not None:
+            self.counting = CountingElsewhere(users, keys, echoes, world.time, budget)
         self.model = SyncModel(
             rooms,
             users,
@@ -102,6 +109,7 @@ class SyncComponent:
             self.receipts,
             self.typing,
             self.presence,
+            self.counting,
             self._pause,
             LOADED_AT_ONCE if others else 0,
         )
@@ -111,7 +119,7 @@ class SyncComponent:
         )
         self.status = PresenceStatus(self.presence, self.online, rooms, world.clock)
         self.handler = SyncHandler(
-            keys,
+            self.counting,
             self.heard,
             self.arriving,
             self.notifier,

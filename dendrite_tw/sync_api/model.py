@@ -15,6 +15,7 @@ from ..matrix.errors import MatrixError
 from ..room_api.api import Membership, RoomAPI
 from ..user_api.api import AccountDataChange, KeyAPI, Receipt, ToDeviceMessage, Unread, UserAPI
 from .api import Presence
+from .counting import Counting
 from .device_lists import DeviceListReader, DeviceLists
 from .joined import JoinedReader, JoinedRoom
 from .left import LeftReader, LeftRoom
@@ -82,6 +83,7 @@ class SyncModel:
         receipts: ReceiptLog,
         typing: TypingBoard,
         presence: PresenceBoard,
+        counting: Counting,
         pause: Callable[[], Awaitable[None]],
         loaded_at_once: int = 0,
     ) -> None:
@@ -97,6 +99,7 @@ class SyncModel:
         self._receipts = receipts
         self._typing = typing
         self._presence = presence
+        self._counting = counting
         self._pause = pause
         self._loaded_at_once = loaded_at_once
 
@@ -320,7 +323,7 @@ class SyncModel:
             )
         if not wanted:
             return
-        counts = await self._users.unread(request.user_id, list(wanted), changes.upto.room)
+        counts = await self._counting.unread(request.user_id, list(wanted), changes.upto.room)
         known = {room.room_id for room in changes.joined}
         for room_id in wanted:
             member = stream.memberships.get(room_id)

@@ -12,9 +12,10 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from ..matrix.errors import invalid_param
-from ..user_api.api import Caller, KeyAPI
+from ..user_api.api import Caller
 from ..world import Clock
 from .arriving import Arriving
+from .counting import Counting
 from .filters import Filters
 from .model import SyncChanges, SyncModel
 from .notifier import Notifier
@@ -44,7 +45,7 @@ class SyncHandler:
 
     def __init__(
         self,
-        keys: KeyAPI,
+        counting: Counting,
         heard: Heard,
         arriving: Arriving,
         notifier: Notifier,
@@ -55,7 +56,7 @@ class SyncHandler:
         time: IReactorTime,
         clock: Clock,
     ) -> None:
-        self._keys = keys
+        self._counting = counting
         self._heard = heard
         self._arriving = arriving
         self._notifier = notifier
@@ -157,4 +158,4 @@ class SyncHandler:
     async def _counts(self, caller: Caller) -> bytes:
         if caller.device_id is None:
             return b""
-        return counts_json(await self._keys.key_counts(caller.user_id, caller.device_id))
+        return counts_json(await self._counting.keys(caller.user_id, caller.device_id))

@@ -24,6 +24,9 @@ OUTPUT_NOTIFICATION_DATA = "OutputNotificationData"
 SESSIONS = "sessions"
 """The topic of the echoes that tell of changed sessions; the payload is a `SessionsChanged`."""
 
+KEY_COUNTS = "key_counts"
+"""The topic of the echoes that tell of a device with other counts of one-time keys; the payload is a `DeviceName`."""
+
 UNREAD = "unread"
 RESYNC = "resync"
 """Leases whose holders alone answer what is routed to them: who counts what is unread, who fetches lists of devices."""
@@ -266,11 +269,23 @@ class Unread(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnreadChange(msgspec.Struct, frozen=True, kw_only=True):
-    """Unread counts of a user in a room changed by something other than a new event for everybody."""
+    """Unread counts of a user in a room changed by something other than a new event for everybody.
+
+    Namely because a thread (empty: all of them) is read up to the event at position ``read_upto``.
+    """
 
     user_id: str
     room_id: str
     position: int = 0
+    thread_id: str = ""
+    read_upto: int = 0
+
+
+class DeviceName(msgspec.Struct, frozen=True, array_like=True):
+    """A device of a user."""
+
+    user_id: str
+    device_id: str
 
 
 class KeyCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -602,6 +617,12 @@ class UserAPI(Protocol):
         ``threads`` to them where the client did not ask for threads apart.
         """
 
+    @routed(share="lease", repeat=True)
+    async def unread_of(
+        self, rooms_of: dict[str, list[str]], room_position: int, lease: str = UNREAD
+    ) -> dict[str, dict[str, Unread]]:
+        """As `unread`, for many users at once: those to whom the same event came."""
+
     @routed(repeat=True)
     async def forget_room(self, room_id: str) -> int:
         """Delete receipts and unread counts of a room that is purged; returns how many rows went."""
@@ -632,6 +653,10 @@ class KeyAPI(Protocol):
 
     @routed(repeat=True)
     async def key_counts(self, user_id: str, device_id: str) -> KeyCounts: ...
+
+    @routed(repeat=True)
+    async def key_counts_of(self, devices: list[DeviceName]) -> list[KeyCounts]:
+        """As `key_counts`, for many devices at once, in their order."""
 
     @routed(repeat=True)
     async def signatures_since(self, user_id: str, after: int, upto: int) -> list[str]:

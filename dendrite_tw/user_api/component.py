@@ -99,7 +99,7 @@ class UserComponent:
         self.profiles = Profiles(settings, database, rooms, self.accounts, elsewhere)
         self.data = AccountData(database, outbox, budget)
         self.rules = PushRules(database, self.data, echoes)
-        self.unread_store = UnreadStore(database, budget)
+        self.unread_store = UnreadStore(database, budget, echoes)
         judge = Judge(settings, rooms, self.rules, self.profiles, budget)
         self.counts = UnreadCounts(settings, self.unread_store, judge, self.rules, rooms, world, database.shared)
         self.receipts = Receipts(settings, database, outbox, self.data, self.unread_store, rooms, world)
@@ -183,6 +183,7 @@ class UserComponent:
         self.read_up_to = self.receipts.read_up_to
         self.receipts_since = self.receipts.receipts_since
         self.unread = self.counts.unread
+        self.unread_of = self.counts.unread_of
         self.notifications = notifications.notifications
 
     async def position(self) -> int:

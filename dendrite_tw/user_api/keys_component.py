@@ -31,6 +31,7 @@ from .api import (
     ClaimedKeys,
     DeviceList,
     DeviceListUpdate,
+    DeviceName,
     KeyAPI,
     KeyCounts,
     QueriedKeys,
@@ -55,6 +56,9 @@ STALE_LISTS = "stale_lists"
 """The topic of the echoes that tell of servers to ask for lists."""
 
 LOOK_SECONDS = 30.0
+FORGET_SECONDS = 60.0
+"""How old remembered counts of keys may be, where a process may have been killed before it told of a change."""
+
 NO_ECHOES = NoEchoes()
 
 MESSAGES_LIMIT = 1_000
@@ -94,7 +98,8 @@ class KeyComponent:
         self._server_name = server_name
         self._changes = KeyChanges(database, outbox, exclusive)
         self._devices = DeviceKeys(database, self._changes, devices_of)
-        self._one_time = OneTimeKeys(database, clock, budget, exclusive)
+        told = echoes if database.shared and echoes is not NO_ECHOES else None
+        self._one_time = OneTimeKeys(database, clock, budget, exclusive, told)
         self._signing = CrossSigning(database, self._changes, devices_of, server_name)
         self._to_device = ToDevice(database, outbox, clock, world.random, devices_of, server_name, budget, exclusive)
         self._backup = KeyBackup(database)
@@ -107,6 +112,8 @@ class KeyComponent:
         self._echoes = echoes
         self._looking = LoopingCall(self._look)
         self._looking.clock = world.time
+        self._forgetting = LoopingCall(self._one_time.forget_all)
+        self._forgetting.clock = world.time
         self._sole = Sole() if leases is None else None
         """The lease, where nobody else wants it."""
         self._leases: Leases = leases or self._sole or Sole()
@@ -116,10 +123,14 @@ class KeyComponent:
 
     async def start(self) -> None:
         """Go on with what an earlier run left; where leases were given, once this process has that one."""
+        if self._database.shared:
+            self._forgetting.start(FORGET_SECONDS, now=False)
         if self._sole is not None:
             await self._sole.start()
 
     async def stop(self) -> None:
+        if self._forgetting.running:
+            self._forgetting.stop()
         if self._sole is not None:
             await self._sole.stop()
             await self.resyncs.stop()
@@ -202,6 +213,9 @@ class KeyComponent:
 
     async def key_counts(self, user_id: str, device_id: str) -> KeyCounts:
         return await self._one_time.counts(user_id, device_id)
+
+    async def key_counts_of(self, devices: list[DeviceName]) -> list[KeyCounts]:
+        return await self._one_time.counts_of(devices)
 
     # --- keys of devices ---
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from ..cache import CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
+from ..links.echoes import Echoes
 from ..matrix.errors import MatrixError, invalid_param, too_large
 from ..world import Clock
-from .api import KeyCounts
+from .api import KEY_COUNTS, DeviceName, KeyCounts
 from .key_checks import UPLOAD_LIMIT, NewKey, identifier
 from .recent import Recent
 from .tables import one_time_keys as table
@@ -31,13 +34,22 @@ Claimed = dict[str, dict[str, dict[str, bytes]]]
 
 
 class OneTimeKeys:
-    """The one-time and fallback keys of local devices."""
+    """The one-time and fallback keys of local devices.
 
-    def __init__(self, database: Database, clock: Clock, budget: CacheBudget, exclusive: bool) -> None:
+    Counts are remembered by a process that is alone (`exclusive`), or hears by `echoes` of what others change.
+    """
+
+    def __init__(
+        self, database: Database, clock: Clock, budget: CacheBudget, exclusive: bool, echoes: Echoes | None = None
+    ) -> None:
         self._database = database
         self._clock = clock
         self._exclusive = exclusive
+        self._echoes = echoes
         self._counts: Recent[tuple[str, str], KeyCounts] = Recent("one_time_key_counts", budget, COUNTS_BYTES)
+        if echoes is not None:
+            echoes.hear(KEY_COUNTS, self._heard)
+            echoes.on_missed(self.forget_all)
 
     async def store(self, txn: Transaction, user_id: str, device_id: str, keys: Sequence[NewKey]) -> None:
         """Put up one-time keys.
@@ -115,13 +127,57 @@ class OneTimeKeys:
     async def counts(self, user_id: str, device_id: str) -> KeyCounts:
         """How many keys wait, and which fallback keys are unused; from memory where nothing changed."""
         key = user_id, device_id
-        counts = self._counts.get(key) if self._exclusive else None
+        counts = self._counts.get(key) if self._remembers else None
         if counts is None:
             generation = self._counts.generation
             counts = await self._database.read(self.read_counts, user_id, device_id)
-            if self._exclusive:
+            if self._remembers:
                 self._counts.keep(key, counts, generation)
         return counts
+
+    async def counts_of(self, devices: Sequence[DeviceName]) -> list[KeyCounts]:
+        """As `counts`; what is not in memory is read at once for all of them."""
+        keys = [(device.user_id, device.device_id) for device in devices]
+        found = {key: self._counts.get(key) if self._remembers else None for key in keys}
+        missing = [key for key, counts in found.items() if counts is None]
+        if missing:
+            generation = self._counts.generation
+            read = await self._database.read(self._read_counts_of, missing)
+            found |= read
+            for key, one in read.items() if self._remembers else ():
+                self._counts.keep(key, one, generation)
+        return [counts for key in keys if (counts := found[key]) is not None]
+
+    async def _read_counts_of(
+        self, txn: Transaction, devices: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], KeyCounts]:
+        found: dict[tuple[str, str], tuple[dict[str, int], list[str]]] = {
+            device: ({"signed_curve25519": 0}, []) for device in devices
+        }
+        users, names = sorted({user for user, _ in devices}), sorted({name for _, name in devices})
+        for count in await table.counts_of(txn, users, names):
+            if (count.user_id, count.device_id) in found:
+                found[count.user_id, count.device_id][0][count.algorithm] = count.count
+        for fallback in await table.unused_fallbacks_of(txn, users, names):
+            if (fallback.user_id, fallback.device_id) in found:
+                found[fallback.user_id, fallback.device_id][1].append(fallback.algorithm)
+        return {
+            device: KeyCounts(one_time_keys=counts, unused_fallback_types=unused)
+            for device, (counts, unused) in found.items()
+        }
+
+    @property
+    def _remembers(self) -> bool:
+        return self._exclusive or (self._echoes is not None and self._echoes.hearing)
+
+    def forget_all(self) -> None:
+        """Ask the database again for every device."""
+        self._counts.forget_all()
+
+    def _heard(self, payload: bytes) -> None:
+        """Another process changed what a device has."""
+        device = msgspec.msgpack.decode(payload, type=DeviceName)
+        self._counts.forget((device.user_id, device.device_id))
 
     async def read_counts(self, txn: Transaction, user_id: str, device_id: str) -> KeyCounts:
         """The counts as they are in this transaction.
@@ -148,7 +204,12 @@ class OneTimeKeys:
         await self._database.write(table.prune_claimed, self._clock.now_ms() - table.CLAIMED_RETENTION_MS)
 
     def _touch(self, txn: Transaction, user_id: str, device_id: str) -> None:
-        txn.after_commit(lambda: self._counts.forget((user_id, device_id)))
+        def touched() -> None:
+            self._counts.forget((user_id, device_id))
+            if self._echoes is not None:
+                self._echoes.tell(KEY_COUNTS, msgspec.msgpack.encode(DeviceName(user_id, device_id)))
+
+        txn.after_commit(touched)
 
 
 def flatten(one_time_keys: dict[str, dict[str, str]]) -> list[tuple[str, str, str]]:

@@ -165,13 +165,12 @@ class Receipts:
         )
         await table.put(txn, room_id, user_id, type, thread, receipt.event_id, event_position, receipt.ts, position)
         if self._settings.is_local(user_id) and event_position > 0:
-            await self._unread.mark_now(txn, user_id, room_id, thread, event_position)
+            change = UnreadChange(user_id=user_id, room_id=room_id, thread_id=thread, read_upto=event_position)
+            await self._unread.mark_now(txn, change)
             await self._outbox.append(
                 txn,
                 OUTPUT_NOTIFICATION_DATA,
-                lambda position: msgspec.msgpack.encode(
-                    UnreadChange(user_id=user_id, room_id=room_id, position=position)
-                ),
+                lambda position: msgspec.msgpack.encode(msgspec.structs.replace(change, position=position)),
             )
 
     async def delete_room(self, room_id: str) -> int:

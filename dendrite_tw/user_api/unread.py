@@ -40,7 +40,7 @@ from ..room_api.api import (
 from ..sharing.leases import NotMine
 from ..world import World
 from .accounts import in_background
-from .api import UNREAD, Unread
+from .api import OUTPUT_NOTIFICATION_DATA, UNREAD, Unread
 from .counts import EVERYTHING, FOREVER, MAIN, Spans, span_in
 from .push_rules import PushRules
 from .settings import NOTIFICATION_DAYS, UserSettings
@@ -155,6 +155,9 @@ class UnreadCounts:
             queue.listen(OUTPUT_ROOM_EVENT, self.heard),
             queue.consume(OUTPUT_ROOM_EVENT, CONSUMER, self.consume, batch=BATCH),
         ]
+        if self._is_shared:
+            marks = queue.listen(OUTPUT_NOTIFICATION_DATA, lambda message: self._store.heard_mark(message.payload))
+            self._subscriptions.append(marks)
 
     async def stop(self, kept: bool = True) -> None:
         """Take no more events; those that were taken are stored, unless another process counts already."""
@@ -337,10 +340,23 @@ class UnreadCounts:
     async def unread(
         self, user_id: str, room_ids: list[str], room_position: int, lease: str = UNREAD
     ) -> dict[str, Unread]:
+        await self._counted_upto(room_position)
+        return await self._unread(user_id, room_ids)
+
+    async def unread_of(
+        self, rooms_of: dict[str, list[str]], room_position: int, lease: str = UNREAD
+    ) -> dict[str, dict[str, Unread]]:
+        await self._counted_upto(room_position)
+        return {user_id: await self._unread(user_id, room_ids) for user_id, room_ids in rooms_of.items()}
+
+    async def _counted_upto(self, room_position: int) -> None:
+        """Return when every event up to `room_position` has been taken into account; raises `NotMine`."""
         if not self._counting:
             raise NotMine
         if room_position > max(self._reached, self._given_up):
             await self._arrival_of(room_position)
+
+    async def _unread(self, user_id: str, room_ids: list[str]) -> dict[str, Unread]:
         readers = await self._store.readers(user_id, room_ids)
         logs = await self._store.logs(room_ids)
         spans = await self._store.spans(user_id)

@@ -16,7 +16,9 @@ from twisted.internet.defer import DeferredLock
 from ..cache import Cache, CacheBudget
 from ..database.engines import Database
 from ..database.statements import Transaction
+from ..links.echoes import Echoes, NoEchoes
 from ..matrix.push_rules import RuleSet
+from .api import UnreadChange
 from .counts import EVERYTHING, Reader, RoomLog, Spans
 from .push_rules import rules_in
 from .settings import LOG_LIMIT
@@ -33,6 +35,11 @@ SpansOf = Callable[[RuleSet, RuleSet, int], Spans]
 """What counts from a position on for a user whose rules changed, and up to there: old rules, new ones, position."""
 
 CONSUMER = "UserAPIRoomServerConsumer"
+
+READ_MARKS = "read_marks"
+"""The topic of the echoes that tell how far users have read; the payload is an `UnreadChange`."""
+
+NO_ECHOES = NoEchoes()
 MEASURED_EVERY = 50
 """After how many more events the bytes of a log are estimated again."""
 
@@ -81,8 +88,9 @@ class Batch:
 class UnreadStore:
     """Logs of rooms and readers of rooms, in memory as far as they are used."""
 
-    def __init__(self, database: Database, budget: CacheBudget) -> None:
+    def __init__(self, database: Database, budget: CacheBudget, echoes: Echoes = NO_ECHOES) -> None:
         self._database = database
+        self._echoes = echoes
         self._logs: Cache[str, RoomLog] = Cache("unread_logs", budget, lambda log: 800 + 10 * log.size)
         self._readers: Cache[tuple[str, str], Reader] = Cache("unread_readers", budget, lambda reader: READER_BYTES)
         self._spans: Cache[str, Spans] = Cache("unread_spans", budget, lambda spans: SPANS_BYTES)
@@ -92,6 +100,8 @@ class UnreadStore:
         self._reading: list[str] = []
         """Users of whom something is being read."""
         self._lock = DeferredLock()
+        echoes.hear(READ_MARKS, self.heard_mark)
+        echoes.on_missed(self.forget_marks)
         self.on_stored: Callable[[int], None] = lambda position: None
         """Is told of the position up to which all is stored, each time it is."""
 
@@ -119,13 +129,15 @@ class UnreadStore:
     async def readers(self, user_id: str, room_ids: Sequence[str]) -> dict[str, Reader]:
         """A user in rooms; what is not in memory is read at once for all of them.
 
-        In a shared database other processes raise marks, which are read each time.
+        In a shared database other processes raise marks, and tell (`heard_mark`); while that cannot be heard, marks
+        are read each time.
         """
+        deaf = not self._echoes.hearing
         found = zip(room_ids, self._readers.get_many((user_id, room_id) for room_id in room_ids), strict=True)
         readers = {room_id: reader for room_id, reader in found if reader is not None}
         missing = [room_id for room_id in room_ids if room_id not in readers]
-        if missing or self._database.shared:
-            marked = room_ids if self._database.shared else missing
+        if missing or deaf:
+            marked = room_ids if deaf else missing
             self._reading.append(user_id)
             try:
                 (marks, personal), batches = await self._read(_reader_rows, user_id, marked, missing)
@@ -210,20 +222,36 @@ class UnreadStore:
         key = (user_id, room_id, thread_id)
         self._waiting.marks[key] = max(position, self._waiting.marks.get(key, 0))
 
-    async def mark_now(self, txn: Transaction, user_id: str, room_id: str, thread_id: str, position: int) -> None:
-        """A user has read up to `position` by a receipt, which is stored within `txn`."""
+    async def mark_now(self, txn: Transaction, change: UnreadChange) -> None:
+        """A user has read on by a receipt, which is stored within `txn`."""
+        user_id, room_id, thread_id, position = change.user_id, change.room_id, change.thread_id, change.read_upto
         await table.raise_marks(txn, [(user_id, room_id, thread_id, position)])
         if thread_id == EVERYTHING:
             await table.delete_marks_upto(txn, user_id, room_id, position)
 
         def committed() -> None:
-            if user_id in self._reading:
-                self._generation += 1
-            reader = self._readers.peek((user_id, room_id))
-            if reader is not None:
-                reader.mark(thread_id, position)
+            self._marked(change)
+            if self._database.shared:
+                self._echoes.tell(READ_MARKS, msgspec.msgpack.encode(change))
 
         txn.after_commit(committed)
+
+    def _marked(self, change: UnreadChange) -> None:
+        """A mark was raised on disk."""
+        if change.user_id in self._reading:
+            self._generation += 1
+        reader = self._readers.peek((change.user_id, change.room_id))
+        if reader is not None:
+            reader.mark(change.thread_id, change.read_upto)
+
+    def heard_mark(self, payload: bytes) -> None:
+        """Another process raised a mark: at once by an echo, and surely by what its transaction told on the stream."""
+        self._marked(msgspec.msgpack.decode(payload, type=UnreadChange))
+
+    def forget_marks(self) -> None:
+        """Marks may have been raised of which nothing was heard."""
+        self._generation += 1
+        self._readers.clear()
 
     async def take_up_rules(self, position: int, spans_of: SpansOf) -> list[RuleChange]:
         """Take up push rules that changed: they count for events after `position`, up to which all were given here.

@@ -37,4 +37,5 @@ def sync_of(basis: Basis) -> SyncComponent:
         presence_enabled=basis.config.global_.presence.enable_outbound,
         others=basis.ways.beside(SyncAPI),
         process=basis.ways.process,
+        echoes=basis.ways.echoes,
     )

@@ -84,17 +84,17 @@ class OutboundTests(WholeServerTestCase):
         self.other.go_online()
         self.restart()
         self.assertEqual(self.texts(), [])
-        self.pump(3)
+        for _ in range(20):
+            self.pump(0.4)
         self.settle()
         self.assertEqual(self.texts(), ["a", "b"])
 
     def test_the_outbox_forgets_what_is_in_the_queues(self) -> None:
         self.write("a")
         self.settle()
-        relay = self.server.parts.relays[1]
         self.pump(6)
         self.pump(2)
-        self.assertEqual(relay.low_water, self.server.parts.users.outbox.position)
+        self.assertEqual(self.rows("user_api", "SELECT COUNT(*) FROM user_api_outbox"), [(1,)])
 
     # --- the administrator ---
 
@@ -115,7 +115,7 @@ class OutboundTests(WholeServerTestCase):
         self.assertGreater(one["next_attempt_ts"], one["last_failure_ts"])
         page = admin.ok(admin.get(OURS))
         self.assertEqual((page["total"], page["destinations"]), (1, [admin.ok(admin.get(f"{OURS}/other.test"))]))
-        text = self.request("GET", "/metrics").body.decode()
+        text = self.figures()
         self.assertIn("dendrite_federationapi_destination_queues_total 1.0", text)
         self.assertIn("dendrite_federationapi_destination_queues_backing_off 1.0", text)
         self.assertIn("dendrite_federationapi_destination_queues_running 0.0", text)
@@ -213,7 +213,7 @@ class SwitchedOffTests(ServerTestCase):
         self.assertEqual(DURABLES, {consumer.stream: [consumer.name] for consumer in CONSUMERS})
 
     def test_nothing_is_kept_for_consumers_that_there_are_not(self) -> None:
-        server = self.server.parts.queue.client
+        server: Any = self.server.parts.queue.client
         alice = self.register("alice")
         alice.ok(alice.put("/sendToDevice/m.x/1", {"messages": {"@bob:other.test": {"D": {}}}}))
         self.pump(10)
@@ -224,5 +224,4 @@ class SwitchedOffTests(ServerTestCase):
                 asked = server.ask(f"{server.api_prefix}.{path}", b"")
                 self.pump()
                 self.assertIn(b"10014", self.successResultOf(asked).payload)
-        relay = self.server.parts.relays[1]
-        self.assertEqual(relay.low_water, self.server.parts.users.outbox.position)
+        self.assertEqual(self.rows("user_api", "SELECT COUNT(*) FROM user_api_outbox"), [(1,)])

@@ -113,9 +113,8 @@ class EventTests(WholeCase):
     def test_a_crash_between_the_answer_and_the_room(self) -> None:
         self.join()
         event = self.say("still here")
-        inbound = self.server.parts.federating.inbound
-        assert inbound is not None
-        inbound.inbox.stop()
+        for one in self.federating():
+            one.inbound.inbox.stop()
         self.assertEqual(self.other.put("/v1/send/1", self.transaction(pdus=[event.pdu_dict()])).status, 200)
         self.stop()
         self.server = self.start(1)
@@ -185,6 +184,4 @@ class WholeTests(WholeCase):
 
     def test_metrics_of_what_came(self) -> None:
         self.test_a_message_to_a_device_arrives_once()
-        counts = self.server.parts.federating.inbound
-        assert counts is not None
-        self.assertEqual(dict(counts.edus), {("m.direct_to_device",): 3})
+        self.assertEqual(dict(self.counted("edus")), {"m.direct_to_device": 3})

@@ -39,8 +39,7 @@ class FederatingTests(WholeServerTestCase):
 
     def test_metrics(self) -> None:
         self.test_it_reaches_other_servers()
-        text = self.request("GET", "/metrics").body.decode()
-        self.assertIn('dendrite_federationapi_requests{method="GET",outcome="ok"} 1.0', text)
+        self.assertIn('dendrite_federationapi_requests{method="GET",outcome="ok"} 1.0', self.figures())
 
     def write_config(self, folder: str) -> str:
         text = super().write_config(folder)
@@ -83,7 +82,7 @@ class NotFederatingTests(WholeServerTestCase):
         self.assertEqual(error.value.reason, "this server does not federate")
 
     def test_its_database_is_not_made(self) -> None:
-        folder = self.config_text.split("storage_path: ")[1].split("/jetstream")[0]
+        folder = self.config_text.split("private_key: ")[1].split("/matrix_key.pem")[0]
         self.assertFalse((Path(folder) / "federation.db").exists())
 
 
@@ -156,9 +155,10 @@ class WiredTests(WholeServerTestCase):
         return text.replace("global:\n", "global:\n  dns_cache: {enabled: true}\n")
 
     def test_the_settings_reach_who_connects(self) -> None:
-        (cache,), (options,) = self.net.caches, self.net.options
-        self.assertEqual(cache, NameCache(256, 300_000))
-        self.assertEqual((options.validate_tls, options.keep_alive), (False, False))
+        caches = [cache for net in self.nets for cache in net.caches]
+        options = [(made.validate_tls, made.keep_alive) for net in self.nets for made in net.options]
+        self.assertEqual(caches, [NameCache(256, 300_000)] * len(self.federating()))
+        self.assertEqual(options, [(False, False)] * len(self.federating()))
 
     def test_any_certificate_will_do(self) -> None:
         stranger = self.stranger()

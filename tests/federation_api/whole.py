@@ -6,6 +6,7 @@ there is a name, a key and whatever the test makes it say.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -19,7 +20,7 @@ from dendrite_tw.matrix.keys import SigningKey
 from dendrite_tw.web.internet import Internet
 from dendrite_tw.web.routes import Route
 from tests.harness import Answer
-from tests.server import ServerTestCase
+from tests.server import POLYLITH, ServerTestCase
 
 from .network import FederationServer, Network, NetworkInternet, key_of
 
@@ -31,6 +32,8 @@ class WholeServerTestCase(ServerTestCase):
 
     def setUp(self) -> None:
         self._network: Network | None = None
+        self.nets: list[NetworkInternet] = []
+        """Where each process finds others."""
         super().setUp()
 
     @property
@@ -40,8 +43,21 @@ class WholeServerTestCase(ServerTestCase):
         return self._network
 
     def internet(self) -> Internet | None:
-        self.net = NetworkInternet(self.network)
-        return self.net
+        self.nets.append(NetworkInternet(self.network))
+        return self.nets[-1]
+
+    def federating(self) -> list[Any]:
+        """What talks to others, in each process that has it."""
+        if POLYLITH:
+            return [process.parts.federating for process in self.server.processes["federation_api"]]  # type: ignore
+        return [self.server.parts.federating]
+
+    def counted(self, what: str) -> Counter[str]:
+        """How many events (``pdus``) or EDUs came, by what is counted, at all processes."""
+        counts = Counter[str]()
+        for one in self.federating():
+            counts.update({key: count for (key,), count in getattr(one.inbound, what).items()})
+        return counts
 
     def start(self, seed: int = 0) -> Any:
         server = super().start(seed)

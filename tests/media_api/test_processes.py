@@ -236,4 +236,3 @@ class Folder(TwoCase):
         store = MediaStore(self.base, self.world.random, None)
         error = self.assertRaises(OSError, store.prepare)
         self.assertEqual(error.errno, errno.EXDEV)
-

@@ -211,3 +211,10 @@ class LeasesTests(LeasesCase):
         self.pass_time(0.6)
         self.flushLoggedErrors(RuntimeError)
         self.assertEqual(one.held(), {"a", "b"})
+
+    def test_who_has_its_clock_set_back_is_not_sure(self) -> None:
+        one = self.process()
+        self.settle()
+        self.assertEqual(one.held(), set(NAMES))
+        one.clock.seconds = lambda: self.clock.seconds() - 3600  # type: ignore[method-assign]
+        self.assertEqual(one.held(), set())

@@ -40,6 +40,7 @@ from dendrite_tw.user_api.api import (
     OUTPUT_RECEIPT_EVENT,
     OUTPUT_SEND_TO_DEVICE_EVENT,
     AccountDataChange,
+    DeviceName,
     KeyChange,
     KeyCounts,
     Receipt,
@@ -701,6 +702,10 @@ class FakeUsers:
     async def unread(self, user_id: str, room_ids: list[str], room_position: int) -> dict[str, Unread]:
         return {room_id: self.counts.get((user_id, room_id), Unread(room_id=room_id)) for room_id in room_ids}
 
+    async def unread_of(self, rooms_of: dict[str, list[str]], room_position: int) -> dict[str, dict[str, Unread]]:
+        self.asked.append("unread_of")
+        return {user: await self.unread(user, room_ids, room_position) for user, room_ids in rooms_of.items()}
+
     async def ignored_users(self, user_id: str) -> frozenset[str]:
         known = self.data.get((user_id, "", "m.ignored_user_list"))
         return frozenset(orjson.loads(known.content)["ignored_users"]) if known is not None else frozenset()
@@ -716,6 +721,7 @@ class FakeKeys:
         self.changes: list[KeyChange] = []
         self.counts = KeyCounts(one_time_keys={"signed_curve25519": 50}, unused_fallback_types=["signed_curve25519"])
         self.deleted: list[tuple[str, str, int]] = []
+        self.asked: list[str] = []
 
     def send(self, user_id: str, device_id: str, body: dict[str, Any]) -> None:
         event = orjson.dumps({"type": "m.test", "sender": "@sender:test", "content": body})
@@ -747,4 +753,9 @@ class FakeKeys:
         return [c.user_id for c in self.changes if c.only_for == user_id and after < c.position <= upto]
 
     async def key_counts(self, user_id: str, device_id: str) -> KeyCounts:
+        self.asked.append("key_counts")
         return self.counts
+
+    async def key_counts_of(self, devices: list[DeviceName]) -> list[KeyCounts]:
+        self.asked.append("key_counts_of")
+        return [self.counts for _ in devices]

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.cache import CacheBudget
+from dendrite_tw.links.echoes import Echoes
 from dendrite_tw.sync_api.api import SyncAPI
 from dendrite_tw.sync_api.component import SyncComponent
 from dendrite_tw.user_api.api import Caller
@@ -51,9 +52,14 @@ class SyncCase(SynchronousTestCase):
         self.web = serve(self.component.routes(), self.clock, self.callers)
 
     def process(
-        self, wait: bool = True, others: SyncAPI | None = None, name: str = "", queue: Any = None
+        self,
+        wait: bool = True,
+        others: SyncAPI | None = None,
+        name: str = "",
+        queue: Any = None,
+        echoes: Echoes | None = None,
     ) -> SyncComponent:
-        """A component that has started; others of that name are beside it."""
+        """A component that has started; where there are `others` it has a name among them, and hears their echoes."""
         component = SyncComponent(
             self.rooms,  # type: ignore[arg-type]
             self.users,  # type: ignore[arg-type]
@@ -66,6 +72,7 @@ class SyncCase(SynchronousTestCase):
             presence_enabled=True,
             others=others,
             process=name,
+            echoes=echoes,
         )
         component.prepare()
         started = Deferred.fromCoroutine(component.start())

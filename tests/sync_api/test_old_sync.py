@@ -17,7 +17,9 @@ class OldSync(SyncCase):
         self.sent = [self.rooms.message(ROOM, B, str(n)).event_id for n in range(5)]
 
     def get(self, path: str, who: str = "alice", **query: Any) -> Answer:
-        return self.web.get(f"/_matrix/client/v3/{path}?" + urlencode(query), who)
+        answer = self.web.get(f"/_matrix/client/v3/{path}?" + urlencode(query), who)
+        self.settle()
+        return answer
 
     def test_events_wait_for_events(self) -> None:
         first = self.get("events")

@@ -152,6 +152,9 @@ class TypingUsers(PersonalCase):
         self.clock.advance(5)
         self.settle()
         self.assertEqual(ephemeral(waiting.json, "m.typing"), [{"user_ids": []}])
+        again = self.ask("alice", waiting.json["next_batch"], timeout=60000)
+        self.settle()
+        self.assertFalse(again.done, "it was told already")
 
     def test_two_expiries_are_two_changes(self) -> None:
         self.type(B, timeout=5000)

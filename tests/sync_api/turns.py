@@ -10,7 +10,8 @@ from typing import Any
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.sync_api.api import NowKnown, SyncAPI
 from dendrite_tw.sync_api.component import SyncComponent
-from tests.harness import serve
+from tests.fakes import Hall
+from tests.harness import Web, serve
 from tests.sync_api.scene import SyncCase
 from tests.turns import Turns
 
@@ -43,6 +44,7 @@ class ByTurns(SyncCase):
     def setUp(self) -> None:
         self.processes: dict[int, SyncComponent] = {}
         self.web = Turns()
+        self.hall = Hall()
         super().setUp()
 
     def restart(self, wait: bool = True) -> None:
@@ -50,13 +52,21 @@ class ByTurns(SyncCase):
         for place in places:
             if place in self.processes:
                 self.processes.pop(place).stop()
-            self.processes[place] = self.process(wait, Beside(self, place), f"process {place}", self.queue_of(place))
-            self.web.webs[place] = serve(self.processes[place].routes(), self.clock, self.callers)
+            queue, echoes = self.queue_of(place), self.hall.echoes()
+            self.processes[place] = self.process(wait, self.beside(place), f"process {place}", queue, echoes)
+            self.web.webs[place] = self.serve(self.processes[place])
         # They ask each other what is known of this moment.
         self.clock.pump([0.1] * 20)
 
     def queue_of(self, place: int) -> Any:
         return self.queue
+
+    def beside(self, place: int) -> Beside:
+        """The processes beside that one."""
+        return Beside(self, place)
+
+    def serve(self, component: SyncComponent) -> Web:
+        return serve(component.routes(), self.clock, self.callers)
 
     @property
     def component(self) -> SyncComponent:  # type: ignore[override]

@@ -48,7 +48,7 @@ class Users:
             self.settings,
             database,
             self.outbox,
-            self.queue,
+            more.pop("queue", self.queue),
             self.memory.world,
             self.rooms,
             self.budget,
@@ -84,13 +84,17 @@ class UsersCase(SynchronousTestCase):
 
     def wait(self, coroutine: Any) -> Any:
         """The result of something that is done at once."""
-        return self.successResultOf(_deferred(coroutine))
+        return self.successResultOf(deferred(coroutine))
+
+    def begin(self, coroutine: Any) -> Any:
+        """Something that may take its time."""
+        return deferred(coroutine)
 
     def refused(self, coroutine: Any) -> Any:
         """The `MatrixError` of something that is refused at once."""
         from dendrite_tw.matrix.errors import MatrixError
 
-        return self.failureResultOf(_deferred(coroutine), MatrixError).value
+        return self.failureResultOf(deferred(coroutine), MatrixError).value
 
     def make(self, localpart: str, password: str = "correct horse", **login: Any) -> Login:
         """An account with a session."""
@@ -100,7 +104,7 @@ class UsersCase(SynchronousTestCase):
         return made  # type: ignore[no-any-return]
 
 
-def _deferred(coroutine: Any) -> Any:
+def deferred(coroutine: Any) -> Any:
     from twisted.internet.defer import Deferred
 
     return Deferred.fromCoroutine(coroutine)

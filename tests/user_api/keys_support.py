@@ -122,9 +122,7 @@ class KeysCase(SynchronousTestCase):
     def make(self, exclusive: bool | None = None) -> KeyComponent:
         return self.make_keys(self.database, self.outbox, exclusive)
 
-    def make_keys(
-        self, database: Database, outbox: Outbox, exclusive: bool | None = None, **more: Any
-    ) -> KeyComponent:
+    def make_keys(self, database: Database, outbox: Outbox, exclusive: bool | None = None, **more: Any) -> KeyComponent:
         return KeyComponent(
             database,
             outbox,

@@ -49,10 +49,28 @@ class ProcessDatabase:
         self.dialect = database.dialect
         self.is_dead = False
 
+        self._held: list[tuple[Deferred[Any], Callable[[], Deferred[Any]]]] | None = None
+
     def write(self, function: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
-        if self.is_dead:
-            return fail(Fenced())
-        return self.shared_one.write(function, *args, **kwargs)  # type: ignore[no-any-return]
+        def run() -> Deferred[Any]:
+            if self.is_dead:
+                return fail(Fenced())
+            return self.shared_one.write(function, *args, **kwargs)  # type: ignore[no-any-return]
+
+        if self._held is None:
+            return run()
+        answer: Deferred[Any] = Deferred()
+        self._held.append((answer, run))
+        return answer
+
+    def hold(self) -> None:
+        """Let writes wait until `release`."""
+        self._held = []
+
+    def release(self) -> None:
+        held, self._held = self._held or [], None
+        for answer, run in held:
+            run().chainDeferred(answer)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.shared_one, name)
@@ -199,6 +217,7 @@ class Turns:
         self._processes = list(processes)
         self._calls = set(methods_of(interface))
         self._next = 0
+        self._is_started = False
 
     def component(self, process: Process) -> Any:
         return self._components[self._processes.index(process)]
@@ -223,11 +242,15 @@ class Turns:
         return self._components[self._next]
 
     async def start(self) -> None:
+        if self._is_started:
+            return
+        self._is_started = True
         for component, process in zip(self._components, self._processes, strict=True):
             await component.start()
             await process.start()
 
     async def stop(self) -> None:
+        self._is_started = False
         for component, process in zip(self._components, self._processes, strict=True):
             await component.stop()
             await process.stop()

@@ -33,6 +33,7 @@ def key(
         session_data=orjson.dumps({"ciphertext": data}),
     )
 
+
 MANY = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.differing_executors]
 )

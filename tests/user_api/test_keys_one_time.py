@@ -18,6 +18,7 @@ from tests.user_api.keys_support import ALICE, Device, KeysCase
 
 SIGNED = "signed_curve25519"
 
+
 MANY = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.differing_executors]
 )

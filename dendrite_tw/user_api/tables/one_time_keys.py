@@ -53,6 +53,23 @@ class Count(msgspec.Struct, frozen=True):
     count: int
 
 
+class DeviceCount(msgspec.Struct, frozen=True):
+    """How many keys of an algorithm wait at a device."""
+
+    user_id: str
+    device_id: str
+    algorithm: str
+    count: int
+
+
+class UnusedFallback(msgspec.Struct, frozen=True):
+    """A device has a fallback key of the algorithm that was not handed out."""
+
+    user_id: str
+    device_id: str
+    algorithm: str
+
+
 @many(
     NamedKey,
     """
@@ -132,6 +149,28 @@ def prune_claimed(txn: Transaction, before_ts: int) -> None:
     """,
 )
 def counts(txn: Transaction, user_id: str, device_id: str) -> None: ...
+
+
+@many(
+    DeviceCount,
+    """
+    SELECT user_id, device_id, algorithm, COUNT(*) FROM one_time_keys
+    WHERE user_id = ANY(:user_ids) AND device_id = ANY(:device_ids) GROUP BY user_id, device_id, algorithm
+    """,
+)
+def counts_of(txn: Transaction, user_ids: Sequence[str], device_ids: Sequence[str]) -> None:
+    """Those of all devices of these users that are called so: also of some that were not meant."""
+
+
+@many(
+    UnusedFallback,
+    """
+    SELECT user_id, device_id, algorithm FROM fallback_keys
+    WHERE user_id = ANY(:user_ids) AND device_id = ANY(:device_ids) AND used = 0 ORDER BY algorithm
+    """,
+)
+def unused_fallbacks_of(txn: Transaction, user_ids: Sequence[str], device_ids: Sequence[str]) -> None:
+    """As `counts_of`."""
 
 
 @many(
