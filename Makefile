@@ -3,6 +3,7 @@
 # make test    the whole test suite, in parallel; make test TESTS=tests.matrix JOBS=4; installs what it needs
 # make test-postgresql   the tests of the components again, over PostgreSQL
 # make test-postgresql-versions   tests of the database over the oldest and the newest PostgreSQL; VERSIONS=12
+# make test-polylith     the tests of the whole server again, over two processes of each component
 # make lint    ruff; make types: mypy
 # make ci      what a change must pass: .ci/run
 # make venv    the environment in .venv that all of these use; made anew when the pinned versions change
@@ -19,13 +20,15 @@ TESTS ?= tests
 JOBS ?= 2
 ON_POSTGRESQL ?= tests.federation_api tests.room_api tests.user_api tests.sync_api tests.media_api tests.client_api tests.stories tests.test_bad_input
 
+ON_POLYLITH ?= tests.stories tests.federation_api.test_whole tests.federation_api.test_bad_events tests.federation_api.test_outbound tests.federation_api.test_wiring tests.media_api.test_between_servers tests.test_bad_input tests.test_routes
+
 pip := $(VENV)/bin/pip --disable-pip-version-check
 project := setup.cfg pyproject.toml dendrite_tw/__init__.py
 
 VERSIONS ?= 12 18
 ON_VERSIONS ?= tests.database tests.interop.test_postgresql_shared
 
-.PHONY: run test test-postgresql test-postgresql-versions lint types ci venv samples clean
+.PHONY: run test test-postgresql test-polylith test-postgresql-versions lint types ci venv samples clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.runtime
@@ -68,6 +71,10 @@ test-postgresql-versions: $(VENV)/.test
 	for version in $(VERSIONS); do \
 		TEST_POSTGRESQL=1 POSTGRESQL_VERSION=$$version $(VENV)/bin/trial -j$(JOBS) $(ON_VERSIONS) || exit 1; \
 	done
+
+test-polylith: $(VENV)/.test
+	@.ci/install-test-tools
+	TEST_POLYLITH=1 $(VENV)/bin/trial -j$(JOBS) $(ON_POLYLITH)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -113,6 +113,11 @@ class ServerProcess:
     def pid(self) -> int:
         return self._popen.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """That of the command, negative where a signal ended it; None while it runs."""
+        return self._popen.poll()
+
     def ended(self) -> bool:
         """Whether the command has ended by itself or was ended."""
         return self._popen.poll() is not None
@@ -138,6 +143,14 @@ class ServerProcess:
         """Ask it to end, and insist after ``patience`` seconds."""
         self.terminate()
         self.wait(patience)
+
+    def pause(self) -> None:
+        """Let the whole group stand still (SIGSTOP)."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it go on after `pause`."""
+        self._signal(signal.SIGCONT)
 
     def terminate(self) -> None:
         """Ask it to end."""

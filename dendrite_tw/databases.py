@@ -65,6 +65,7 @@ class Databases:
     ) -> PostgreSQLDatabase | InlinePostgreSQL:
         # The driver is of no use, and five megabytes of memory, to a server on SQLite.
         from .database.addresses import dsn_of
+        from .database.connections import said_by
         from .database.groups import InUse
         from .database.postgresql import InlinePostgreSQL, PostgreSQLDatabase
 
@@ -85,7 +86,7 @@ class Databases:
             raise self._config.error(key, f"PostgreSQL: {error.reason}.", advice) from None
         except Unavailable as error:
             advice = "Start PostgreSQL, and see that the user may connect to the database (psql with the same string)."
-            raise self._config.error(key, f"PostgreSQL cannot be used: {error.__cause__}".strip(), advice) from None
+            raise self._config.error(key, f"PostgreSQL cannot be used: {said_by(error.__cause__)}.", advice) from None
 
     def begin(self) -> None:
         """Called when the reactor runs, which may be in another process than the one that opened them."""

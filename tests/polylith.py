@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -242,6 +243,7 @@ class View:
 
     def __init__(self, processes: dict[str, list[Any]]) -> None:
         self._first = {component: made[0].parts for component, made in processes.items()}
+        self._federations = [process.parts.federating for process in processes["federation_api"]]
 
     @property
     def routes(self) -> list[Route]:
@@ -250,7 +252,7 @@ class View:
 
     @property
     def federating(self) -> Any:
-        return self._first["federation_api"].federating
+        return self._first["federation_api"].federating and Federating(self._federations)
 
     @property
     def queue(self) -> Any:
@@ -263,6 +265,27 @@ class View:
     @property
     def others(self) -> Any:
         return self._first["client_api"].others
+
+
+class Federating:
+    """What tests look at of `federating.Federating`, of all processes together."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self._parts = parts
+        self.component = parts[0].component
+        self.inbound = self.inbox = self
+
+    @property
+    def pdus(self) -> Counter[tuple[str, ...]]:
+        return sum((Counter(one.inbound.pdus) for one in self._parts), Counter())
+
+    @property
+    def edus(self) -> Counter[tuple[str, ...]]:
+        return sum((Counter(one.inbound.edus) for one in self._parts), Counter())
+
+    @property
+    def waiting(self) -> int:
+        return sum(one.inbound.inbox.waiting for one in self._parts)
 
 
 class Listener(Web):

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.assemble import Server, monolith
@@ -26,7 +27,7 @@ from dendrite_tw.web.internet import Internet
 from dendrite_tw.world import World, test_world
 from tests.database.cluster import cluster
 from tests.harness import Answer, Web, ask
-from tests.polylith import Around, Deployment
+from tests.polylith import EACH, Around, Deployment
 
 CLIENT = "/_matrix/client/v3"
 SECRET = "shared"
@@ -34,8 +35,14 @@ SECRET = "shared"
 POLYLITH = bool(os.environ.get("TEST_POLYLITH"))
 """Whether tests of the whole server are run on several processes of each component."""
 
-SPREADING = 3.0 if POLYLITH else 0.0
+REMEMBERING = EACH if POLYLITH else 1
+"""Processes of a component that each remember what others of their sort may know already."""
+
+SPREADING = 2.0 if POLYLITH else 0.0
 """Seconds until processes have divided among them what only one may do."""
+
+STOPPING = 400 if POLYLITH else 1
+"""How often a server is looked at that is to stop."""
 
 CONFIG = """
 version: 2
@@ -169,8 +176,13 @@ class ServerTestCase(SynchronousTestCase):
 
     def stop(self) -> None:
         stopped = self.server.stopService()
-        self.pump(12.0 if POLYLITH else 6.0)
-        self.successResultOf(stopped)
+        has_stopped: list[Any] = []
+        stopped.addBoth(has_stopped.append)
+        for _ in range(STOPPING):
+            if not has_stopped:
+                self.pump(0.25 if POLYLITH else 6.0)
+        self.assertEqual(len(has_stopped), 1, "it does not stop")
+        self.assertNotIsInstance(has_stopped[0], Failure)
 
     def pump(self, seconds: float = 0.0) -> None:
         """Let what is due happen, and what follows from it."""

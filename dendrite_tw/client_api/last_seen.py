@@ -6,6 +6,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from ..database.engines import Unavailable
+from ..matrix.errors import MatrixError
 from ..user_api.api import Caller, DeviceSeen, UserAPI
 from ..web.resource import Exchange
 from ..world import World
@@ -49,6 +50,8 @@ class LastSeen:
                 await self._users.devices_seen(seen)
             except Unavailable as error:
                 log.warn("when devices were seen could not be stored: {reason}", reason=str(error))
+            except MatrixError as error:
+                log.warn("when devices were seen could not be stored: {error}", error=error.error)
             except Exception:
                 log.failure("when devices were seen could not be stored")
 

@@ -78,9 +78,20 @@ def servers_of(dsn: str) -> list[dict[str, str]]:
     return servers
 
 
+def each_server(dsn: str) -> list[str]:
+    """A connection string for each server to try, names as they are."""
+    common = _common(dsn)
+    return [str(make_dsn(**common, **server)) for server in servers_of(dsn)]
+
+
+def _common(dsn: str) -> dict[str, str]:
+    """What a connection string says that is not of one server."""
+    return {key: value for key, value in parse_dsn(dsn).items() if key not in ("host", "hostaddr", "port")}
+
+
 async def places_of(dsn: str, reactor: Any) -> list[str]:
     """A connection string for each address to try: libpq would look names up while all else waits."""
-    common = {key: value for key, value in parse_dsn(dsn).items() if key not in ("host", "hostaddr", "port")}
+    common = _common(dsn)
     places = []
     refused: OSError | None = None
     for server in servers_of(dsn):

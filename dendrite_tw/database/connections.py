@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from txpostgres.reconnection import DeadConnectionDetector
 from txpostgres.txpostgres import Connection
 
-from .addresses import CONNECT_SECONDS, places_of
+from .addresses import CONNECT_SECONDS, each_server, places_of
 from .prepared import Prepared
 
 log = Logger()
@@ -37,6 +37,12 @@ PATIENCE = 5.0
 
 _SHUTTING_DOWN = ("57P01", "57P02", "57P03", "57P05", "25P03")
 """Ended by the administrator, a crash, a start that is not over, or because it was idle for too long."""
+
+
+def said_by(error: object) -> str:
+    """What PostgreSQL, or libpq, says is wrong, without the context that it adds; never a password."""
+    primary = error.diag.message_primary if isinstance(error, psycopg2.Error) else None
+    return (primary or str(error).strip() or type(error).__name__).rstrip(".")
 
 
 def is_lost(error: object) -> bool:
@@ -68,7 +74,18 @@ _SETTINGS = (
 )
 """What was answered has to be on disk, whatever the server's default; a stricter one stays."""
 
-READING = _SETTINGS + "; SET default_transaction_read_only = on"
+_PRIMARY = """;
+DO $$
+BEGIN
+    IF pg_is_in_recovery() THEN
+        RAISE EXCEPTION 'this server is a standby' USING ERRCODE = 'read_only_sql_transaction';
+    END IF;
+END
+$$;
+"""
+"""Only a primary will do, for reading too: a standby does not yet have what was just written."""
+
+READING = _SETTINGS + _PRIMARY + "SET default_transaction_read_only = on"
 HELD_SECONDS = 4
 """How long a process may keep the others of its component waiting by a transaction in which it does nothing.
 
@@ -78,9 +95,6 @@ A killed one gives up its transaction at once; one that was stopped, or whose ma
 _LOCK = """
 DO $$
 BEGIN
-    IF pg_is_in_recovery() THEN
-        RAISE EXCEPTION 'this server is a standby' USING ERRCODE = 'read_only_sql_transaction';
-    END IF;
     BEGIN
         PERFORM set_config('dendrite_tw.timeline', substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8), false);
     EXCEPTION WHEN OTHERS THEN
@@ -101,18 +115,19 @@ EXCEPTION WHEN lock_not_available THEN
 END
 $$"""
 
-"""Only a primary takes writes.  Its timeline, which changes when a standby is promoted, helps to tell later
-what became of a commit (`groups.Mark`); servers that only look like PostgreSQL need not have one.
+"""The timeline, which changes when a standby is promoted, helps to tell later what became of a commit
+(`groups.Mark`); servers that only look like PostgreSQL need not have one.
 """
 
-WRITING = _SETTINGS + ";" + _LOCK.format(function="pg_advisory_lock")
+WRITING = _SETTINGS + _PRIMARY + _LOCK.format(function="pg_advisory_lock")
 """Positions are given by one writer, so there may be no second one: it waits until the first has gone.
 
 A connection that was just closed may hold the lock for some more milliseconds.
 """
 
-WRITING_WITH_OTHERS = f"{_SETTINGS}; SET idle_in_transaction_session_timeout = '{HELD_SECONDS}s';" + _LOCK.format(
-    function="pg_advisory_lock_shared"
+WRITING_WITH_OTHERS = (
+    f"{_SETTINGS}{_PRIMARY}SET idle_in_transaction_session_timeout = '{HELD_SECONDS}s';"
+    + _LOCK.format(function="pg_advisory_lock_shared")
 )
 """Where several processes write, each takes its turn with every group; they keep out who writes without."""
 
@@ -123,7 +138,21 @@ class BlockingConnection:
     pending: Deferred[Any] | None = None
 
     def __init__(self, dsn: str, settings: str = WRITING) -> None:
-        """Connect for writing; raises `psycopg2.Error` where that cannot be."""
+        """Connect for writing to the first server that takes it; raises `psycopg2.Error` where that cannot be."""
+        refused: psycopg2.Error | None = None
+        for place in each_server(dsn):
+            try:
+                self._connect(place, settings)
+                return
+            except psycopg2.errors.ObjectInUse:
+                raise
+            except psycopg2.Error as error:
+                if refused is None or isinstance(refused, psycopg2.errors.ReadOnlySqlTransaction):
+                    refused = error
+        assert refused is not None
+        raise refused
+
+    def _connect(self, dsn: str, settings: str) -> None:
         self._connection = psycopg2.connect(dsn)
         self._connection.autocommit = True
         _learn_types(self._connection)

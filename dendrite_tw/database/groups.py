@@ -86,14 +86,26 @@ class OnlySQL:
 
 
 class PostgreSQLTransaction:
-    """`Transaction` over a session; `first` is SQL without values that is sent ahead of the next statement."""
+    """`Transaction` over a session; `first` is SQL without values that is sent ahead of the next statement.
+
+    With `puts_off`, what `execute_many` has to store goes along with the next statement, for nobody waits for
+    its result; at the end `send_rest` sends what is left.  An error of it comes to light there.
+    """
 
     dialect = POSTGRESQL
 
-    def __init__(self, session: Session, first: str = "", counters: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        first: str = "",
+        counters: dict[str, int] | None = None,
+        puts_off: bool = False,
+    ) -> None:
         self._session = session
         self.first = first
         self.counters = {} if counters is None else counters
+        self._puts_off = puts_off
+        self._later: list[bytes] = []
         self.hooks: list[Callable[[], None]] = []
 
     async def fetch(self, sql: str, values: Sequence[Any]) -> list[Any]:
@@ -114,12 +126,18 @@ class PostgreSQLTransaction:
             if len(parts) == ROWS_AT_ONCE or size > BYTES_AT_ONCE:
                 await self._send(head, parts, tail)
                 parts, size = [], 0
-        if parts:
+        if parts and self._puts_off and size + sum(map(len, self._later)) < BYTES_AT_ONCE:
+            self._later.append(_joined(head, parts, tail))
+        elif parts:
             await self._send(head, parts, tail)
 
     async def _send(self, head: str, parts: list[bytes], tail: str) -> None:
-        text = head.encode() + b", ".join(parts) + tail.encode() if head else b"; ".join(parts)
-        await self._query(text, None)
+        await self._query(_joined(head, parts, tail), None)
+
+    async def send_rest(self) -> None:
+        """Send what was put off and nothing was sent after."""
+        if self._later:
+            await self._query(self._later.pop(), None)
 
     def _written(self, sql: str, values: Sequence[Any]) -> bytes:
         try:
@@ -130,6 +148,9 @@ class PostgreSQLTransaction:
     async def _query(self, sql: str | bytes, values: Sequence[Any] | None) -> Any:
         first, self.first = self.first, ""
         try:
+            if self._later:
+                later, self._later = self._later, []
+                sql, values = b"; ".join([*later, self._plain(sql, values)]), None
             if first:
                 sql = first.encode() + sql if isinstance(sql, bytes) else first + sql
             return await self._session.query(sql, values)
@@ -141,8 +162,19 @@ class PostgreSQLTransaction:
             self.first = first
             raise _unfit(error) from error
 
+    def _plain(self, sql: str | bytes, values: Sequence[Any] | None) -> bytes:
+        """A statement with its values written into it."""
+        if isinstance(sql, bytes):
+            return sql
+        return sql.encode() if values is None else self._session.mogrify(sql, values)
+
     def after_commit(self, function: Callable[[], None]) -> None:
         self.hooks.append(function)
+
+
+def _joined(head: str, parts: list[bytes], tail: str) -> bytes:
+    """One statement with many rows, or many statements."""
+    return head.encode() + b", ".join(parts) + tail.encode() if head else b"; ".join(parts)
 
 
 def _unfit(error: ValueError) -> Exception:
@@ -317,11 +349,11 @@ async def _run_job(session: Session, job: _Job, name: str, first: str, counters:
     release = f"RELEASE SAVEPOINT {name}; "
     for attempt in range(ATTEMPTS):
         counted = dict(counters)
-        txn = PostgreSQLTransaction(session, begin, counted)
+        txn = PostgreSQLTransaction(session, begin, counted, puts_off=True)
         job.failure = None
         again = False
         try:
-            job.result = await OnlySQL(job.function(txn, *job.args, **job.kwargs), session)  # type: ignore[arg-type]
+            job.result = await OnlySQL(_whole(job, txn), session)
             job.hooks = txn.hooks
             if txn.first != begin and session.failed:
                 raise RuntimeError("a transaction went on after a statement of it had failed")
@@ -338,6 +370,12 @@ async def _run_job(session: Session, job: _Job, name: str, first: str, counters:
             return end
         begin = end + f"SAVEPOINT {name}; "
     raise AssertionError("the last attempt returns")
+
+
+async def _whole(job: _Job, txn: PostgreSQLTransaction) -> Any:
+    result = await job.function(txn, *job.args, **job.kwargs)
+    await txn.send_rest()
+    return result
 
 
 def _fail_all(jobs: Iterable[_Job], failure: Failure) -> None:

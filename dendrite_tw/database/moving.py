@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import psycopg2
 
-from .connections import BlockingConnection
+from .connections import BlockingConnection, said_by
 from .dialects import POSTGRESQL
 from .engines import run_inline
 from .groups import PostgreSQLTransaction
@@ -140,7 +140,7 @@ class Target:
         try:
             self._session = BlockingConnection(dsn)
         except psycopg2.Error as error:
-            raise MoveError(f"PostgreSQL cannot be used: {_first_lines(error)}") from error
+            raise MoveError(f"PostgreSQL cannot be used: {said_by(error)}") from error
         self.ask(PATIENT)
         self.ask("BEGIN")
 
@@ -184,7 +184,7 @@ class Target:
         except psycopg2.Error as error:
             if stream.error is not None:
                 raise stream.error from None
-            raise MoveError(f"PostgreSQL does not take what is in {table}: {_first_lines(error)}") from error
+            raise MoveError(f"PostgreSQL does not take what is in {table}: {said_by(error)}") from error
 
     def set_last_number(self, sequence: str, number: int) -> None:
         if number:
@@ -240,12 +240,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except psycopg2.Error as error:
-        raise MoveError(f"PostgreSQL: {_first_lines(error)}") from error
-
-
-def _first_lines(error: psycopg2.Error) -> str:
-    """What is wrong; without the context, which quotes the data."""
-    return (error.diag.message_primary or str(error).strip() or type(error).__name__).splitlines()[0]
+        raise MoveError(f"PostgreSQL: {said_by(error)}") from error
 
 
 def _quoted(name: str) -> str:
@@ -269,8 +264,7 @@ class Values:
         """Raises `MoveError` for what does not fit its column."""
         try:
             return [
-                None if value is None else convert(value)
-                for convert, value in zip(self._convert, values, strict=True)
+                None if value is None else convert(value) for convert, value in zip(self._convert, values, strict=True)
             ]
         except (TypeError, ValueError, OverflowError):
             columns = ", ".join(column.name for column in self._columns)
@@ -313,23 +307,10 @@ def digest(rows: Iterable[Sequence[Any]]) -> Digest:
     """Read all rows; the same rows in another order have the same digest."""
     count = checksum = 0
     for row in rows:
-        parts = []
-        for value in row:
-            kind, data = _plain(value)
-            parts += [kind, b"%d:" % len(data), data]
         count += 1
-        checksum += int.from_bytes(blake2b(b"".join(parts), digest_size=16).digest(), "big")
+        # A tuple of numbers, texts, bytes and None is told from every other by how Python writes it.
+        checksum += int.from_bytes(blake2b(repr(tuple(row)).encode(), digest_size=16).digest(), "big")
     return Digest(count, checksum % 2**128)
-
-
-def _plain(value: Any) -> tuple[bytes, bytes]:
-    if value is None:
-        return b"N", b""
-    if isinstance(value, bytes):
-        return b"B", value
-    if isinstance(value, int):
-        return b"I", b"%d" % value
-    return b"T", str(value).encode()
 
 
 # --- moving ---

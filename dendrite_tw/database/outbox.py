@@ -10,14 +10,14 @@ when every durable consumer has stored a position beyond them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec.structs
 import orjson
 
 from .engines import Database
 from .migrate import hold_schema
-from .statements import Transaction, many, none, one
+from .statements import Transaction, each, many, none, one
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS {name}_outbox (
@@ -31,6 +31,10 @@ CREATE TABLE IF NOT EXISTS {name}_outbox (
 
 
 NO_END = 2**63 - 1
+
+
+Values = tuple[int, str, str, bytes, bytes]
+"""What is stored of a row."""
 
 
 class OutboxRow(msgspec.Struct, frozen=True):
@@ -61,13 +65,12 @@ class Outbox:
         self.on_commit: Callable[[list[OutboxRow]], None] = lambda rows: None
         self._table = table = f"{name}_outbox"
 
-        @none(
+        @each(
             f"INSERT INTO {table} (id, stream, subject_suffix, headers, payload) "
-            "VALUES (:id, :stream, :subject_suffix, :headers, :payload)"
+            "VALUES (:id, :stream, :subject_suffix, :headers, :payload)",
+            row="id stream subject_suffix headers payload",
         )
-        def insert(
-            txn: Transaction, id: int, stream: str, subject_suffix: str, headers: bytes, payload: bytes
-        ) -> None: ...
+        def insert(txn: Transaction, rows: Sequence[Values]) -> None: ...
 
         @many(
             OutboxRow,
@@ -110,8 +113,8 @@ class Outbox:
         position = await self._next(txn)
         packed = orjson.dumps(headers) if headers else b"{}"
         data = payload if isinstance(payload, bytes) else payload(position)
-        await self._insert(txn, position, stream, subject_suffix, packed, data)
         row = (position, stream, subject_suffix, packed, data)
+        await self._insert(txn, [row])
         txn.after_commit(lambda: self._committed(row))
         return position
 
@@ -125,7 +128,7 @@ class Outbox:
         txn.counters[self._table] = last + 1
         return last + 1
 
-    def _committed(self, values: tuple[int, str, str, bytes, bytes]) -> None:
+    def _committed(self, values: Values) -> None:
         position = values[0]
         previous = position - 1 if self._database.shared else self.position
         self.position = position

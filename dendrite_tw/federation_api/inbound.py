@@ -61,7 +61,9 @@ class Inbound:
         self.inbox = Inbox(database, rooms, world.time, world.clock, self._count_pdus, echoes, leases)
         ephemeral = Ephemeral(rooms, users, keys, queue, world.clock, takes_presence, self._count_edu)
         streams = EventStreams(rooms)
-        self._transactions = TransactionRoutes(database, rooms, self.inbox, ephemeral, self._count_pdus)
+        self._transactions = TransactionRoutes(
+            database, rooms, self.inbox, ephemeral, world.time, world.clock, self._count_pdus
+        )
         self._sections: list[Any] = [
             MembershipRoutes(rooms, streams, server_name),
             InviteRoutes(rooms),
@@ -90,7 +92,7 @@ class Inbound:
         self._edus[(edu_type,)] += 1
 
     def routes(self) -> list[Route]:
-        """The rows of all sections: questions have a limit; transactions have one of their own kind."""
+        """The rows of all sections: questions have a limit; transactions have a pace."""
         rows = [row for section in self._sections for row in section.routes()]
         return [
             msgspec.structs.replace(row, limit=QUESTIONS) if row.access is Access.SERVER else row for row in rows

@@ -11,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from twisted.internet.defer import DeferredLock
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from ..database.engines import Database
 from ..matrix.errors import MatrixError, invalid_param, limit_exceeded
@@ -21,6 +23,8 @@ from ..matrix.room_versions import ROOM_VERSIONS, RoomVersion
 from ..matrix.transactions import MAX_TRANSACTION_BYTES, read_transaction, room_id_of, transaction_bytes
 from ..room_api.api import RoomAPI
 from ..web.routes import Access, Response, Route
+from ..world import Clock
+from .buckets import Buckets
 from .ephemeral import Ephemeral
 from .inbox import Inbox, Staged
 from .shared import SharedCalls
@@ -30,6 +34,14 @@ AT_ONCE = 8
 """How many transactions of one server may wait for each other; the specification asks for one after the other."""
 
 WAIT_MS = 5_000
+
+BURST = 200
+PACE_MS = 5
+"""So many transactions of one server are taken as fast as it sends them, then one in so long.  Others are let wait and
+not refused: to a refusal servers answer with a long silence.
+"""
+
+SERVERS_REMEMBERED = 20_000
 VERSIONS_REMEMBERED = 10_000
 
 
@@ -42,6 +54,8 @@ class TransactionRoutes:
         rooms: RoomAPI,
         inbox: Inbox,
         ephemeral: Ephemeral,
+        time: IReactorTime,
+        clock: Clock,
         observe: Callable[[str, int], None] = lambda outcome, count: None,
     ) -> None:
         """`observe` is told how many events came, as ``total``, and of how many of them nothing will come."""
@@ -50,6 +64,8 @@ class TransactionRoutes:
         self._inbox = inbox
         self._ephemeral = ephemeral
         self._observe = observe
+        self._time = time
+        self._pace: Buckets[str] = Buckets(clock, BURST, PACE_MS, SERVERS_REMEMBERED)
         self._taking: SharedCalls[tuple[str, str], bytes] = SharedCalls()
         self._turns: dict[str, _Turns] = {}
         self._versions: OrderedDict[str, RoomVersion] = OrderedDict()
@@ -72,6 +88,10 @@ class TransactionRoutes:
         turns.wanted += 1
         try:
             async with turns.lock:
+                wait_ms = self._pace.wait_ms(origin)
+                if wait_ms:
+                    await deferLater(self._time, wait_ms / 1000)
+                self._pace.add(origin)
                 return await self._take(origin, txn_id, body)
         finally:
             turns.wanted -= 1

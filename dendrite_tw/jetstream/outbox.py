@@ -27,6 +27,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.jetstream.client import QueueClient
 from dendrite_tw.jetstream.errors import ApiError, UnavailableError
 from dendrite_tw.jetstream.messages import PubAck
@@ -232,6 +233,9 @@ class OutboxRelay:
                     if self._failed_at or self._stopped or self._alone:
                         break
                     self._publish(row)
+        except Unavailable as error:
+            log.warn("Outbox {name} cannot be read: {error}", name=self.name, error=str(error))
+            self._fail(self._cursor + 1)
         except Exception:
             log.failure("Outbox {name} cannot be read", name=self.name)
             self._fail(self._cursor + 1)
@@ -350,6 +354,8 @@ class OutboxRelay:
         try:
             await self._delete_upto(low)
             self._pruned = low
+        except Unavailable as error:
+            log.warn("Outbox {name} cannot be pruned: {error}", name=self.name, error=str(error))
         finally:
             self._pruning = False
 

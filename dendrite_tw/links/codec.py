@@ -11,6 +11,7 @@ their defaults; so processes of neighbouring releases understand each other.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from typing import Any, Final
@@ -19,7 +20,7 @@ import msgspec
 import orjson
 from msgspec import inspect as shapes
 
-from ..matrix.errors import MatrixError
+from ..matrix.errors import MatrixError, bad_json
 
 RESULT: Final = b"\x00"
 ERROR: Final = b"\x01"
@@ -84,6 +85,14 @@ def require_encodable(annotation: Any, where: str) -> None:
                 waiting.extend(value if isinstance(value, tuple) else [value])
 
 
+def _arguments(values: Any) -> bytes:
+    """Arguments as bytes; ``M_BAD_JSON`` for numbers that only somebody outside can have thought of."""
+    try:
+        return _encode(values)
+    except OverflowError:
+        raise bad_json("A number is too large.") from None
+
+
 class MethodCodec:
     """One method: its arguments to bytes and back, its result to bytes and back."""
 
@@ -114,12 +123,12 @@ class MethodCodec:
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Raises `TypeError` where the method could not be called so."""
         if not kwargs and len(args) == len(self.names):
-            return _encode(args)
+            return _arguments(args)
         values = [*args, *(kwargs.get(name, self._defaults.get(name, _NOTHING)) for name in self.names[len(args) :])]
         by_name = sum(name in kwargs for name in self.names[len(args) :])
         if len(values) > len(self.names) or by_name < len(kwargs) or any(value is _NOTHING for value in values):
             self.signature.bind(None, *args, **kwargs)
-        return _encode(values)
+        return _arguments(values)
 
     def decode_arguments(self, data: bytes | memoryview) -> tuple[Any, ...]:
         return msgspec.structs.astuple(self._arguments.decode(data))
@@ -156,3 +165,7 @@ class InterfaceCodec:
     def __init__(self, interface: type) -> None:
         self.interface = interface
         self.methods = {name: MethodCodec(interface, name) for name in methods_of(interface)}
+
+
+codec_of = functools.cache(InterfaceCodec)
+"""The codec of an interface, made once."""

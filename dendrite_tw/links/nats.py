@@ -23,7 +23,7 @@ from ..sharing.leases import NotMine
 from ..sharing.shares import share_of
 from .answering import Answering
 from .calling import TICK_SECONDS, Asking
-from .codec import RESULT, InterfaceCodec
+from .codec import RESULT, InterfaceCodec, codec_of
 from .errors import CallFailed, Lost, NotTaken, Unanswered
 from .frames import Budget
 from .handle import Method, Transport
@@ -57,7 +57,6 @@ class Calls:
         self.asking = Asking(client, self.budget, self._begun)
         self.answering = Answering(client, self.budget, holds, self._begun)
         self._time = time
-        self._codecs: dict[type, InterfaceCodec] = {}
         self._ticking: IDelayedCall | None = None
 
     # --- the caller's side ---
@@ -67,9 +66,7 @@ class Calls:
         return _Calling(self, self._time, local)
 
     def codec(self, interface: type) -> InterfaceCodec:
-        if interface not in self._codecs:
-            self._codecs[interface] = InterfaceCodec(interface)
-        return self._codecs[interface]
+        return codec_of(interface)
 
     # --- the answerer's side ---
 

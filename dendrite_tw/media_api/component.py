@@ -166,6 +166,8 @@ class MediaComponent:
         async def attempt() -> None:
             try:
                 await work()
+            except MatrixError as error:
+                log.warn("media: {name} is tried again later: {error}", name=name, error=error.error)
             except Exception:
                 log.failure("media: {name} failed; it is tried again", name=name)
 

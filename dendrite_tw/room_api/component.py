@@ -490,12 +490,12 @@ class RoomComponent:
 
     async def stop(self) -> None:
         """Nothing is kept in memory that is not on disk."""
+        self.duties.stop()
         if self._leases is not None:
             await self._leases.stop()
         if self._going_on is not None:
             self._going_on.cancel()
             self._going_on = None
-        self.duties.stop()
         self.remote.stop()
         self.backfilling.stop()
 

@@ -167,16 +167,18 @@ class Directory:
         limit = max(1, min(limit, PAGE_LIMIT))
         rows = await self._database.read_long(room_table.directory)
         if search is None and room_types is None:
-            page = [await self._entry(row.room_id) for row in rows[start : start + limit]]
-            found = [room for room in page if room is not None]
+            found = await self._entries([row.room_id for row in rows[start : start + limit]])
             total = len(rows)
         else:
-            entries = [await self._entry(row.room_id) for row in rows]
-            matching = [room for room in entries if room is not None and _matches(room, search, room_types)]
+            entries = await self._entries([row.room_id for row in rows])
+            matching = [room for room in entries if _matches(room, search, room_types)]
             found, total = matching[start : start + limit], len(matching)
         following = f"r{start + limit}" if start + limit < total else None
         previous = f"r{max(0, start - limit)}" if start > 0 else None
         return found, following, previous, total
+
+    async def _entries(self, room_ids: list[str]) -> list[PublicRoom]:
+        return [await self.describe(room) for room in (await self._rooms.find_many(room_ids)).values()]
 
     async def _entry(self, room_id: str) -> PublicRoom | None:
         room = await self._rooms.find(room_id)

@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from ..database.engines import Database
+from ..database.engines import Database, Unavailable
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError
 from .ownership import Ownership
@@ -64,8 +65,11 @@ class Duties:
         if self._again is not None and self._again.active():
             self._again.cancel()
 
-    def _defect(self, failure: object) -> None:
-        log.error("duties of rooms wait: {failure}", failure=failure)
+    def _defect(self, failure: Failure) -> None:
+        if failure.check(Unavailable) is not None:
+            log.warn("duties of rooms wait: {why}", why=failure.getErrorMessage())
+        else:
+            log.failure("duties of rooms wait", failure)
         self._working = False
         self._later()
 

@@ -31,7 +31,7 @@ from ..sharing.shares import share_of
 from .api import PublicRoom
 from .ownership import Ownership
 from .snapshots import EMPTY, NEW_TAPE, Snapshots, StateMap, Tape, overlaid
-from .tables.rooms import ELSEWHERE, RESIDENT, RoomRow, member_counts, room_by_id
+from .tables.rooms import ELSEWHERE, RESIDENT, RoomRow, member_counts, room_by_id, rooms_by_id
 
 
 @dataclass(frozen=True)
@@ -286,6 +286,21 @@ class Rooms:
         room.mine = False
         others.put(room_id, _OfOthers(loaded.row, room))
         return room
+
+    async def find_many(self, room_ids: Sequence[str]) -> dict[str, Room]:
+        """Those of these rooms that there are, by ID."""
+        rows: dict[str, RoomRow] = {}
+        if self._others is not None:
+            of_others = [room_id for room_id in room_ids if not self.ownership.holds(room_id)]
+            rows = {row.room_id: row for row in await self._database.read_long(rooms_by_id, of_others)}
+        found = {}
+        for room_id in room_ids:
+            known = self._others.get(room_id) if self._others is not None and room_id in rows else None
+            same = known is not None and known.row == rows[room_id]
+            room = known.room if known is not None and same else await self.find(room_id)
+            if room is not None:
+                found[room_id] = room
+        return found
 
     async def place(self, room_id: str) -> RoomPlace | None:
         """Where a room is on disk and how it stands, `None` where there is none; costs less than `find`."""

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.python.failure import Failure
 
 from ..database.engines import Unavailable
 
@@ -78,12 +79,14 @@ class Sole:
 async def together(works: Iterable[Awaitable[None]]) -> None:
     """Wait until all of `works` have ended; then raises the first failure, if any."""
 
-    async def run(work: Awaitable[None]) -> None:
-        await work
+    failures: list[Failure] = []
 
-    failures = await gatherResults(
-        [Deferred.fromCoroutine(run(work)).addCallbacks(lambda _: None, lambda failure: failure) for work in works]
-    )
-    for failure in failures:
-        if failure is not None:
-            failure.raiseException()
+    async def run(work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception:
+            failures.append(Failure())
+
+    await gatherResults([Deferred.fromCoroutine(run(work)) for work in works])
+    if failures:
+        failures[0].raiseException()

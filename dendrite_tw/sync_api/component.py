@@ -172,6 +172,10 @@ class SyncComponent:
         self.online.start()
         await self.feed.start(self._queue)
 
+    def drain(self) -> None:
+        """Answer all who wait, and from now on at once, so that clients go on at another process."""
+        self.notifier.release()
+
     def stop(self) -> None:
         """Stop listening and answer all who wait."""
         self.feed.stop()

@@ -129,6 +129,7 @@ class Feed:
 
     async def start(self, queue: Queue) -> None:
         """Listen, and take up the positions that are on disk already; waits for those who know them."""
+        self._behind, self._overflowed = [], True
         self._listen(queue, OUTPUT_ROOM_EVENT, OutputRoomEvent, self._room_message, other=self._not_an_event)
         self._listen(queue, OUTPUT_CLIENT_DATA, AccountDataChange, self._in_order(self.account_data))
         self._listen(queue, OUTPUT_RECEIPT_EVENT, Receipt, self._in_order(self.receipt))
@@ -140,7 +141,7 @@ class Feed:
         self._listen(
             queue, OUTPUT_PRESENCE_EVENT, Presence, lambda told, m: moments.presence(told, m.time_us), moments.begun
         )
-        await self._resume_patiently()
+        await self._go_on()
         self._started = True
         self._watch_again()
 

@@ -260,6 +260,12 @@ class Notifier:
     def start(self) -> None:
         self._sweep = self._time.callLater(SWEEP_SECONDS, self._close_idle)
 
+    def release(self) -> None:
+        """Nobody waits here any longer: those who do are answered with what there is."""
+        self.stopped = True
+        for stream in list(self._streams.values()):
+            stream.wake()
+
     def stop(self) -> None:
         self.stopped = True
         for call in (self._sweep, self._flush):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from ..matrix.errors import MatrixError
 from ..room_api.api import RoomAPI
 from .notifier import Notifier, UserStream
 
@@ -66,6 +67,8 @@ class Sharers:
         rooms: dict[str, list[str]] | None = None
         try:
             rooms = await self._rooms.rooms_joined(user_ids)
+        except MatrixError as error:
+            log.warn("it cannot be found out with whom users share rooms: {error}", error=error.error)
         except Exception:
             log.failure("it cannot be found out with whom users share rooms")
         for user_id, waiters in waiting:

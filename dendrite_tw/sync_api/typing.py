@@ -22,6 +22,9 @@ ROOMS_KEPT = 50_000
 USERS_KEPT = 500
 """Users who can be typing in one room."""
 
+ROOMS_TOLD = 10_000
+"""Rooms of which another process is told at once."""
+
 SILENCE_TOLD_MS = 10_000
 """For how long after the last one stopped it is told to clients that begin anew, too, that nobody types: they may show
 somebody from before."""
@@ -144,13 +147,15 @@ class TypingBoard:
     # --- for other processes ---
 
     def now(self) -> list[RoomTyping]:
-        """The lists that are not empty, or became so only just now."""
+        """The lists that are not empty, or became so only just now; those that changed last if there are too many."""
         silent = self._clock.now_ms() - TIMEOUT_LIMIT_MS
-        return [
+        known = [
             RoomTyping(room_id=room_id, until=dict(room.until), changed=room.changed, changed_at=room.changed_at)
             for room_id, room in self._rooms.items()
             if room.until or room.changed_at >= silent
         ]
+        known.sort(key=lambda room: room.changed)
+        return known[-ROOMS_TOLD:]
 
     def take(self, known: Iterable[RoomTyping]) -> None:
         """Take up what another process knows, where it heard of a later change than this one."""

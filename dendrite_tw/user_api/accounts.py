@@ -12,7 +12,7 @@ import orjson
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from ..database.engines import Database
+from ..database.engines import Database, Unavailable
 from ..database.statements import Transaction
 from ..matrix.errors import MatrixError
 from ..matrix.identifiers import is_valid_localpart_for_registration
@@ -284,11 +284,14 @@ class Accounts:
             in_background(self.leave_rooms(user_id), f"leaving the rooms of {user_id}")
 
 
-def in_background(work: Awaitable[None], what: str) -> None:
-    """Let `work` go on by itself; a failure is logged."""
+def in_background(work: Awaitable[object], what: str) -> None:
+    """Let `work` go on by itself; a failure is logged, in a line where something is only not there now."""
 
     async def watched() -> None:
-        await work
+        try:
+            await work
+        except Unavailable as error:
+            log.warn("{what} must wait: {error}", what=what, error=str(error))
 
     Deferred.fromCoroutine(watched()).addErrback(
         lambda failure: log.failure("{what} failed", what=what, failure=failure)

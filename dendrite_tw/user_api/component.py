@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
 
 from ..cache import CacheBudget
 from ..database.engines import Database
@@ -38,8 +37,6 @@ from .uia_sessions import UIASessions
 from .unread import PRUNE_SECONDS, UnreadCounts
 from .unread_store import UnreadStore
 from .verdicts import Judge
-
-log = Logger()
 
 PACKAGE = "dendrite_tw.user_api"
 
@@ -101,7 +98,9 @@ class UserComponent:
         self.rules = PushRules(database, self.data, echoes)
         self.unread_store = UnreadStore(database, budget, echoes)
         judge = Judge(settings, rooms, self.rules, self.profiles, budget)
-        self.counts = UnreadCounts(settings, self.unread_store, judge, self.rules, rooms, world, database.shared)
+        self.counts = UnreadCounts(
+            settings, outbox, self.unread_store, judge, self.rules, rooms, world, database.shared
+        )
         self.receipts = Receipts(settings, database, outbox, self.data, self.unread_store, rooms, world)
         self._queue = queue
         self._pruning = repeated(self._prune, world)
@@ -242,5 +241,4 @@ class UserComponent:
         return await self.receipts.delete_room(room_id) + await self.unread_store.delete_room(room_id)
 
     def _prune(self) -> None:
-        pruned = self.database.write(unread_table.prune, self.counts.oldest_kept())
-        pruned.addErrback(lambda failure: log.failure("old notifications could not be deleted", failure=failure))
+        in_background(self.database.write(unread_table.prune, self.counts.oldest_kept()), "deleting old notifications")

@@ -20,6 +20,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from ..database.engines import Unavailable
 from ..federation_api.api import BackingOff, FederationAPI, FederationRequest, RemoteRefused, Unreachable
 from ..world import World
 from .remote_checks import Malformed, read_device_list
@@ -167,7 +168,10 @@ class Resyncs:
         """Something of ours failed, the database say: wait as if the server had not answered."""
         if self._stopped:
             return
-        log.failure("lists of devices of {server} could not be fetched", failure=failure, server=server_name)
+        if failure.check(Unavailable):
+            log.warn("lists of devices of {server} wait: {error}", server=server_name, error=str(failure.value))
+        else:
+            log.failure("lists of devices of {server} could not be fetched", failure=failure, server=server_name)
         self._failed(server_name, self._servers.setdefault(server_name, _Server()), None)
 
     async def _turn(self, server_name: str) -> None:

@@ -17,6 +17,7 @@ notifications".
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -25,6 +26,8 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from ..database.outbox import Outbox
+from ..database.statements import Transaction
 from ..matrix.errors import MatrixError
 from ..matrix.push_rules import DEFAULT, RuleSet
 from ..room_api.api import (
@@ -40,7 +43,7 @@ from ..room_api.api import (
 from ..sharing.leases import NotMine
 from ..world import World
 from .accounts import in_background
-from .api import OUTPUT_NOTIFICATION_DATA, UNREAD, Unread
+from .api import OUTPUT_NOTIFICATION_DATA, UNREAD, Unread, UnreadChange
 from .counts import EVERYTHING, FOREVER, MAIN, Spans, span_in
 from .push_rules import PushRules
 from .settings import NOTIFICATION_DAYS, UserSettings
@@ -60,6 +63,9 @@ PATIENCE_SECONDS = 1.0
 
 TAKEOVER_SECONDS = 5.0
 """How long it waits where this process has only just begun to count, and the queue is to bring what is missing."""
+
+OWED_LIMIT = 10_000
+"""Counts given too early that are remembered, about."""
 
 PRUNE_SECONDS = 3600
 DAY_MS = 86_400_000
@@ -108,6 +114,7 @@ class UnreadCounts:
     def __init__(
         self,
         settings: UserSettings,
+        outbox: Outbox,
         store: UnreadStore,
         judge: Judge,
         rules: PushRules,
@@ -116,6 +123,7 @@ class UnreadCounts:
         is_shared: bool = False,
     ) -> None:
         self._settings = settings
+        self._outbox = outbox
         self._is_shared = is_shared
         self._store = store
         self._judge = judge
@@ -132,6 +140,8 @@ class UnreadCounts:
         self._subscriptions: list[Any] = []
         self._counting = False
         self._lingering: Deferred[None] | None = None
+        self._owed: dict[tuple[str, str], None] = {}
+        """Users and rooms for which counts were given that lacked events, until those are taken into account."""
         self._rules_waiting = False
         """Whether push rules are to be taken up, because they could not be when they changed."""
         self.on_memberships: list[MembershipHook] = []
@@ -181,6 +191,7 @@ class UnreadCounts:
         """Know nothing that is true only for the one who counts."""
         self._counting = self._rules_waiting = False
         self._reached = self._given_up = 0
+        self._owed.clear()
         self._followed = None
         self._store.forget_all()
         self._rules.forget_all()
@@ -216,7 +227,16 @@ class UnreadCounts:
             self._followed = max(self._followed or 0, _position(messages[-1]))
         if len(messages) < BATCH:
             await self._linger()
-        await self._store.flush(self._reached)
+        owed = list(self._owed) if self._reached >= self._given_up else []
+        await self._store.flush(self._reached, lambda txn: self._put_right(txn, owed))
+        for pair in owed:
+            self._owed.pop(pair, None)
+
+    async def _put_right(self, txn: Transaction, owed: list[tuple[str, str]]) -> None:
+        """Tell who was given counts too early that there are others."""
+        for user_id, room_id in owed:
+            change = UnreadChange(user_id=user_id, room_id=room_id)
+            await self._outbox.append(txn, OUTPUT_NOTIFICATION_DATA, partial(_at, change))
 
     async def _linger(self) -> None:
         """Let more come that can be stored together; not where this process is about to count no more."""
@@ -340,23 +360,33 @@ class UnreadCounts:
     async def unread(
         self, user_id: str, room_ids: list[str], room_position: int, lease: str = UNREAD
     ) -> dict[str, Unread]:
-        await self._counted_upto(room_position)
+        await self._counted_upto(room_position, {user_id: room_ids})
         return await self._unread(user_id, room_ids)
 
     async def unread_of(
         self, rooms_of: dict[str, list[str]], room_position: int, lease: str = UNREAD
     ) -> dict[str, dict[str, Unread]]:
-        await self._counted_upto(room_position)
+        await self._counted_upto(room_position, rooms_of)
         return {user_id: await self._unread(user_id, room_ids) for user_id, room_ids in rooms_of.items()}
 
-    async def _counted_upto(self, room_position: int) -> None:
-        """Return when every event up to `room_position` has been taken into account; raises `NotMine`."""
+    async def _counted_upto(self, room_position: int, rooms_of: dict[str, list[str]]) -> None:
+        """Return when every event up to `room_position` has been taken into account; raises `NotMine`.
+
+        Where that takes too long the answer is put right later.
+        """
         if not self._counting:
             raise NotMine
         if room_position > max(self._reached, self._given_up):
             await self._arrival_of(room_position)
+        if room_position > self._reached:
+            for user_id, room_ids in rooms_of.items():
+                if len(self._owed) < OWED_LIMIT:
+                    self._owed.update(((user_id, room_id), None) for room_id in room_ids)
 
     async def _unread(self, user_id: str, room_ids: list[str]) -> dict[str, Unread]:
+        known = self._store.known(user_id, room_ids)
+        if known is not None:
+            return {room_id: reader.unread(room_id, log, span) for room_id, reader, log, span in known}
         readers = await self._store.readers(user_id, room_ids)
         logs = await self._store.logs(room_ids)
         spans = await self._store.spans(user_id)
@@ -397,6 +427,10 @@ class UnreadCounts:
     def oldest_kept(self) -> int:
         """Events before this time, in milliseconds, are pruned."""
         return self._clock.now_ms() - NOTIFICATION_DAYS * DAY_MS
+
+
+def _at(change: UnreadChange, position: int) -> bytes:
+    return msgspec.msgpack.encode(msgspec.structs.replace(change, position=position))
 
 
 def spans_of(old: RuleSet, new: RuleSet, position: int) -> Spans:

@@ -19,7 +19,7 @@ from ..database.statements import Transaction
 from ..links.echoes import Echoes, NoEchoes
 from ..matrix.push_rules import RuleSet
 from .api import UnreadChange
-from .counts import EVERYTHING, Reader, RoomLog, Spans
+from .counts import EVERYTHING, Reader, RoomLog, Span, Spans, span_in
 from .push_rules import rules_in
 from .settings import LOG_LIMIT
 from .tables import push_rule_changes as change_table
@@ -106,6 +106,19 @@ class UnreadStore:
         """Is told of the position up to which all is stored, each time it is."""
 
     # --- questions ---
+
+    def known(self, user_id: str, room_ids: Sequence[str]) -> list[tuple[str, Reader, RoomLog, Span]] | None:
+        """A user in rooms, the rooms' logs and what of them counts; `None` unless all of it is in memory."""
+        spans = self._spans.get(user_id)
+        if spans is None or not self._echoes.hearing:
+            return None
+        found = []
+        for room_id in room_ids:
+            reader, log = self._readers.get((user_id, room_id)), self._logs.get(room_id)
+            if reader is None or log is None:
+                return None
+            found.append((room_id, reader, log, span_in(spans, room_id)))
+        return found
 
     async def logs(self, room_ids: Sequence[str]) -> dict[str, RoomLog]:
         """The logs of rooms; what is not in memory is read at once for all of them."""
@@ -319,9 +332,9 @@ class UnreadStore:
 
     # --- to disk ---
 
-    async def flush(self, position: int) -> None:
-        """Store what is new, and that events up to `position` are taken into account."""
-        await self._flush_with(position, nothing)
+    async def flush(self, position: int, also: Callable[[Transaction], Awaitable[None]] = nothing) -> None:
+        """Store what is new, and that events up to `position` are taken into account; `also` with it."""
+        await self._flush_with(position, also)
 
     async def _flush_with(self, position: int, also: Callable[[Transaction], Awaitable[T]]) -> T:
         """As `flush`, with `also` in the same transaction."""

@@ -156,7 +156,7 @@ class DirectRequest:
         body = chunk(response.body) if response.pieces is not None and response.body else response.body
         self.write(self._channel.site.head(response, cors) + body)
         if part is not None:
-            send(part, self)  # type: ignore[arg-type]
+            send(part, self, self._channel.site.reactor.callLater, self._abort)  # type: ignore[arg-type]
         elif response.pieces is not None:
             later, send_chunk = self._channel.site.reactor.callLater, lambda piece: self.write(chunk(piece))
             send_pieces(response.pieces, self, later, send_chunk, self._end_chunks, self._abort)

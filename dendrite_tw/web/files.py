@@ -7,8 +7,9 @@ answered; a request for several gets the whole file, which the RFC allows.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import orjson
@@ -18,6 +19,7 @@ from twisted.web.server import Request
 from zope.interface import implementer
 
 from ..matrix.errors import MatrixError
+from .pieces import STALLED_SECONDS, CallLater
 from .routes import Response
 
 PIECE_BYTES = 1 << 16
@@ -117,13 +119,17 @@ class FilePart:
 class _Sender:
     """Writes a part to a request as fast as the client takes it."""
 
-    def __init__(self, part: FilePart, request: Request) -> None:
+    def __init__(self, part: FilePart, request: Request, call_later: CallLater, abort: Callable[[], object]) -> None:
         self._part = part
         self._request = request
+        self._call_later = call_later
+        self._abort = abort
         self._flowing = False
         self._over = False
+        self._stalled: Any = None
 
     def resumeProducing(self) -> None:
+        self._has_taken()
         if self._over or self._flowing:
             return
         self._flowing = True
@@ -139,9 +145,22 @@ class _Sender:
 
     def pauseProducing(self) -> None:
         self._flowing = False
+        if self._stalled is None and not self._over:
+            self._stalled = self._call_later(STALLED_SECONDS, self._give_up)
+
+    def _has_taken(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def _give_up(self) -> None:
+        """The client takes nothing any more: to close in order would be to wait until it does."""
+        self._stalled = None
+        self._abort()
 
     def stopProducing(self) -> None:
         """The client went away."""
+        self._has_taken()
         if not self._over:
             self._over = True
             self._part.close()
@@ -159,9 +178,9 @@ class _Sender:
         self._request.finish()
 
 
-def send(part: FilePart, request: Request) -> None:
-    """Write `part` to `request`, then finish it."""
-    sender = _Sender(part, request)
+def send(part: FilePart, request: Request, call_later: CallLater, abort: Callable[[], object]) -> None:
+    """Write `part` to `request`, then finish it; `abort` the connection of a client that takes nothing."""
+    sender = _Sender(part, request, call_later, abort)
     request.notifyFinish().addErrback(lambda _: sender.stopProducing())
     request.registerProducer(sender, True)
     sender.resumeProducing()

@@ -409,19 +409,16 @@ def write(request: Request, response: Response, cors: bool) -> None:
         headers.addRawHeader(name, value)
     if request.method != b"HEAD":
         request.write(response.body)
+        channel: Any = request.channel
+
+        def abort() -> None:
+            channel.transport.abortConnection()
+
         if part is not None:
-            send(part, request)
+            send(part, request, channel.callLater, abort)
             return
         if response.pieces is not None:
-            channel: Any = request.channel
-            send_pieces(
-                response.pieces,
-                request,
-                channel.callLater,
-                request.write,
-                request.finish,
-                lambda: channel.transport.abortConnection(),
-            )
+            send_pieces(response.pieces, request, channel.callLater, request.write, request.finish, abort)
             return
     request.finish()
 

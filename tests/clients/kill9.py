@@ -203,7 +203,8 @@ def check_watcher(watcher: Watcher, room: str, events: Sequence[tuple[str, str]]
     seen = watcher.events[room]
     expected = [event_id for event_id, _ in events]
     difference = first_difference(seen, expected)
-    expect(difference is None, f"{watcher.account.user_id} in {room}: sync and history differ {difference}")
+    tail = [text for _, text in events[-5:]]
+    expect(difference is None, f"{watcher.account.user_id} in {room}: sync and history differ {difference}; {tail}")
 
 
 def check_errands(watcher: Watcher, couriers: Sequence[Courier], repeats: bool) -> None:

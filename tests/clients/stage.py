@@ -35,19 +35,20 @@ class StoryFailedError(AssertionError):
 class Stage(SynchronousTestCase):
     """A test case with a server of its own in ``self.server``."""
 
+    kind: ClassVar[str] = os.environ.get("CLIENTS_SERVER", "ours")
+    """The server that is played on."""
     expected_complaints: ClassVar[tuple[str, ...]] = ()
     """Parts of the lines that the server may log as errors."""
 
     def setUp(self) -> None:
         """Start the server that ``CLIENTS_SERVER`` names: ours unless told otherwise."""
-        name = os.environ.get("CLIENTS_SERVER", "ours")
-        if name == Synapse.name:
+        if self.kind == Synapse.name:
             Synapse.install()
         folder = tempfile.TemporaryDirectory(prefix="stage-")
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
-        self.server: ServerUnderTest = (SERVERS | {Polylith.name: Polylith})[name](self.folder / "server")
-        if name != Synapse.name:
+        self.server: ServerUnderTest = (SERVERS | {Polylith.name: Polylith})[self.kind](self.folder / "server")
+        if self.kind != Synapse.name:
             self.addCleanup(self.check_log)
         self.addCleanup(self.server.stop)
         self.server.start()

@@ -31,7 +31,15 @@ from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.matrix.keys import signing_key, write_pem
 from dendrite_tw.world import test_world
 from tests.database.cluster import cluster
-from tests.database.test_engines import STEP, OutboxContract, TransactionContract, count, insert, insert_each
+from tests.database.test_engines import (
+    STEP,
+    OutboxContract,
+    TransactionContract,
+    count,
+    insert,
+    insert_each,
+    value_of,
+)
 from tests.server import CONFIG
 
 COMPONENTS = ["federation_api", "media_api", "room_api", "sync_api", "user_api"]
@@ -103,6 +111,41 @@ class GroupTests(SynchronousTestCase):
         expected = [1, errors.UniqueViolation, "idle", MatrixError, KeyError, 1, errors.UniqueViolation]
         self.assertEqual(self.outcomes(jobs), expected)
         self.assertEqual(self.count(), 2)
+
+    def test_what_nobody_waits_for_goes_along_with_what_follows(self) -> None:
+        asked: list[Any] = []
+        session = self.database._session()
+        query = session.query
+        session.query = lambda sql, values: asked.append(sql) or query(sql, values)  # type: ignore
+
+        async def many_steps(txn: Transaction, name: str) -> tuple[int | None, int]:
+            await insert_each(txn, [(f"{name} 50 % %s :x", 1), (f"{name} b", 2)])
+            await insert_each(txn, [(f"{name} c", 3)])
+            found = await value_of(txn, f"{name} 50 % %s :x")
+            await insert_each(txn, [(f"{name} d", 4)])
+            await insert_each(txn, [(f"{name} e", 5)])
+            return found, await count(txn)
+
+        async def only_stores(txn: Transaction, *names: str) -> None:
+            for name in names:
+                await insert_each(txn, [(name, 1)])
+
+        jobs = self.group((many_steps, "x"), (only_stores, "y", "z"), (many_steps, "z"))
+        self.assertEqual(self.outcomes(jobs), [(1, 5), None, (1, 12)])
+        self.assertEqual(len(asked), 1 + 2 + 1 + 2 + 1)
+        asked.clear()
+        jobs = self.group((only_stores, "f", "y"), (only_stores, "g"), (many_steps, "x"), (insert, 1, "h"))
+        self.assertEqual(self.outcomes(jobs), [errors.UniqueViolation, None, errors.UniqueViolation, 1])
+        self.assertEqual(self.count(), 14)
+
+    def test_much_is_not_put_off(self) -> None:
+        async def store_much(txn: Transaction) -> int:
+            for number in range(10):
+                await insert_each(txn, [(f"{number} {index}" + "x" * 2000, 1) for index in range(100)])
+            return await count(txn)
+
+        (job,) = self.group((store_much,))
+        self.assertEqual((job.result, self.count()), (1000, 1000))
 
     def test_a_defect_that_ends_the_transaction_tells_all_of_them(self) -> None:
         async def nonsense(txn: Transaction) -> None:

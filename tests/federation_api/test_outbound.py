@@ -84,7 +84,7 @@ class OutboundTests(WholeServerTestCase):
         self.other.go_online()
         self.restart()
         self.assertEqual(self.texts(), [])
-        for _ in range(20):
+        for _ in range(60):
             self.pump(0.4)
         self.settle()
         self.assertEqual(self.texts(), ["a", "b"])

@@ -92,7 +92,7 @@ class Taker(Process):
         keys: Any = deployment.keys
         self.inbox = Inbox(self.database, rooms, self.clock, world.clock, echoes=self.echoes, leases=self.leases)
         ephemeral = Ephemeral(rooms, users, keys, FakeQueue(), world.clock, True)
-        self.routes = TransactionRoutes(self.database, rooms, self.inbox, ephemeral)
+        self.routes = TransactionRoutes(self.database, rooms, self.inbox, ephemeral, self.clock, world.clock)
         Deferred.fromCoroutine(self.inbox.start()).addErrback(deployment.failures.append)
 
     def send(self, origin: str, txn_id: str, *events: Any, edus: Any = ()) -> Deferred[bytes]:

@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.federation_api import inbox
 from dendrite_tw.federation_api.tables import staging
+from dendrite_tw.federation_api.transactions import BURST, PACE_MS
 from dendrite_tw.matrix.errors import MatrixError, not_found
 from dendrite_tw.matrix.transactions import MAX_TRANSACTION_BYTES
 from tests.harness import Answer, ask
@@ -108,6 +109,16 @@ class TransactionTests(TransactionCase):
         self.turns()
         self.assertEqual([answer.status for answer in [first, *others]], [200] * 8)
         self.assertEqual(self.bodies(), [f"message {number}" for number in range(1, 9)])
+
+    def test_who_sends_too_fast_is_let_wait(self) -> None:
+        gamma = self.stranger("gamma.test", 78)
+        for number in range(BURST):
+            self.assertTrue(self.put(txn_id=f"b{number}").done)
+        waiting = self.put(event_of(1))
+        self.assertFalse(waiting.done)
+        self.assertTrue(gamma.put("/v1/send/1", self.transaction(origin="gamma.test")).done)
+        self.turns(PACE_MS / 1000)
+        self.assertEqual(waiting.status, 200)
 
     def test_no_more_than_so_many(self) -> None:
         many = self.transaction()

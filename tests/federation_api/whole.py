@@ -24,6 +24,9 @@ from tests.server import POLYLITH, ServerTestCase
 
 from .network import FederationServer, Network, NetworkInternet, key_of
 
+BETWEEN = 5 if POLYLITH else 0
+"""How often an answer of another server may go on between processes before the next one is asked."""
+
 WHOLE_ADDRESS = "192.0.2.100"
 
 
@@ -69,6 +72,9 @@ class WholeServerTestCase(ServerTestCase):
         super().pump(seconds)
         if self._network is not None:
             self._network.flush()
+            for _ in range(BETWEEN):
+                super().pump()
+                self._network.flush()
 
     def stranger(
         self, name: str = "stranger.test", seed: int = 77, routes: Callable[[], list[Route]] = list

@@ -21,7 +21,7 @@ from tests.database.test_engines import insert
 ALIVE = "SELECT EXISTS (SELECT 1 FROM alive WHERE name = 'paused')"
 
 
-@one(int, "SELECT COUNT(*) FROM pg_sleep(0.2)")
+@one(int, "SELECT COUNT(*) FROM pg_sleep(0.6)")
 def slow(txn: Transaction) -> None: ...
 
 

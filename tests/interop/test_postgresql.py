@@ -18,6 +18,7 @@ from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.database.groups import Unacknowledged
 from dendrite_tw.database.migrate import migrate
 from dendrite_tw.database.outbox import Outbox
+from dendrite_tw.database.postgresql import PostgreSQLDatabase
 from dendrite_tw.database.statements import Transaction, many, none, one
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.world import SeededRandom
@@ -169,6 +170,20 @@ class PoolTests(Case):
         self.assertEqual(await gatherResults(reads), [1] * 20)
         await writing
 
+    async def test_fewer_than_allowed_will_do(self) -> None:
+        """The server lets in fewer than the configuration says."""
+        database = self.open(cluster(), most=10)
+        await database.write(insert, 1, "a")
+        cluster().ask("CREATE ROLE few LOGIN CONNECTION LIMIT 4")
+        self.addCleanup(cluster().ask, "DROP OWNED BY few; DROP ROLE few")
+        name = self.schema.rpartition("%3D")[2].partition("&")[0]
+        cluster().ask(f"GRANT ALL ON SCHEMA {name} TO few; GRANT ALL ON ALL TABLES IN SCHEMA {name} TO few")
+        await database.close()
+        few = PostgreSQLDatabase(dsn_of(self.schema.replace("postgres@", "few@")), reactor, most=10)
+        self.addCleanup(few.close)
+        await few.write(insert, 1, "b")
+        self.assertEqual(await gatherResults([few.read_long(count) for _ in range(40)]), [2] * 40)
+
     async def test_there_is_always_one_to_read_and_one_to_write(self) -> None:
         database = self.open(cluster(), most=1)
         await gatherResults([database.read_long(slow), database.write(insert, 1, "a"), database.read_long(count)])
@@ -183,17 +198,17 @@ class PoolTests(Case):
         self.assertEqual(self.backends() - before, 4)
 
     async def test_idle_connections_are_closed_in_time(self) -> None:
-        self.patch(pool, "IDLE_SECONDS", 0.05)
+        self.patch(pool, "IDLE_SECONDS", 0.6)
         for kept in (0, 2):
             database = self.open(cluster(), most=6, kept=kept)
             await gatherResults([database.read_long(slow) for _ in range(5)])
             self.assertEqual(database._pool.size, 5)
-            await pause(0.15)
+            await pause(1.0)
             self.assertEqual(database._pool.size, kept)
             self.assertEqual(await database.read(count), 0)
 
     async def test_old_connections_are_replaced(self) -> None:
-        database = self.open(cluster(), lifetime=0.2)
+        database = self.open(cluster(), lifetime=1.0)
 
         @one(int, "SELECT pg_backend_pid()")
         def backend(txn: Transaction) -> None: ...
@@ -201,7 +216,7 @@ class PoolTests(Case):
         first, writer = await database.read(backend), await database.write(backend)
         self.assertEqual(await database.read(backend), first)
         self.assertEqual(await database.write(backend), writer)
-        await pause(0.3)
+        await pause(1.5)
         self.assertEqual(database._pool.size, 0)
         self.assertNotEqual(await database.read(backend), first)
         self.assertNotEqual(await database.write(backend), writer)

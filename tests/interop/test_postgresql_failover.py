@@ -6,10 +6,11 @@ import signal
 import socket
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 
 from bench.processes import free_port
 from dendrite_tw.database import connections
+from dendrite_tw.database.statements import Transaction, one
 from tests.database.cluster import Cluster
 from tests.database.test_engines import count, insert
 from tests.interop.database_load import Load, pause, run
@@ -55,13 +56,25 @@ class FailoverTests(Load):
         return run(self.under_load(self.fail_over(), each=6))
 
 
+    async def test_a_standby_is_never_asked(self) -> None:
+        """Even where it is named first, and nothing says that it will not do."""
+        database = self.join(self.uri(self.standby.port, self.primary.port))
+
+        @one(bool, "SELECT pg_is_in_recovery()")
+        def is_standby(txn: Transaction) -> None: ...
+
+        reads = [database.read_long(is_standby) for _ in range(10)]
+        self.assertEqual(await gatherResults(reads), [False] * 10)
+        self.assertFalse(await database.write(is_standby))
+
+
 class UnreachableTests(Load):
     async def test_a_server_that_never_answers_leaves_time_for_the_next(self) -> None:
         silent = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(silent.close)
         server = Cluster(free_port())
         self.addCleanup(server.remove)
-        self.patch(connections, "CONNECT_SECONDS", 0.6)
+        self.patch(connections, "CONNECT_SECONDS", 2.0)
         dsn = server.new().replace("localhost:", f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:")
         database = self.join(dsn + "&connect_timeout=2")
         await database.write(insert, 1, "a")

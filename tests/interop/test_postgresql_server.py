@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from bench.http import ConnectionLostError
 from bench.matrix import Account, RefusedError, register
+from bench.processes import free_port
 from bench.servers import Ours
 from tests.clients.kill9 import Watcher, check_watcher, history, story
 from tests.database.cluster import Cluster
@@ -40,13 +43,13 @@ EMPTIED = ("federation_api:", "room_server:", "sync_api:", "key_server:", "relay
 """Sections of which nothing is left."""
 
 
-class ServerTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.cluster = Cluster()
-        self.addCleanup(self.cluster.remove)
+class Stage(SynchronousTestCase):
+    """A server that runs, and people who use it."""
+
+    def begin(self, connection_string: str) -> None:
         folder = tempfile.TemporaryDirectory(prefix="stage-")
         self.addCleanup(folder.cleanup)
-        self.server = OnPostgreSQL(Path(folder.name) / "server", self.cluster.new())
+        self.server = OnPostgreSQL(Path(folder.name) / "server", connection_string)
         self.addCleanup(self.server.stop)
         self.server.start()
 
@@ -56,22 +59,7 @@ class ServerTests(SynchronousTestCase):
         except Exception as error:
             self.fail(f"{error!r}\n{self.server.log_tail()}")
 
-    def test_killed_under_load(self) -> None:
-        print(self.play(story(self.server, 1)))
-
-    def test_a_second_server_is_kept_away(self) -> None:
-        folder = tempfile.TemporaryDirectory(prefix="stage-")
-        self.addCleanup(folder.cleanup)
-        second = OnPostgreSQL(Path(folder.name) / "server", self.server.connection_string)
-        self.addCleanup(second.stop)
-        with self.assertRaises(Exception) as caught:
-            second.start()
-        self.assertIn("another server uses this database", str(caught.exception))
-
-    def test_the_database_crashes_under_load(self) -> None:
-        self.play(self._crashes())
-
-    async def _crashes(self) -> None:
+    async def _under_load(self, disturbances: Sequence[Callable[[], None]]) -> None:
         alice = await register(self.server, "alice")
         room = await alice.create_room()
         writers = [await register(self.server, f"writer{number}") for number in range(6)]
@@ -102,11 +90,9 @@ class ServerTests(SynchronousTestCase):
         async with asyncio.TaskGroup() as tasks:
             for writer, told in zip(writers, answered, strict=True):
                 tasks.create_task(write(writer, told))
-            for how in (signal.SIGQUIT, signal.SIGINT):
+            for disturb in disturbances:
                 await asyncio.sleep(0.5)
-                await asyncio.to_thread(self.cluster.stop, how)
-                await asyncio.sleep(0.3)
-                await asyncio.to_thread(self.cluster.start)
+                await asyncio.to_thread(disturb)
                 reached = sum(map(len, answered))
                 for _ in range(200):
                     await asyncio.sleep(0.05)
@@ -121,3 +107,51 @@ class ServerTests(SynchronousTestCase):
         for writer, told in zip(writers, answered, strict=True):
             self.assertEqual([event for event in events if event[1].startswith(f"{writer.user_id} ")], told)
         check_watcher(watcher, room, events)
+
+
+class ServerTests(Stage):
+    def setUp(self) -> None:
+        self.cluster = Cluster()
+        self.addCleanup(self.cluster.remove)
+        self.begin(self.cluster.new())
+
+    def test_killed_under_load(self) -> None:
+        print(self.play(story(self.server, 1)))
+
+    def test_a_second_server_is_kept_away(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="stage-")
+        self.addCleanup(folder.cleanup)
+        second = OnPostgreSQL(Path(folder.name) / "server", self.server.connection_string)
+        self.addCleanup(second.stop)
+        with self.assertRaises(Exception) as caught:
+            second.start()
+        self.assertIn("another server uses this database", str(caught.exception))
+
+    def test_the_database_crashes_under_load(self) -> None:
+        def restart(how: signal.Signals) -> None:
+            self.cluster.stop(how)
+            time.sleep(0.3)
+            self.cluster.start()
+
+        self.play(self._under_load([lambda: restart(signal.SIGQUIT), lambda: restart(signal.SIGINT)]))
+
+
+class FailoverTests(Stage):
+    """The configuration names a primary and its standby."""
+
+    def setUp(self) -> None:
+        self.primary = Cluster(free_port())
+        self.addCleanup(self.primary.remove)
+        self.standby = Cluster(free_port(), self.primary)
+        self.addCleanup(self.standby.remove)
+        self.primary.wait_for_standby()
+        hosts = f"127.0.0.1:{self.primary.port},127.0.0.1:{self.standby.port}"
+        self.begin(f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write&sslmode=disable")
+
+    def test_a_standby_takes_over_under_load(self) -> None:
+        def fail_over() -> None:
+            self.primary.stop(signal.SIGQUIT)
+            time.sleep(0.3)
+            self.standby.promote()
+
+        self.play(self._under_load([fail_over]))

@@ -32,7 +32,7 @@ from tests.interop.database_load import Case, keys, pause, run
 def put(txn: Transaction, key: str, value: int) -> None: ...
 
 
-@one(int, "SELECT COUNT(*) FROM pg_sleep(0.2)")
+@one(int, "SELECT COUNT(*) FROM pg_sleep(0.7)")
 def slow(txn: Transaction) -> None: ...
 
 
@@ -124,6 +124,7 @@ class IsolationTests(Two):
 
     async def test_components_do_not_wait_for_each_other(self) -> None:
         other = self.join(self.schema, shared="others")
+        await gatherResults([other.write(insert, 1, "first"), self.first.write(insert, 1, "second")])
         busy = self.first.write(slow)
         quick = other.write(insert, 1, "a")
         await quick
@@ -145,8 +146,7 @@ class TryAgainTests(Two):
             await slow(txn)
             await put(txn, other, ord(one))
 
-        for key in "ab":
-            await first.write(insert, 0, key)
+        await gatherResults([first.write(insert, 0, "a"), second.write(insert, 0, "b")])
         await gatherResults([first.write(crossing, "a", "b"), second.write(crossing, "b", "a")])
         self.assertGreater(len(tries), 2)
         found = (await first.read(value_of, "a"), await first.read(value_of, "b"))
@@ -211,11 +211,11 @@ class PausedTests(Two):
 
     async def test_who_is_stopped_holds_up_nobody_for_long_and_stores_nothing_afterwards(self) -> None:
         await self.until("begun 2")
-        await pause(0.1)
+        await pause(0.3)
         self.process.send_signal(signal.SIGSTOP)
         before = reactor.seconds()  # type: ignore[attr-defined]
         await self.second.write(bury, "paused")
-        self.assertLess(reactor.seconds() - before, HELD_SECONDS + 1)  # type: ignore[attr-defined]
+        self.assertLess(reactor.seconds() - before, HELD_SECONDS + 4)  # type: ignore[attr-defined]
         found = await self.second.read(keys)
         self.process.send_signal(signal.SIGCONT)
         await self.until("fenced")

@@ -236,8 +236,11 @@ class ClientSideTests(SynchronousTestCase):
         async def handle(messages: list[Any]) -> None:
             got.extend(message.payload for message in messages)
 
+        begun: list[int] = []
         queue.client.consume("OutputRoomEvent", "A", handle)
-        queue.client.listen("OutputRoomEvent", lambda message: heard.append(message.payload))
+        queue.client.listen(
+            "OutputRoomEvent", lambda message: heard.append(message.payload), lambda: begun.append(len(heard))
+        )
         self.accept()
         for payload in (b"1", b"2"):
             queue.client.send("OutputRoomEvent", payload)
@@ -249,6 +252,7 @@ class ClientSideTests(SynchronousTestCase):
         queue.client.send("OutputRoomEvent", b"3")
         self.carry()
         self.assertEqual((got, heard), ([b"1", b"2", b"meanwhile", b"3"],) * 2)
+        self.assertEqual(begun, [0], "the server still had the listener")
 
     def test_server_that_falls_silent(self) -> None:
         self.queue()

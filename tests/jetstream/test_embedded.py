@@ -222,6 +222,24 @@ class ListenTests(EmbeddedCase):
         self.bench.publish("OutputTypingEvent", b"unheard")
         self.assertEqual(len(heard), 1)
 
+    def test_a_message_tells_when_the_stream_took_it(self) -> None:
+        heard: list[Message] = []
+        self.bench.client.listen("OutputTypingEvent", heard.append)
+        self.bench.settle()
+        self.bench.publish("OutputTypingEvent", b"1")
+        self.bench.advance(2)
+        self.bench.publish("OutputTypingEvent", b"2")
+        self.assertEqual(heard[1].time_us - heard[0].time_us, 2_000_000)
+        self.assertEqual(Message("", b"", b"", reply="$JS.ACK.d.a.s.c.1.7.8.1234567.0.x").time_us, 1234)
+        self.assertEqual(Message("plain", b"", b"").time_us, 0)
+
+    def test_a_listener_is_told_when_it_begins_to_hear(self) -> None:
+        begun: list[int] = []
+        self.bench.client.listen("OutputTypingEvent", lambda message: None, lambda: begun.append(1))
+        self.assertEqual(begun, [])
+        self.bench.settle()
+        self.assertEqual(begun, [1])
+
     def test_all_listeners_hear_all(self) -> None:
         heard: list[tuple[int, bytes]] = []
         for number in range(3):

@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.jetstream.errors import ApiError
 from dendrite_tw.jetstream.messages import Message
 from dendrite_tw.jetstream.outbox import OutboxRelay, OutboxRow
@@ -25,6 +26,7 @@ class Table:
         self.rows: dict[int, OutboxRow] = {}
         self.reads = 0
         self.failing = False
+        self.away = False
         self._last = 0
 
     def add(self, stream: str, payload: bytes = b"", suffix: str = "", headers: bytes = b"") -> OutboxRow:
@@ -34,11 +36,15 @@ class Table:
 
     async def read_after(self, after: int, limit: int) -> list[OutboxRow]:
         self.reads += 1
+        if self.away:
+            raise Unavailable("it is away")
         if self.failing:
             raise OSError("the database is away")
         return [row for number, row in sorted(self.rows.items()) if number > after][:limit]
 
     async def delete_upto(self, upto: int) -> None:
+        if self.away:
+            raise Unavailable("it is away")
         for number in [number for number in self.rows if number <= upto]:
             del self.rows[number]
 
@@ -195,6 +201,17 @@ class OutboxTests(DiskCase):
         gate.callback(None)
         self.bench.advance(3)
         self.assertEqual(self.table.rows, {})
+
+    def test_a_database_that_is_away_is_waited_for_without_a_fuss(self) -> None:
+        self.relay.offer([self.table.add(STREAM, b"0")])
+        self.bench.settle()
+        self.table.away = True
+        self.relay.notify(self.table.add(STREAM, b"1").id)
+        self.bench.advance(5)
+        self.assertEqual((len(self.table.rows), self.effects()), (2, [[b"0"]] * 2))
+        self.table.away = False
+        self.bench.advance(15)
+        self.assertEqual((self.table.rows, self.effects()), ({}, [[b"0", b"1"]] * 2))
 
     def test_rows_of_streams_without_durables_go_when_published(self) -> None:
         self.relay.offer([self.table.add("OutputClientData", b"x")])

@@ -13,6 +13,7 @@ from dendrite_tw.links.codec import InterfaceCodec
 from dendrite_tw.links.handle import Answerer, Direct, Encoded, handle
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.room_api.api import RoomAPI
+from dendrite_tw.sync_api.api import SyncAPI
 from dendrite_tw.user_api.api import KeyAPI, UserAPI
 
 
@@ -89,7 +90,7 @@ class EncodedTests(Contract, SynchronousTestCase):
 
 class CodecTests(SynchronousTestCase):
     def test_our_interfaces_can_cross_a_process_border(self) -> None:
-        for interface in (RoomAPI, UserAPI, KeyAPI):
+        for interface in (RoomAPI, UserAPI, KeyAPI, SyncAPI):
             self.assertTrue(InterfaceCodec(interface).methods)
 
     def test_a_type_that_cannot_is_refused(self) -> None:

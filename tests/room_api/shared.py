@@ -15,9 +15,10 @@ from dendrite_tw.database.addresses import dsn_of
 from dendrite_tw.database.engines import Unavailable
 from dendrite_tw.database.outbox import OutboxRow
 from dendrite_tw.database.postgresql import InlinePostgreSQL
+from dendrite_tw.federation_api.api import NoFederation
 from dendrite_tw.links.routing import key_of, routing_of
 from dendrite_tw.matrix.keys import signing_key
-from dendrite_tw.room_api.api import PURGE_ROOM, OutputRoomEvent, RoomAPI, RoomPurged
+from dendrite_tw.room_api.api import PURGE_ROOM, STATE_COMPLETE, OutputRoomEvent, RoomAPI, RoomPurged, StateComplete
 from dendrite_tw.room_api.component import RoomComponent
 from dendrite_tw.sharing.database import DatabaseLeases
 from dendrite_tw.sharing.leases import NotMine
@@ -25,18 +26,32 @@ from dendrite_tw.sharing.shares import lease_of, share_of
 from dendrite_tw.world import World, test_world
 from tests.database.cluster import cluster
 from tests.fakes import FakeFederation
+from tests.harness import Memory
 from tests.room_api.story import PlainUsers
 
+KEY = signing_key("ed25519:1", b"k" * 32)
 COMPONENT = "room_server"
 PATIENCE = 8.0
 PAUSE = 0.05
 
 
 class SlowDatabase(InlinePostgreSQL):
-    """Takes some time for a write, so that others come in between; reads are answered at once."""
+    """Takes some time for what it is asked, so that others come in between."""
 
     delay: Callable[[], float] = staticmethod(lambda: 0.0)
+    read_delay: Callable[[], float] = staticmethod(lambda: 0.0)
     clock: Clock
+
+    async def read(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        delay = self.read_delay()
+        if delay and not function.__qualname__.startswith("LeaseTables"):
+            passed: Deferred[None] = Deferred()
+            self.clock.callLater(delay, passed.callback, None)
+            await passed
+        return await super().read(function, *args, **kwargs)
+
+    def read_long(self, function: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self.read(function, *args, **kwargs))
 
     def write(self, function: Any, *args: Any, **kwargs: Any) -> Deferred[Any]:
         delay = self.delay()
@@ -88,6 +103,17 @@ class AirEchoes:
             self._air.processes.remove(self)
 
 
+class Federation(NoFederation):
+    """`FederationAPI` of a process, over the wires of a test."""
+
+    def __init__(self) -> None:
+        self.wires: Any = FakeFederation()
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        return found if name == "wires" or name.startswith("__") else getattr(self.wires, name)
+
+
 class Process:
     """A process with a room component; one that was killed answers nothing more."""
 
@@ -100,14 +126,15 @@ class Process:
         self.echoes = AirEchoes(house.air)
         self.leases = DatabaseLeases(COMPONENT, self.database, self.echoes, house.clock, self.world.random)
         self._live_long(self.leases._tables)
+        self.federation = Federation()
         self.rooms: Any = RoomComponent(
             database=self.database,
             users=house.users,  # type: ignore[arg-type]
-            federation=house.others,
+            federation=self.federation,
             world=self.world,
             budget=CacheBudget(1 << 24),
             server_name="test",
-            key=signing_key("ed25519:1", b"k" * 32),
+            key=KEY,
             default_room_version="10",
             rooms=house.rooms,
             leases=self.leases,
@@ -191,13 +218,11 @@ class SharedCase(SynchronousTestCase):
     """Several processes; ``told`` is what they put into the outbox, by position."""
 
     def setUp(self) -> None:
-        self.clock = Clock()
-        self.clock.advance(1_700_000_000)
+        self.clock = Memory().clock
         self.dsn = dsn_of(cluster().new())
         self.air = Air(self.clock)
         self.users = PlainUsers()
-        self.others = FakeFederation()
-        self.told: dict[int, OutputRoomEvent | RoomPurged] = {}
+        self.told: dict[int, OutputRoomEvent | RoomPurged | StateComplete] = {}
         self.processes: list[Process] = []
         self.turn = 0
         self.rooms: Any = Everywhere(self)
@@ -213,8 +238,8 @@ class SharedCase(SynchronousTestCase):
     def tell(self, rows: list[OutboxRow]) -> None:
         for row in rows:
             assert row.id not in self.told
-            purged = msgspec.json.decode(row.headers).get("output_room_event_type") == PURGE_ROOM
-            kind: Any = RoomPurged if purged else OutputRoomEvent
+            kinds: dict[Any, Any] = {PURGE_ROOM: RoomPurged, STATE_COMPLETE: StateComplete}
+            kind = kinds.get(msgspec.json.decode(row.headers).get("output_room_event_type"), OutputRoomEvent)
             self.told[row.id] = msgspec.msgpack.decode(row.payload, type=kind)
 
     def events(self, room_id: str) -> list[OutputRoomEvent]:

@@ -248,6 +248,26 @@ class HandoverTests(TwoProcesses):
         self.assertEqual(nids, sorted(nids))
         self.assertEqual(len(nids), len(set(nids)))
 
+    def test_what_is_being_made_is_waited_for(self) -> None:
+        rooms = [self.room_of(self.one) for _ in range(8)]
+        self.one.database.read_delay = lambda: 0.5
+        for number, room_id in enumerate(rooms):
+            event = NewEvent(room_id=room_id, sender=ALICE, type=f"org.own{number}", content={}, state_key="")
+            self.begin(self.one.rooms.send(event))
+        # The first read is over, which looks for the event that is there already; the second is the writer's.
+        self.settle(0.6, 0.05)
+        three = self.process()
+        sent = [self.begin(self.rooms.send(self.message(room_id, "next"))) for room_id in rooms]
+        self.settle(3, 0.05)
+        self.assertTrue(any(three.holds(room_id) for room_id in rooms))
+        for room_id, next_one in zip(rooms, sent, strict=True):
+            ids = [one.event.event_id for one in self.events(room_id)]
+            self.assertEqual(ids[-1], self.successResultOf(next_one))
+            pdus = self.do(self.rooms.pdus(ids))
+            self.assertEqual(msgspec.json.decode(pdus[ids[-2]])["type"].partition(".")[0], "org")
+            for before, after in pairwise(ids):
+                self.assertEqual(msgspec.json.decode(pdus[after])["prev_events"], [before])
+
     def test_a_transaction_is_known_by_whoever_has_the_room(self) -> None:
         room_id = self.room_of(self.one)
         sent = self.say(room_id, "once", device_id="D", transaction_id="t")

@@ -57,6 +57,7 @@ class StormTests(SharedCase):
     def join_process(self) -> None:
         process = self.process()
         process.database.delay = lambda: self.chance.choice([0.0, 0.0, 0.01, 0.05])
+        process.database.read_delay = lambda: self.chance.choice([0.0] * 9 + [0.02])
 
     def something_happens(self) -> None:
         living = [process for process in self.processes if not process.dead]

@@ -54,6 +54,28 @@ class SoleTests(SynchronousTestCase):
         self.assertFalse(leases.holds("a"))
         self.assertEqual(told, ["a", "b", ("a", True), ("b", True)])
 
+    def test_one_that_ends_with_trouble_keeps_none_of_the_others_from_ending(self) -> None:
+        slow: Deferred[None] = Deferred()
+        ended: list[str] = []
+
+        async def gained(name: str) -> None:
+            return
+
+        async def lost(name: str, kept: bool) -> None:
+            if name == "a":
+                raise ValueError("trouble")
+            await slow
+            ended.append(name)
+
+        leases = Sole()
+        leases.want(["a", "b"], gained, lost)
+        self.successResultOf(Deferred.fromCoroutine(leases.start()))
+        stopping = Deferred.fromCoroutine(leases.stop())
+        self.assertNoResult(stopping)
+        slow.callback(None)
+        self.failureResultOf(stopping, ValueError)
+        self.assertEqual(ended, ["b"])
+
 
 class LeasesCase(SynchronousTestCase):
     def setUp(self) -> None:

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from dendrite_tw.cache import CacheBudget
 from dendrite_tw.matrix.errors import MatrixError
 from dendrite_tw.sync_api import rooms as rooms_module
+from dendrite_tw.sync_api import typing as typing_module
 from dendrite_tw.sync_api.api import Presence, Typing
 from dendrite_tw.sync_api.lazy import SentMembers
 from dendrite_tw.sync_api.positions import Heard
@@ -199,6 +200,16 @@ class Bounds(SynchronousTestCase):
         self.assertEqual(clock.getDelayedCalls(), [])
         board.hear(Typing(room_id=ROOM, user_id=A, typing=True, timeout_ms=1000, ts=0), 9999)
         self.assertEqual(len(changed), USERS_KEPT + 2)
+
+    def test_what_another_process_is_told_of_typing(self) -> None:
+        self.patch(typing_module, "ROOMS_TOLD", 3)
+        clock = Clock()
+        board = TypingBoard(clock, ReactorClock(clock), lambda room_id, position: None)
+        for number in (4, 2, 5, 1, 3):
+            board.hear(Typing(room_id=f"!{number}:t", user_id=A, typing=True, timeout_ms=5000), 10)
+        self.assertEqual([room.room_id for room in board.now()], ["!5:t", "!1:t", "!3:t"])
+        clock.pump([6, 200])
+        self.assertEqual(board.now(), [])
 
     def test_presence(self) -> None:
         board = PresenceBoard(kept=2)

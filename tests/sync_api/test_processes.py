@@ -210,12 +210,10 @@ class WhoIsThere(TwoProcesses):
         self.be(B)
         self.settle()
         self.assertEqual(self.presence(waiting.json), [(B, "online")])
-        self.assertTrue(self.flushLoggedErrors(MatrixError))
         waiting = self.ask("alice", waiting.json["next_batch"], timeout=1000)
         self.keys.change(B)
         self.settle()
         self.assertEqual(waiting.json["device_lists"], {"changed": [B]})
-        self.assertTrue(self.flushLoggedErrors(MatrixError))
 
     def test_questions_about_many_are_asked_together(self) -> None:
         gate: Deferred[None] = Deferred()
@@ -351,9 +349,10 @@ class Missed(TwoProcesses):
         self.patch(self.rooms, "position", away)
         self.restart(wait=False)
         self.rooms.position = position  # type: ignore[method-assign]
+        meanwhile = self.rooms.message(ROOM, B)
         self.clock.advance(1)
         event = self.rooms.message(ROOM, B)
-        self.assertEqual(timeline_ids(self.sync("alice", self.since)), [event.event_id])
+        self.assertEqual(timeline_ids(self.sync("alice", self.since)), [meanwhile.event_id, event.event_id])
 
     def test_a_key_change_of_which_the_one_before_is_missing(self) -> None:
         self.keys.change(B)

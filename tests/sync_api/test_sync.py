@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 
 from dendrite_tw.sync_api.syncing import SyncQuery
@@ -238,6 +241,23 @@ class LongPolling(SyncCase):
         self.settle()
         self.assertEqual(self.component.notifier.waiting, 100)
         self.assertEqual(sum(answer.done for answer in answers), self.process_count)
+
+    def test_a_component_that_drains_answers_at_once_and_goes_on(self) -> None:
+        waiting = self.ask("alice", self.since, timeout=30000)
+        component = self.component
+        component.drain()
+        self.settle()
+        self.assertEqual(waiting.json["next_batch"], self.since)
+        event = self.rooms.message(ROOM, B)
+        query = SyncQuery(since=self.since, timeout=30000, set_presence="offline")
+        answers = []
+        for _ in range(2):
+            asked = Deferred.fromCoroutine(component.handler.sync(ALICE, query))
+            self.settle()
+            answers.append(json.loads(self.successResultOf(asked)))
+            query = msgspec.structs.replace(query, since=answers[-1]["next_batch"])
+        self.assertEqual(timeline_ids(answers[0]), [event.event_id])
+        self.assertEqual(answers[1]["next_batch"], answers[0]["next_batch"])
 
     def test_a_component_that_stops_leaves_none_waiting(self) -> None:
         self.ask("alice", self.since, timeout=30000)

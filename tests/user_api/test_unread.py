@@ -516,6 +516,20 @@ class Arrival(RoomCase):
         self.assertEqual(0, self.successResultOf(asked)[ROOM].notification_count)
         self.successResultOf(_start(self.api.unread(BOB, [ROOM], self.position + 1)))
 
+    def test_what_was_answered_too_early_is_put_right(self) -> None:
+        asked = [_start(self.api.unread(user, [ROOM], self.position + 1)) for user in (BOB, CAROL)]
+        self.users.clock.advance(1)
+        for one in asked:
+            self.assertEqual(0, self.successResultOf(one)[ROOM].notification_count)
+        self.users.told.clear()
+        self.says(ALICE)
+        for _ in range(2):
+            self.store()
+            changes = [msgspec.msgpack.decode(row.payload, type=UnreadChange) for row in self.users.told]
+            self.assertEqual([(BOB, ROOM), (CAROL, ROOM)], [(change.user_id, change.room_id) for change in changes])
+            self.assertEqual([row.id for row in self.users.told], [change.position for change in changes])
+        self.assertEqual([(1, 0), (1, 0)], [self.counts(user) for user in (BOB, CAROL)])
+
     def test_who_stops_asking_is_not_answered(self) -> None:
         asked = _start(self.api.unread(BOB, [ROOM], self.position + 1))
         asked.cancel()

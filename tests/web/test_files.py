@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
@@ -10,6 +11,7 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from dendrite_tw.web.files import byte_range
+from dendrite_tw.web.pieces import STALLED_SECONDS
 from dendrite_tw.web.routes import Access, Response, Route
 from tests.harness import Answer, serve
 
@@ -53,7 +55,8 @@ class FileTests(SynchronousTestCase):
         self.path = Path(self.mktemp())
         self.path.write_bytes(DATA)
         self.length = len(DATA)
-        self.web = serve([Route("GET", PATH, self.file, Access.PUBLIC)], Clock())
+        self.clock = Clock()
+        self.web = serve([Route("GET", PATH, self.file, Access.PUBLIC)], self.clock)
 
     async def file(self) -> Response:
         headers = [(b"ETag", b'"abc"')]
@@ -107,28 +110,48 @@ class FileTests(SynchronousTestCase):
         self.assertTrue(answer.disconnecting)
 
     def test_a_slow_client_is_not_pressed(self) -> None:
-        transport = SlowTransport(IPv4Address("TCP", "127.0.0.1", 1), IPv4Address("TCP", "127.0.0.1", 2))
-        channel = self.web.site.buildProtocol(None)
-        channel.makeConnection(transport)
-        channel.dataReceived(f"GET {PATH} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        transport = self.ask_slowly()
         self.assertLess(len(transport.value()), len(DATA))
         for _ in range(10):
+            self.clock.advance(STALLED_SECONDS - 1)
             transport.drain()
         self.assertTrue(transport.value().endswith(DATA))
 
-    def test_a_client_that_goes_away_is_forgotten(self) -> None:
+    def test_a_client_that_takes_nothing_loses_the_connection(self) -> None:
+        for header in ("", "TE: trailers\r\n"):
+            transport = self.ask_slowly(header)
+            self.clock.advance(STALLED_SECONDS - 1)
+            self.assertFalse(transport.disconnected)
+            self.clock.advance(1)
+            self.assertTrue(transport.disconnected)
+
+    def ask_slowly(self, header: str = "") -> SlowTransport:
+        """A request of a client that takes its time; with a `header` it is one that Twisted's parser reads."""
         transport = SlowTransport(IPv4Address("TCP", "127.0.0.1", 1), IPv4Address("TCP", "127.0.0.1", 2))
         channel = self.web.site.buildProtocol(None)
+        transport.protocol = channel
         channel.makeConnection(transport)
-        channel.dataReceived(f"GET {PATH} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        channel.dataReceived(f"GET {PATH} HTTP/1.1\r\nHost: test\r\n{header}\r\n".encode())
+        return transport
+
+    def test_a_client_that_goes_away_is_forgotten(self) -> None:
+        transport = self.ask_slowly()
         sent = len(transport.value())
-        channel.connectionLost(ConnectionResetError())
+        transport.protocol.connectionLost(ConnectionResetError())
         transport.drain()
         self.assertEqual(len(transport.value()), sent)
 
 
 class SlowTransport(StringTransport):
     """Takes one piece at a time."""
+
+    protocol: Any
+    disconnected = False
+
+    def abortConnection(self) -> None:
+        super().abortConnection()
+        self.disconnected = True
+        self.protocol.connectionLost(ConnectionAbortedError())
 
     def write(self, data: bytes) -> None:
         super().write(data)

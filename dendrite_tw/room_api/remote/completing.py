@@ -124,6 +124,8 @@ class Completing:
         self._rooms.require(room)
         if room.room_id not in self._running:
             self.begin(room.room_id)
+            if room.standing != PARTIAL:
+                return
         waiting: Deferred[None] = Deferred()
         self._waiting.setdefault(room.room_id, []).append(waiting)
         try:

@@ -77,6 +77,10 @@ _ROOM = "SELECT room_nid, room_id, version, depth, extremities, snapshot_nid, ta
 def room_by_id(txn: Transaction, room_id: str) -> None: ...
 
 
+@many(RoomRow, f"{_ROOM} WHERE room_id = ANY(:room_ids)")
+def rooms_by_id(txn: Transaction, room_ids: Sequence[str]) -> None: ...
+
+
 @maybe(RoomRow, f"{_ROOM} WHERE room_nid = :room_nid")
 def room_by_nid(txn: Transaction, room_nid: int) -> None: ...
 
