@@ -109,6 +109,7 @@ class Process(Server):
         await self.drain()
         self._tunnels.stop()
         await self.parts.stop()
+        self._ways.stop()
 
     async def drain(self) -> None:
         """Take nothing new, and finish what is under way, within `DRAIN_SECONDS`.
@@ -119,11 +120,10 @@ class Process(Server):
             front.drain()
         for living in self.parts.living:
             await ended(getattr(living, "drain", nothing)())
-        if self.parts.basis.client.ready:
-            await self._tunnels.withdraw()
-            await self._ways.drain()
+        await self._tunnels.withdraw()
         if not await when_empty(self._time, self._under_way, DRAIN_SECONDS):
             log.warn("{count} requests are given up", count=self._under_way())
+        await self._ways.drain()
 
     def _under_way(self) -> int:
         return self._inner.busy + sum(front.busy for front in self._fronts)

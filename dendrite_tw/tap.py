@@ -173,6 +173,8 @@ def make_service(settings: Settings, reactor: Any = None, assemble: Assemble | N
     whole = Whole(monolith, listeners, reactor)
     if IReactorTime.providedBy(reactor):
         spare_memory(whole, reactor)
+    if some:
+        end_in_order(reactor)
     factory = monolith.factory(reactor)
     for listener in listeners:
         listener.factory = factory
@@ -261,6 +263,19 @@ def check_file_limit() -> None:
             soft=soft,
             wanted=FEW_FILES,
         )
+
+
+def end_in_order(reactor: Any) -> None:
+    """Let a process that was told to stop, and has finished what it had, end with exit code 0.
+
+    `twistd` would kill itself by the signal that it was stopped with, for the sake of shells; whoever moves processes
+    about takes that for a death.
+    """
+
+    def forget() -> None:
+        reactor._exitSignal = None
+
+    reactor.addSystemEventTrigger("after", "shutdown", forget)
 
 
 def spare_memory(whole: MultiService, reactor: Any) -> None:

@@ -59,8 +59,19 @@ class CacheTests(SynchronousTestCase):
         self.budget.sweep()
         self.assertEqual((self.cache.get(1), self.cache.get(2), len(self.cache)), (None, 10, 1))
 
+    def test_all_is_forgotten_at_once(self) -> None:
+        self.cache.put(1, 10)
+        self.cache.get(1)
+        self.budget.sweep()
+        self.cache.put(2, 10)
+        self.cache.clear()
+        self.assertEqual((self.cache.get(1), self.cache.get(2), self.cache.bytes, self.budget.used), (None, None, 0, 0))
+        self.budget.sweep()
+        self.cache.put(3, 10)
+        self.assertEqual((self.cache.get(3), self.budget.used), (10, 10))
+
     @settings(max_examples=100, deadline=None, derandomize=True)
-    @given(st.lists(st.tuples(st.sampled_from("gppxs"), st.integers(0, 9), st.integers(1, 60)), max_size=80))
+    @given(st.lists(st.tuples(st.sampled_from("gppxsc"), st.integers(0, 9), st.integers(1, 60)), max_size=80))
     def test_the_books_are_right(self, steps: list[tuple[str, int, int]]) -> None:
         budget = CacheBudget(100)
         cache: Cache[int, int] = Cache("numbers", budget, lambda value: value, fresh_bytes=40)
@@ -72,6 +83,8 @@ class CacheTests(SynchronousTestCase):
                 self.assertEqual(cache.get(key), value)
             elif what == "x":
                 cache.pop(key)
+            elif what == "c" and key == 0:
+                cache.clear()
             else:
                 budget.sweep()
             self.assertLessEqual(budget.used, 100)

@@ -659,6 +659,20 @@ class Start(Case):
         self.start().startService()
         self.assertEqual(len(self.reactor.adopted), 1)
 
+    def test_a_process_that_was_told_to_stop_ends_well(self) -> None:
+        class Reactor(FakeReactor):
+            _exitSignal = 15
+
+            def addSystemEventTrigger(self, phase: str, event: str, call: Any) -> None:
+                self.after = (phase, event, call)
+
+        self.reactor = reactor = Reactor()
+        tap.end_in_order(reactor)
+        phase, event, call = reactor.after
+        self.assertEqual((phase, event), ("after", "shutdown"))
+        call()
+        self.assertIsNone(reactor._exitSignal)
+
     def test_stopped_before_it_has_started(self) -> None:
         service = self.start()
         service.startService()

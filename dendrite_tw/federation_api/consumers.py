@@ -71,7 +71,7 @@ class Consumer:
         self._senders = senders
         self._rooms = rooms
         self._server_name = server_name
-        self._storing = LoopingCall(lambda: Deferred.fromCoroutine(self.progress.store()).addErrback(_unstored))
+        self._storing = LoopingCall(lambda: Deferred.fromCoroutine(self._store()).addErrback(_unstored))
         self._storing.clock = time
         self._worker: Any = None
 
@@ -87,10 +87,14 @@ class Consumer:
         if self._worker is not None:
             await self._worker.stop()
             self._worker = None
+        await self._store()
+
+    async def _store(self) -> None:
+        """Store how far it has read; what was not stored is read again."""
         try:
             await self.progress.store()
         except Unavailable as error:
-            log.info("{consumer} reads some messages again: {error}", consumer=self.name, error=error.error)
+            log.info("{consumer}: how far it has read is not stored: {error}", consumer=self.name, error=error.error)
 
     async def consume(self, messages: list[Message]) -> None:
         """Take messages in; when this returns, what follows from them is stored."""

@@ -30,6 +30,8 @@ from .ways import component_of
 PATIENCE: Final = 4.0
 """Seconds for which somebody is looked for who answers."""
 AGAIN_SECONDS: Final = 0.25
+DEATHS: Final = 3
+"""After so many processes that died over a question it is not asked again."""
 
 HOP_HEADERS: Final = frozenset([b"content-length", b"transfer-encoding", b"expect"])
 """What is said anew of a body that is handed on."""
@@ -98,6 +100,7 @@ class Forwarded:
         self._started = self._over = False
         self._behind = 0
         self._full = False
+        self._deaths = 0
         self._end: End
         self._begin([data[PIECE:]])
 
@@ -160,11 +163,18 @@ class Forwarded:
         if self._started:
             self._over = True
             self._sink.abort()
-        elif (reason == NOBODY or self._repeatable) and self._site.seconds() < self._until:
+        elif self._may_ask_again(reason):
             self._site.reactor.callLater(AGAIN_SECONDS, self._again)
         else:
             self._over = True
             self._sink.refuse(unavailable())
+
+    def _may_ask_again(self, reason: str) -> bool:
+        if reason == NOBODY:
+            return self._site.seconds() < self._until
+        self._deaths += 1
+        self._until = self._site.seconds() + PATIENCE
+        return self._repeatable and self._deaths < DEATHS
 
     def _again(self) -> None:
         if not self._over:

@@ -153,13 +153,13 @@ class Answering:
         return succeed(None) if served is None else self._withdraw(served)
 
     async def drain(self) -> None:
-        """Take no more calls of any kind; returns when those under way are done."""
-        served = [*self._served, *self._shares.values()]
-        self._served.clear()
-        self._shares.clear()
+        """Take no more calls that others may answer as well; returns when those under way are done.
+
+        Shares are withdrawn one by one, when they are given to somebody else.
+        """
+        served, self._served = self._served, []
         for leaving in [self._withdraw(each) for each in served]:
             await leaving
-        await self._idle(None)
 
     def _withdraw(self, served: Served) -> Deferred[None]:
         served.withdrawn = True

@@ -107,8 +107,12 @@ class Between:
                 self.calls.serve(interface, target)
 
     async def drain(self) -> None:
-        """Take no more calls, and finish those under way."""
+        """Take no more calls that others may answer, and finish those under way."""
         await self.calls.drain()
+
+    def stop(self) -> None:
+        """Nothing is called any more."""
+        self.calls.stop()
 
 
 class Answering:

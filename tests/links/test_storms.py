@@ -145,10 +145,16 @@ class Storm:
         rooms = [room for room, holder in self.holders.items() if holder is leaving]
         for room in rooms:
             self.holders[room] = None
-            self.holding.discard((leaving.name, room))
-        Deferred.fromCoroutine(leaving.calls.drain()).addCallback(
-            lambda _: [self.settle_on(room) for room in rooms if self.holders[room] is None]
-        )
+
+        async def go() -> None:
+            await leaving.calls.drain()
+            for room in rooms:
+                self.holding.discard((leaving.name, room))
+                await leaving.give(room)
+                if self.holders[room] is None:
+                    self.settle_on(room)
+
+        Deferred.fromCoroutine(go())
 
     def cut_off(self) -> None:
         process = self.chance.choice([*self.callers, *self.answerers])

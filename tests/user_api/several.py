@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from dendrite_tw.database.outbox import Outbox
 from dendrite_tw.room_api.api import OUTPUT_ROOM_EVENT, RoomEvent
 from dendrite_tw.user_api.api import UNREAD, KeyAPI, Unread
 from dendrite_tw.user_api.component import UserComponent
@@ -143,7 +142,3 @@ class SeveralCase(UsersCase):
 
     def reads(self, one: One, user_id: str, event: RoomEvent) -> None:
         self.wait(one.users.read_up_to(user_id, event.room_id, {"m.read": event.event_id}, None))
-
-
-def outboxes(parts: list[One]) -> list[Outbox]:
-    return [one.users.outbox for one in parts]

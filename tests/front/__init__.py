@@ -1,0 +1,1 @@
+"""Listeners of processes that have some of the components."""
