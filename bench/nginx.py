@@ -20,7 +20,8 @@ pid {folder}/nginx.pid;
 error_log {folder}/error.log warn;
 events {{ worker_connections 2048; }}
 http {{
-    access_log off;
+    map $status $failed {{ ~^5 1; default 0; }}
+    access_log {folder}/access.log combined if=$failed;
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi;

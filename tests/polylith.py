@@ -8,6 +8,7 @@ of the processes that answer them, and now and then to another one, which hands 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -113,6 +114,8 @@ class Wire:
 class Broker:
     """A NATS server in memory, at whatever address is connected to."""
 
+    prefix = "Dendrite"
+
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.bench = ServerBench(None, clock)
@@ -132,6 +135,22 @@ class Broker:
         self.clock.callLater(0, connect)
         return here
 
+    def exchange(self) -> bool:
+        """Whether anything came that waited for nobody's turn."""
+        return False
+
+    def close(self) -> None:
+        """It is gone with the test."""
+
+
+def broker_of(clock: Clock) -> Any:
+    """The broker that the environment asks for: a real one where ``TEST_POLYLITH`` is ``nats``."""
+    if os.environ.get("TEST_POLYLITH") == "nats":
+        from tests.nats_wire import RealBroker
+
+        return RealBroker(clock)
+    return Broker(clock)
+
 
 _around: WeakKeyDictionary[Clock, list[Around]] = WeakKeyDictionary()
 """All that is under way on a clock."""
@@ -143,7 +162,7 @@ class Around:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         _around.setdefault(clock, []).append(self)
-        self.broker = Broker(clock)
+        self.broker: Any = broker_of(clock)
         self._dsn = cluster().new(",pg_catalog")
         self._connection = psycopg2.connect(self._dsn)
         self._connection.autocommit = True
@@ -154,7 +173,8 @@ class Around:
     def config(self, text: str) -> str:
         """The configuration of a server with everything in itself, for one that is to stand on this."""
         text = re.sub(r'"file:[^"]+"', f'"{self._dsn}"', text)
-        return re.sub(r"in_memory: true, storage_path: [^ }]*", "addresses: [nats.test]", text)
+        queue = f"addresses: [nats.test], topic_prefix: {self.broker.prefix}"
+        return re.sub(r"in_memory: true, storage_path: [^ }]*", queue, text)
 
     def pump(self, seconds: float) -> None:
         """Let time pass, and all happen that follows from it."""
@@ -168,9 +188,12 @@ class Around:
 
     def _settle(self) -> None:
         for _ in range(TURNS):
-            if not any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()):
+            if any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls()):
+                self.clock.advance(0)
+                continue
+            moved = [around.broker.exchange() for around in _around[self.clock]]
+            if not any(moved):
                 return
-            self.clock.advance(0)
         raise AssertionError("it goes round and round")
 
     def _tell_time(self) -> None:
@@ -183,6 +206,7 @@ class Around:
 
     def close(self) -> None:
         _around[self.clock].remove(self)
+        self.broker.close()
         self._connection.close()
 
 

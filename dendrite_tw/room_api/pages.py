@@ -27,6 +27,10 @@ PAGE_LIMIT = 1000
 SCAN_LIMIT = 5
 """How many times the wanted events a filtered page reads before it is given up as a page with fewer."""
 
+BRANCHES_LOOKED_AT = 100
+"""Events up to a place in the stream among which the one is looked for that lies highest in history: going back from
+there, none is left out that came on another branch."""
+
 NEAREST = 50
 """Events nearest to a time of which the first one that may be seen is told."""
 
@@ -69,7 +73,7 @@ class Pages:
         if room is None:
             raise forbidden("You are not in this room.")
         membership = await self._viewer.require_member(room.room_nid, user_id)
-        start = await self.start(room.room_nid, direction, from_token)
+        start = await self._begin(room.room_nid, direction, from_token)
         if membership is not None and membership.membership != "join" and direction == "b":
             left = await self._place_of(room.room_nid, membership.position)
             start = min(start, left)
@@ -81,6 +85,14 @@ class Pages:
             following = _after(rows[-1], direction)
         end = following and timeline_token(*following)
         return Page(events=events, start=timeline_token(*start), end=end, state=state)
+
+    async def _begin(self, room_nid: int, direction: str, token: str | None) -> Place:
+        """As `start`; who goes back from a place in the stream comes upon what is on other branches, too."""
+        if token is not None and direction == "b" and (place := parse_token(token)).depth is None:
+            above = await self._database.read(event_table.highest_live, room_nid, place.position, BRANCHES_LOOKED_AT)
+            if above is not None:
+                return Place(above.depth, above.position)
+        return await self.start(room_nid, direction, token)
 
     async def start(self, room_nid: int, direction: str, token: str | None) -> Place:
         """Where a page begins: after a token, or at the newest or the first event."""

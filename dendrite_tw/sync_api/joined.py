@@ -277,7 +277,9 @@ def void_upto(span: StateSpan, timeline: Timeline) -> int:
 def after_position(timeline: Timeline, position: int, end: int) -> Timeline:
     """What of a timeline that ends at `end` comes after a position."""
     events = [event for event in timeline.events if event.position > position]
-    return Timeline(events, True, start_of(events, True, end, ""))
+    if timeline.limited and events:
+        return Timeline(events, True, str(SyncToken(events[0].position - 1)))
+    return Timeline(events, True, start_of(events, True, end, "", timeline.events))
 
 
 def members_in(events: Iterable[RoomEvent]) -> Iterable[RoomEvent]:

@@ -5,6 +5,8 @@ Client-Server API, "Syncing" and "Room History Visibility".
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from ..matrix.visibility import HISTORY_VISIBILITY, Visibility, visibility_from
@@ -61,7 +63,8 @@ class TimelineReader:
             seen = await self._visible(request, room, events)
             limited = limited or len(seen) < len(events) or len(seen) > limit
             events = seen[-limit:]
-        return Timeline(events, limited, start_of(events, limited, upto, empty_token))
+        left_out = (event for event in room.timeline if event.position > after) if limited else ()
+        return Timeline(events, limited, start_of(events, limited, upto, empty_token, left_out))
 
     async def _visible(self, request: SyncRequest, room: Room, events: list[RoomEvent]) -> list[RoomEvent]:
         """Those of `events` that the user may see: what is current state is shown in any case."""
@@ -96,13 +99,23 @@ class TimelineReader:
             if len(events) >= limit or not more or found.cut:
                 break
         limited = more or hidden
+        if limited and events:
+            return Timeline(events, limited, str(SyncToken(events[0].position - 1)))
         return Timeline(events, limited, start_of(events, limited, end, empty_token))
 
 
-def start_of(events: list[RoomEvent], limited: bool, end: int, empty_token: str) -> str:
-    """Where the events begin, ``prev_batch``; ``end`` is the position at which the timeline ends."""
+def start_of(
+    events: list[RoomEvent], limited: bool, end: int, empty_token: str, left_out: Iterable[RoomEvent] = ()
+) -> str:
+    """Where the events begin, ``prev_batch``; ``end`` is the position at which the timeline ends.
+
+    A client that goes back from there has to come upon the events before, ``left_out`` (later ones among them do not
+    count).  History goes by depth: on another branch an event that came earlier may lie above the first one here.
+    """
     if events:
-        return before_event(events[0])
+        first = events[0]
+        above = max(((e.depth, e.position) for e in left_out if e.position < first.position), default=(0, 0))
+        return timeline_token(*max((first.depth, first.position - 1), above))
     return str(SyncToken(end, 0, 0, 0)) if limited else empty_token
 
 

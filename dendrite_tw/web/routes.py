@@ -131,14 +131,23 @@ def client_paths(routes: Iterable[Route]) -> list[Route]:
 _PARAMETER = re.compile(r"^\{([a-z_]+)\}$")
 
 
+Shape = tuple[dict[str, Any], list[str]]
+"""The annotations of a handler, and the names of its parameters."""
+
+
+def shape_of(handler: Handler) -> Shape:
+    names = [name for name in inspect.signature(handler).parameters if name != "self"]
+    return typing.get_type_hints(inspect.unwrap(handler)), names
+
+
 class Endpoint:
     """A route made ready to be called: what its handler wants, and how to make it from a request."""
 
-    def __init__(self, route: Route) -> None:
+    def __init__(self, route: Route, shape: Shape | None = None) -> None:
+        """`shape` is that of the handler, where it is known already."""
         self.route = route
         self.parameters = [m.group(1) for part in route.path.split("/") if (m := _PARAMETER.match(part))]
-        hints = typing.get_type_hints(inspect.unwrap(route.handler))
-        names = [name for name in inspect.signature(route.handler).parameters if name != "self"]
+        hints, names = shape or shape_of(route.handler)
         special = {"caller", "body", "query", "request"}
         self.wants_origin = route.access is Access.SERVER and "origin" in names
         if route.access is Access.SERVER:
@@ -264,7 +273,11 @@ class RouteTree:
     """Finds the endpoint for a method and a path."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
-        self.endpoints = [Endpoint(route) for route in routes]
+        shapes: dict[Handler, Shape] = {}
+        self.endpoints: list[Endpoint] = []
+        for route in routes:
+            shape = shapes.get(route.handler) or shapes.setdefault(route.handler, shape_of(route.handler))
+            self.endpoints.append(Endpoint(route, shape))
         self._root = _Node()
         for endpoint in self.endpoints:
             node = self._root

@@ -74,7 +74,7 @@ class Stage(SynchronousTestCase):
     def _account_of(self, error: Exception) -> str:
         """Where the story stopped, and the end of every log."""
         told = ["".join(traceback.format_exception(error))]
-        for log in [self.server.log, *self.folder.glob("*.log")]:
+        for log in [self.server.log, *self.folder.glob("*.log"), *self.folder.glob("server/nginx/*.log")]:
             told.append(f"--- end of {log.name}\n{log.read_text(errors='replace')[-LOG_CHARACTERS:]}")
         return "\n".join(told)
 

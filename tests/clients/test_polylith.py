@@ -106,7 +106,11 @@ class PolylithCase(SynchronousTestCase):
 class EveningTests(test_nio.NioTests):
     """The evening of two users of matrix-nio."""
 
-    kind = Polylith.name
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="stage-")
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.server = deployment()
 
 
 class ListenerTests(PolylithCase):

@@ -107,12 +107,12 @@ class Patient(Watcher):
         events = [event["event_id"] for event in timeline["events"]]
         if timeline.get("limited"):
             self.gaps.append((room, len(self.events[room]), len(events)))
-            events = await self._gap(room, timeline["prev_batch"]) + events
+            events = await self._gap(room, timeline["prev_batch"], events) + events
         self.events[room].extend(events)
 
-    async def _gap(self, room: str, before: str) -> list[str]:
-        """Events that are not known, back to a page of nothing but known ones."""
-        known, missed = {*self.events[room]}, list[str]()
+    async def _gap(self, room: str, before: str, told: Sequence[str]) -> list[str]:
+        """Events that are not known nor among those just told, back to a page of nothing but known ones."""
+        known, missed = {*self.events[room], *told}, list[str]()
         while True:
             path = f"/rooms/{quote(room)}/messages?dir=b&limit=100&from={quote(before)}"
             page = (await insist(partial(self.account.call, "GET", path))).json()
@@ -259,7 +259,8 @@ async def story(polylith: PolylithHomeserver, peer: OurHomeserver, kinds: Sequen
         await settled(cast, far_reader, ending, far_ending)
         print("torture: the other server has everything", flush=True)
     for watcher in (*cast.watchers, *cast.far_watchers):
-        print(f"torture: gaps of {watcher.account.user_id}: {watcher.gaps}", flush=True)
+        if watcher.gaps:
+            print(f"torture: gaps of {watcher.account.user_id}: {watcher.gaps}", flush=True)
     await check(cast, before, far_reader)
     report.messages = sum(len(sender.answered) for sender in (*cast.senders, *cast.far_senders))
     report.errands = sum(len(courier.answered) for courier in cast.couriers)

@@ -13,7 +13,6 @@ from random import Random
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock, succeed
-from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from dendrite_tw.database.engines import Fenced
@@ -204,11 +203,11 @@ class Process:
 class Deployment:
     """The database, and who holds what."""
 
-    def __init__(self, clock: Clock, seed: int, slowest: float = 0.02) -> None:
+    def __init__(self, clock: Any, seed: int | str, slowest: float = 0.02, database: Any = None) -> None:
         self.clock = clock
         self.chance = Random(seed)
         self.slowest = slowest
-        self.database = empty_database()
+        self.database = empty_database() if database is None else database
         self.database.prepare(migrate, "federation_api", steps_of("dendrite_tw.federation_api"))
         self.processes: list[Process] = []
         self.holders: dict[str, Process] = {}

@@ -23,6 +23,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--servers", type=int, default=plan.servers)
     parser.add_argument("--people", type=int, default=plan.people, help="on each server")
     parser.add_argument("--rooms", type=int, default=plan.rooms)
+    parser.add_argument(
+        "--federating", type=int, default=plan.federating, help="processes of each server that federate"
+    )
     parser.add_argument("--seconds", type=float, default=plan.storm_seconds, help="how long each storm lasts")
     parser.add_argument("--version", action="append", help="room versions to choose from (default: many)")
     parser.add_argument("--trace", action="store_true", help="print everything that happens")
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     """Play the seeds; 1 if one of them failed."""
     options = parse(arguments)
     versions = {"versions": tuple(options.version)} if options.version else {}
-    plan = Plan(options.servers, options.people, options.rooms, options.seconds, **versions)
+    plan = Plan(options.servers, options.people, options.rooms, options.federating, options.seconds, **versions)
     failed = []
     for seed in range(options.first, options.first + options.seeds):
         before = time.perf_counter()

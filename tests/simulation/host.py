@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ from dendrite_tw.config import loads
 from dendrite_tw.database.engines import SQLiteDatabase, _deliver, _Job
 from dendrite_tw.matrix.keys import signing_key, write_pem
 from dendrite_tw.web.site import QuietSite, make_site
+from dendrite_tw.wiring import federation
 from dendrite_tw.world import SeededRandom, World
 from tests.harness import ask
+from tests.simulation.federating import SeveralFederating
 from tests.simulation.network import Connection, Done, Exchange, Network, Request, Response
 from tests.simulation.timing import Lifetime, SharedClock, SkewedClock
 
@@ -49,7 +52,10 @@ media_api: {{base_path: {folder}/media, database: {{connection_string: "file:{fo
 class Host:
     """A server and its folder."""
 
-    def __init__(self, name: str, folder: Path, network: Network, seed: str) -> None:
+    def __init__(self, name: str, folder: Path, network: Network, seed: str, federating: int = 1) -> None:
+        """`federating` is by how many processes it federates."""
+        self._federating = federating
+        self.several: SeveralFederating | None = None
         self.name = name
         self.network = network
         self.clock: SharedClock = network.clock
@@ -79,7 +85,7 @@ class Host:
         chance = SeededRandom(f"{self._seed} {self._runs}")
         world = World(lifetime, self._skewed, chance, None, connection)
         text = CONFIG.format(name=self.name, folder=self._folder, secret=SECRET)
-        server = self._server = monolith(loads(text, "dendrite.yaml", allow_open_registration=True), world)
+        server = self._server = self._made(world, text)
         for database in server.parts.databases._open.values():
             assert isinstance(database, SQLiteDatabase)
             database._writer.execute("PRAGMA synchronous=OFF")
@@ -97,12 +103,28 @@ class Host:
         server.started.addCallbacks(serves, lambda failure: self.failed(failure.value))
         return ready
 
+    def _made(self, world: World, text: str) -> Server:
+        """The server, whose federation may be of several processes."""
+        one = federation.Federating
+        if self._federating > 1:
+            seed = f"{self._seed} {self._runs} several"
+            federation.Federating = functools.partial(SeveralFederating, self, self._federating, seed)  # type: ignore
+        try:
+            server = monolith(loads(text, "dendrite.yaml", allow_open_registration=True), world)
+        finally:
+            federation.Federating = one  # type: ignore[misc]
+        if self._federating > 1:
+            self.several = server.parts.federating  # type: ignore[assignment]
+        return server
+
     def crash(self) -> None:
         """The process is gone, at whatever it was; what was committed is in its files, and nothing else."""
         assert self._server is not None
         assert self._lifetime is not None
         self.network.trace.note(self.name, "crashes")
         self.is_up = False
+        if self.several is not None:
+            self.several.end()
         self._lifetime.alive = False
         databases = self._server.parts.databases
         for database in databases._open.values():

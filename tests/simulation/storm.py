@@ -37,6 +37,8 @@ class Plan:
     people: int = 3
     """On each server, the anchor included."""
     rooms: int = 2
+    federating: int = 1
+    """By how many processes each server federates."""
     storm_seconds: float = 60.0
     pause_seconds: float = 2.5
     """Between two actions of a person, on average."""
@@ -66,7 +68,8 @@ class Storm:
         self.weather = Weather(f"{seed} weather")
         self.network = Network(self.clock, self.trace, self.weather)
         self.hosts = [
-            Host(f"{letter}.test", folder / letter, self.network, self.seed) for letter in "abcdefgh"[: plan.servers]
+            Host(f"{letter}.test", folder / letter, self.network, self.seed, plan.federating)
+            for letter in "abcdefgh"[: plan.servers]
         ]
         self.people: list[Person] = []
         self.anchors: list[Person] = []
@@ -288,6 +291,9 @@ class Storm:
             if not self.acting:
                 return
             host = self.chance.choice(self.hosts)
+            if host.several is not None and self.chance.random() < 0.7:
+                host.several.trouble()
+                continue
             if len(self.hosts) < 2 or self.chance.random() < 0.4:
                 await self._crash(host)
             else:

@@ -50,6 +50,10 @@ class StormTests(SynchronousTestCase):
         self.assertEqual(len(digests[0]), 1)
         self.assertEqual(digests[0], digests[1])
 
+    def test_several_processes_federate(self) -> None:
+        """Each server has three, and they are killed in turn."""
+        self.held("--seeds", "2", "--federating", "3", "--seconds", "40")
+
     def test_many_servers(self) -> None:
         """Five servers with two people each."""
         self.held("--seeds", "1", "--servers", "5", "--people", "2", "--rooms", "1", "--seconds", "40")

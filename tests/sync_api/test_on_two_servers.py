@@ -125,6 +125,49 @@ class OnTwoServers(SynchronousTestCase):
             self.assertEqual(ids(room["state"]), [name])
             self.begin(cache_bytes)
 
+    def test_a_gap_on_another_branch(self) -> None:
+        """What was said here meanwhile lies above the first event after the gap, and is found by going back."""
+        room_id = self.shared()
+        since = self.sync("alice")["next_batch"]
+        self.far.say(room_id, FAR, "lost")
+        self.here.network.answers["far", "get_missing_events"] = lambda request: RawAnswer(404, b"{}")
+        last = self.far.say(room_id, FAR, "last")
+        said = [self.here.say(room_id, A, str(n)) for n in range(5)]
+        self.pass_on(room_id, last)
+        for cache_bytes in (1 << 24, 1):
+            timeline = self.sync("alice", since)["rooms"]["join"][room_id]["timeline"]
+            self.assertEqual((ids(timeline), timeline["limited"]), ([last], True))
+            before = self.before(room_id, timeline["prev_batch"])
+            self.assertEqual([event for event in before if event in said], said[::-1])
+            self.begin(cache_bytes)
+
+    def test_a_short_timeline_on_another_branch(self) -> None:
+        room_id = self.shared()
+        since = self.sync("alice")["next_batch"]
+        theirs = [self.far.say(room_id, FAR, str(n)) for n in range(3)]
+        said = [self.here.say(room_id, A, str(n)) for n in range(5)]
+        self.pass_on(room_id, *theirs)
+        for cache_bytes in (1 << 24, 1):
+            answer = self.sync("alice", since, filter={"room": {"timeline": {"limit": 2}}})
+            timeline = answer["rooms"]["join"][room_id]["timeline"]
+            self.assertEqual((ids(timeline), timeline["limited"]), (theirs[1:], True))
+            before = self.before(room_id, timeline["prev_batch"])
+            self.assertEqual([event for event in before if event in said], said[::-1])
+            self.assertIn(theirs[0], before)
+            self.begin(cache_bytes)
+
+    def before(self, room_id: str, token: str | None) -> list[str]:
+        """The events of a few pages that go back from a place."""
+        events: list[str] = []
+        for _ in range(5):
+            reading = self.here.rooms.messages(room_id, A, "b", token, None, 10, None, False)
+            page = self.successResultOf(Deferred.fromCoroutine(reading))
+            events += [event.event_id for event in page.events]
+            token = page.end
+            if token is None:
+                break
+        return events
+
     def test_branches(self) -> None:
         """Both set the topic at once; every client ends up with the same one."""
         room_id = self.shared()

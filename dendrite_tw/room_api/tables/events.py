@@ -275,6 +275,15 @@ def last_live(txn: Transaction, room_nid: int, position: int) -> None:
     """The newest live event up to a stream position."""
 
 
+@maybe(
+    Place,
+    f"SELECT * FROM ({_PLACES} AND position > 0 AND position <= :position AND status = 0 "
+    "ORDER BY position DESC LIMIT :count) AS newest ORDER BY depth DESC, position DESC LIMIT 1",
+)
+def highest_live(txn: Transaction, room_nid: int, position: int, count: int) -> None:
+    """The one of greatest depth among the newest live events up to a stream position."""
+
+
 @maybe(Place, f"{_PLACES} AND position > 0 AND position > :position AND status = 0 ORDER BY position LIMIT 1")
 def first_live(txn: Transaction, room_nid: int, position: int) -> None:
     """The first live event after a stream position."""
