@@ -4,6 +4,7 @@
 # make test-postgresql   the tests of the components again, over PostgreSQL
 # make test-postgresql-versions   tests of the database over the oldest and the newest PostgreSQL; VERSIONS=12
 # make test-polylith     the tests of the whole server again, over two processes of each component
+# make test-polylith-nats   those of them that are stories, over a real nats-server
 # make lint    ruff; make types: mypy
 # make ci      what a change must pass: .ci/run
 # make venv    the environment in .venv that all of these use; made anew when the pinned versions change
@@ -20,6 +21,7 @@ TESTS ?= tests
 JOBS ?= 2
 ON_POSTGRESQL ?= tests.federation_api tests.room_api tests.user_api tests.sync_api tests.media_api tests.client_api tests.stories tests.test_bad_input
 
+ON_NATS ?= tests.stories
 ON_POLYLITH ?= tests.stories tests.federation_api.test_whole tests.federation_api.test_bad_events tests.federation_api.test_outbound tests.federation_api.test_wiring tests.media_api.test_between_servers tests.test_bad_input tests.test_routes
 
 pip := $(VENV)/bin/pip --disable-pip-version-check
@@ -28,7 +30,7 @@ project := setup.cfg pyproject.toml dendrite_tw/__init__.py
 VERSIONS ?= 12 18
 ON_VERSIONS ?= tests.database tests.interop.test_postgresql_shared
 
-.PHONY: run test test-postgresql test-polylith test-postgresql-versions lint types ci venv samples clean
+.PHONY: run test test-postgresql test-polylith test-polylith-nats test-postgresql-versions lint types ci venv samples clean
 .DELETE_ON_ERROR:
 
 venv: $(VENV)/.runtime
@@ -75,6 +77,10 @@ test-postgresql-versions: $(VENV)/.test
 test-polylith: $(VENV)/.test
 	@.ci/install-test-tools
 	TEST_POLYLITH=1 $(VENV)/bin/trial -j$(JOBS) $(ON_POLYLITH)
+
+test-polylith-nats: $(VENV)/.test
+	@.ci/install-test-tools
+	TEST_POLYLITH=nats $(VENV)/bin/trial -j$(JOBS) $(ON_NATS)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
