@@ -14,6 +14,7 @@ import resource
 import socket
 import stat
 import sys
+import tempfile
 import urllib.error
 from email.message import Message
 from pathlib import Path
@@ -628,7 +629,10 @@ class Start(Case):
         self.assertFalse(Path(self.socket).exists())
 
     def test_a_service_manager_is_told(self) -> None:
-        path = self.file("notify")
+        # A path of a socket is short; that of the test's folder may not be.
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        path = f"{folder.name}/notify"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(path)
             manager.setblocking(False)

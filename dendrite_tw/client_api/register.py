@@ -204,9 +204,7 @@ class RegisterSection:
         localpart = body.username if body.username is not None else body.user
         if localpart is None:
             raise missing_param("username is required.")
-        account = NewAccount(
-            localpart=localpart, account_type=TYPE_APPSERVICE, appservice_id=service.appservice_id
-        )
+        account = NewAccount(localpart=localpart, account_type=TYPE_APPSERVICE, appservice_id=service.appservice_id)
         return await self._make(request, account, body)
 
     async def _register_guest(self, request: Exchange, body: GuestBody) -> dict[str, Any]:

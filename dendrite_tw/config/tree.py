@@ -64,9 +64,7 @@ class Database(Section, frozen=True, kw_only=True):
             secret=True,
         ),
     ] = ""
-    max_open_conns: Annotated[
-        int, Key("Most connections at a time to PostgreSQL; 0 or less = no limit.")
-    ] = 90
+    max_open_conns: Annotated[int, Key("Most connections at a time to PostgreSQL; 0 or less = no limit.")] = 90
     max_idle_conns: Annotated[int, Key("Idle connections that are kept; 0 or less = none.")] = 2
     conn_max_lifetime: Annotated[int, Key("Seconds after which a connection is replaced; 0 or less = never.")] = -1
 
@@ -90,9 +88,7 @@ class Database(Section, frozen=True, kw_only=True):
 class ComponentDatabase(Database, frozen=True, kw_only=True):
     """The database of one component, where `global.database` does not serve them all."""
 
-    max_open_conns: Annotated[
-        int, Key("Most connections at a time to PostgreSQL; 0 or less = no limit.")
-    ] = 10
+    max_open_conns: Annotated[int, Key("Most connections at a time to PostgreSQL; 0 or less = no limit.")] = 10
 
 
 def _database(name: str) -> Key:

@@ -26,7 +26,6 @@ RESULT: Final = b"\x00"
 ERROR: Final = b"\x01"
 
 
-
 def _plain(value: Any) -> Any:
     """JSON that is encoded already, as what it says."""
     if isinstance(value, orjson.Fragment):

@@ -116,9 +116,7 @@ def auth_state(auth_events: Iterable[Event], create: Event | None = None) -> dic
     return state
 
 
-def check_event_auth_events(
-    event: Event, auth_events: Sequence[Event], *, rejected: Collection[str] = ()
-) -> None:
+def check_event_auth_events(event: Event, auth_events: Sequence[Event], *, rejected: Collection[str] = ()) -> None:
     """Check what ``event.auth_events`` names; raises `AuthError`.
 
     ``auth_events`` are those events, all of them; ``rejected`` the ids of those which were themselves
@@ -433,9 +431,7 @@ def _check_power_levels(event: Event, state: StateMap, levels: PowerLevels) -> N
     _check_changes(_entries(old, "events"), _entries(new, "events"), power, version)
     if version.limit_notifications_power_levels:
         _check_changes(_entries(old, "notifications"), _entries(new, "notifications"), power, version)
-    _check_changes(
-        _entries(old, "users"), _entries(new, "users"), power, version, users=True, own=event.sender
-    )
+    _check_changes(_entries(old, "users"), _entries(new, "users"), power, version, users=True, own=event.sender)
 
 
 def _check_levels_well_formed(content: Mapping[str, Any], version: RoomVersion) -> None:

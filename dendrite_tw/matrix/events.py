@@ -124,9 +124,7 @@ class ReceivedEvent(msgspec.Struct, frozen=True, eq=False):
 
 
 def _decode(data: bytes, version: RoomVersion) -> dict[str, Any]:
-    value = (
-        canonical_json.decode(data) if version.strict_canonical_json else canonical_json.decode_lenient(data)
-    )
+    value = canonical_json.decode(data) if version.strict_canonical_json else canonical_json.decode_lenient(data)
     if not isinstance(value, dict):
         raise CanonicalJSONError("not a JSON object")
     return value
@@ -218,9 +216,7 @@ def shared(text: str) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def _event(
-    pdu: dict[str, Any], version: RoomVersion, event_id: str, encoded: bytes, unsigned: dict[str, Any]
-) -> Event:
+def _event(pdu: dict[str, Any], version: RoomVersion, event_id: str, encoded: bytes, unsigned: dict[str, Any]) -> Event:
     """Make the event from a PDU whose format is known to be right."""
     event_type, sender, state_key = shared(pdu["type"]), shared(pdu["sender"]), pdu.get("state_key")
     room_id = pdu.get("room_id")
@@ -265,11 +261,7 @@ def _checked_pdu(
 
 
 def _encode_received(fields: Mapping[str, Any], version: RoomVersion) -> bytes:
-    encoded = (
-        canonical_json.encode(fields)
-        if version.strict_canonical_json
-        else canonical_json.encode_lenient(fields)
-    )
+    encoded = canonical_json.encode(fields) if version.strict_canonical_json else canonical_json.encode_lenient(fields)
     if len(encoded) > MAX_PDU_BYTES:
         raise EventTooLargeError("the event is larger than 65,536 bytes")
     return encoded

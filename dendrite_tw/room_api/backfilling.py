@@ -255,5 +255,3 @@ class Backfilling:
             if state is not None:
                 return state
         return None
-
-

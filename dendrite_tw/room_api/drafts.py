@@ -122,9 +122,7 @@ class Drafting:
             distribute=batch.room.standing == PARTIAL or _is_shared(head) or _is_shared(place.after),
         )
 
-    async def _build(
-        self, batch: Batch, draft: Draft, prev_events: Sequence[str], authority: Sequence[Event]
-    ) -> Event:
+    async def _build(self, batch: Batch, draft: Draft, prev_events: Sequence[str], authority: Sequence[Event]) -> Event:
         room, hashes = batch.room, None
         if room.version.event_format == "pairs":
             previous = [batch.events[batch.nids[one]] for one in prev_events if one in batch.nids]

@@ -160,9 +160,7 @@ class Pages:
     async def _chosen(self, rows: Sequence[PlacedRow], filter: EventFilter) -> list[PlacedRow]:
         """Those of the rows whose events a filter lets through."""
         return [
-            row
-            for row, event in zip(rows, await self._shown.show_placed(rows), strict=True)
-            if chosen(event, filter)
+            row for row, event in zip(rows, await self._shown.show_placed(rows), strict=True) if chosen(event, filter)
         ]
 
     async def _senders_of(

@@ -109,9 +109,7 @@ class Peers:
         found = _decoded(answer, _Missing)
         return None if found is None else [bytes(raw) for raw in found.events[:MISSING_LIMIT]]
 
-    async def backfill(
-        self, server: str, room_id: str, event_ids: list[str], deadline: Deadline
-    ) -> list[bytes] | None:
+    async def backfill(self, server: str, room_id: str, event_ids: list[str], deadline: Deadline) -> list[bytes] | None:
         """Some events and those before them, at most `BACKFILL_LIMIT` in all."""
         path = f"{V1}/backfill/{quote(room_id, safe='')}"
         query = [*(("v", event_id) for event_id in event_ids), ("limit", str(BACKFILL_LIMIT))]
@@ -129,9 +127,7 @@ class Peers:
     async def state_ids(self, server: str, room_id: str, event_id: str, deadline: Deadline) -> StateIds | None:
         """The state before an event."""
         path = f"{V1}/state_ids/{quote(room_id, safe='')}"
-        answer = await self._ask(
-            "GET", server, path, [("event_id", event_id)], None, IDS_BYTES, STATE_MS, deadline
-        )
+        answer = await self._ask("GET", server, path, [("event_id", event_id)], None, IDS_BYTES, STATE_MS, deadline)
         found = _decoded(answer, StateIds)
         if found is None or len(found.pdu_ids) + len(found.auth_chain_ids) > STATE_LIMIT:
             return None
@@ -140,9 +136,7 @@ class Peers:
     async def state(self, server: str, room_id: str, event_id: str, deadline: Deadline) -> list[bytes] | None:
         """The events of `state_ids`, all of them."""
         path = f"{V1}/state/{quote(room_id, safe='')}"
-        answer = await self._ask(
-            "GET", server, path, [("event_id", event_id)], None, STATE_BYTES, STATE_MS, deadline
-        )
+        answer = await self._ask("GET", server, path, [("event_id", event_id)], None, STATE_BYTES, STATE_MS, deadline)
         found = _decoded(answer, _Pdus)
         if found is None or len(found.pdus) + len(found.auth_chain) > STATE_LIMIT:
             return None

@@ -206,9 +206,7 @@ class Placing:
         tape, before_nid, first = _kept(head.tape, before, snapshot_nids)
         before = State(before.slots, before_nid)
         after = before if slot_nid is None else State(before.slots.set(slot_nid, event_nid), 0)
-        referring = await self._database.read(
-            edge_table.accepted_referring, event.event_id, batch.room.room_nid
-        )
+        referring = await self._database.read(edge_table.accepted_referring, event.event_id, batch.room.room_nid)
         extremities = await self._extremities(batch, event, bool(referring))
         batch = batch.seen_with(event, event_nid)
         current = await self._current(batch, extremities, event.event_id, after)

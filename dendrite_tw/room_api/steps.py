@@ -117,9 +117,7 @@ class Batch:
 
     def seen_with(self, event: Event, event_nid: int) -> Batch:
         """The batch as if it had an event, which is not accepted yet."""
-        return replace(
-            self, events={**self.events, event_nid: event}, nids={**self.nids, event.event_id: event_nid}
-        )
+        return replace(self, events={**self.events, event_nid: event}, nids={**self.nids, event.event_id: event_nid})
 
     def copy(self) -> Batch:
         """What to go back to where the rest of a work is refused."""

@@ -187,7 +187,8 @@ class Storing:
             [
                 (relation.event_id, step.event_nid, room_nid, relation.rel_type)
                 for step in steps
-                if step.status == event_table.ACCEPTED and (relation := relation_of(step.event.content)) is not None
+                if step.status == event_table.ACCEPTED
+                and (relation := relation_of(step.event.content)) is not None
                 and "\0" not in relation.event_id + relation.rel_type
             ],
         )

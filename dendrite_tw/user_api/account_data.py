@@ -140,7 +140,6 @@ def check_type(type: str) -> None:
         raise invalid_param(f"A type of account data has 1 to {TYPE_LIMIT} bytes.")
 
 
-
 def _for_client(user_id: str, room_id: str, type: str, content: bytes) -> bytes:
     """Stored content as clients see it: push rules are stored as what differs from the defaults."""
     if type == PUSH_RULES and not room_id:

@@ -268,9 +268,7 @@ class Accounts:
         left_all = True
         for membership in await self._rooms.memberships(user_id):
             if membership.membership in ("join", "invite", "knock"):
-                change = MembershipChange(
-                    room_id=membership.room_id, sender=user_id, target=user_id, action="leave"
-                )
+                change = MembershipChange(room_id=membership.room_id, sender=user_id, target=user_id, action="leave")
                 try:
                     await self._rooms.change_membership(change)
                 except MatrixError as error:

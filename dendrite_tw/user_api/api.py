@@ -572,9 +572,7 @@ class UserAPI(Protocol):
     async def put_receipts(self, receipts: list[Receipt]) -> None:
         """Take receipts, of local users or from other servers; those that are behind what is stored are dropped."""
 
-    async def read_up_to(
-        self, user_id: str, room_id: str, receipts: dict[str, str], thread_id: str | None
-    ) -> None:
+    async def read_up_to(self, user_id: str, room_id: str, receipts: dict[str, str], thread_id: str | None) -> None:
         """A local user has read: `receipts` is receipt type (``m.fully_read`` too) to event ID.
 
         Raises 403 unless the user is joined, 404 for an event not of this room, 400

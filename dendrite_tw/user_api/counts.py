@@ -212,7 +212,5 @@ class Reader:
             room_id=room_id,
             notification_count=max(0, main[0]),
             highlight_count=max(0, main[1]),
-            threads={
-                thread: (max(0, sums[0]), max(0, sums[1])) for thread, sums in counts.items() if max(sums) > 0
-            },
+            threads={thread: (max(0, sums[0]), max(0, sums[1])) for thread, sums in counts.items() if max(sums) > 0},
         )

@@ -103,9 +103,7 @@ class KeyComponent:
         self._signing = CrossSigning(database, self._changes, devices_of, server_name)
         self._to_device = ToDevice(database, outbox, clock, world.random, devices_of, server_name, budget, exclusive)
         self._backup = KeyBackup(database)
-        self.lists = RemoteLists(
-            database, self._changes, rooms, server_name, Fetches(database, clock, world.random)
-        )
+        self.lists = RemoteLists(database, self._changes, rooms, server_name, Fetches(database, clock, world.random))
         self.resyncs = Resyncs(federation, self.lists, world, workers, database.shared)
         self.lists.on_stale = self._stale
         self._remote = RemoteKeys(federation, self.lists, keys or self, rooms, world.time)

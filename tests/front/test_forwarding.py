@@ -460,5 +460,3 @@ class Leaving(ForwardingCase):
         slow = Connection(self)
         slow.send(b"POST /_matrix/client/v3/user/x/filter HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n")
         self.assertIn(b" 503 ", slow.wire.value())
-
-

@@ -55,7 +55,6 @@ class FailoverTests(Load):
         self.begin([self.join(string, shared="pairs") for string in strings])
         return run(self.under_load(self.fail_over(), each=6))
 
-
     async def test_a_standby_is_never_asked(self) -> None:
         """Even where it is named first, and nothing says that it will not do."""
         database = self.join(self.uri(self.standby.port, self.primary.port))

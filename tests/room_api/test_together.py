@@ -31,11 +31,14 @@ class TogetherTests(RoomStory):
 
     def test_rooms_of_users(self) -> None:
         found = self.do(self.rooms.rooms_joined([ALICE, BOB, CAROL]))
-        self.assertEqual({user: set(rooms) for user, rooms in found.items()}, {
-            ALICE: set(self.ids),
-            BOB: {self.ids[0]},
-            CAROL: set(),
-        })
+        self.assertEqual(
+            {user: set(rooms) for user, rooms in found.items()},
+            {
+                ALICE: set(self.ids),
+                BOB: {self.ids[0]},
+                CAROL: set(),
+            },
+        )
 
     def test_views_of_rooms(self) -> None:
         wanted = [self.ids[2], "!unknown:test", self.ids[0]]

@@ -30,9 +30,7 @@ class ChangeRow(msgspec.Struct, frozen=True):
 def changes(txn: Transaction) -> None: ...
 
 
-@none(
-    "INSERT INTO push_rule_changes (user_id, content) VALUES (:user_id, :content) ON CONFLICT (user_id) DO NOTHING"
-)
+@none("INSERT INTO push_rule_changes (user_id, content) VALUES (:user_id, :content) ON CONFLICT (user_id) DO NOTHING")
 def note(txn: Transaction, user_id: str, content: bytes) -> None:
     """Rules change; those before the first change count that was not taken up."""
 
