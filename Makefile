@@ -19,7 +19,10 @@ HTTPS ?= 127.0.0.1:8448
 OPTIONS ?=
 TESTS ?= tests
 JOBS ?= 2
-ON_POSTGRESQL ?= tests.federation_api tests.room_api tests.user_api tests.sync_api tests.media_api tests.client_api tests.stories tests.test_bad_input
+# Without those that play the same tests again on two processes by turns: that takes as long as all the others.
+on_postgresql := $(addprefix tests/,federation_api room_api user_api sync_api media_api client_api stories)
+on_postgresql := $(filter-out %/test_by_turns.py,$(wildcard $(addsuffix /test_*.py,$(on_postgresql))))
+ON_POSTGRESQL ?= $(subst /,.,$(basename $(on_postgresql))) tests.test_bad_input
 
 ON_NATS ?= tests.stories
 ON_POLYLITH ?= tests.stories tests.federation_api.test_whole tests.federation_api.test_bad_events tests.federation_api.test_outbound tests.federation_api.test_wiring tests.media_api.test_between_servers tests.test_bad_input tests.test_routes
