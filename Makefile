@@ -3,8 +3,8 @@
 # make test    the whole test suite, in parallel; make test TESTS=tests.matrix JOBS=4; installs what it needs
 # make test-postgresql   the tests of the components again, over PostgreSQL
 # make test-postgresql-versions   tests of the database over the oldest and the newest PostgreSQL; VERSIONS=12
-# make test-polylith     the tests of the whole server again, over two processes of each component
-# make test-polylith-nats   those of them that are stories, over a real nats-server
+# make test-polylith     the tests of the whole server again, over two processes of each component, but for the stories
+# make test-polylith-nats   the stories over two processes of each component and a real nats-server
 # make lint    ruff; make types: mypy
 # make ci      what a change must pass: .ci/run
 # make venv    the environment in .venv that all of these use; made anew when the pinned versions change
@@ -25,7 +25,7 @@ on_postgresql := $(filter-out %/test_by_turns.py,$(wildcard $(addsuffix /test_*.
 ON_POSTGRESQL ?= $(subst /,.,$(basename $(on_postgresql))) tests.test_bad_input
 
 ON_NATS ?= tests.stories
-ON_POLYLITH ?= tests.stories tests.federation_api.test_whole tests.federation_api.test_bad_events tests.federation_api.test_outbound tests.federation_api.test_wiring tests.media_api.test_between_servers tests.test_bad_input tests.test_routes
+ON_POLYLITH ?= tests.federation_api.test_whole tests.federation_api.test_bad_events tests.federation_api.test_outbound tests.federation_api.test_wiring tests.media_api.test_between_servers tests.test_bad_input tests.test_routes
 
 pip := $(VENV)/bin/pip --disable-pip-version-check
 project := setup.cfg pyproject.toml dendrite_tw/__init__.py
