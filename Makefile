@@ -24,6 +24,8 @@ on_postgresql := $(addprefix tests/,federation_api room_api user_api sync_api me
 on_postgresql := $(filter-out %/test_by_turns.py,$(wildcard $(addsuffix /test_*.py,$(on_postgresql))))
 ON_POSTGRESQL ?= $(subst /,.,$(basename $(on_postgresql))) tests.test_bad_input
 
+# The broker of these: in memory, or a real nats-server (nats).
+BROKER ?= memory
 ON_NATS ?= tests.stories
 ON_POLYLITH ?= tests.federation_api.test_whole tests.federation_api.test_bad_events tests.federation_api.test_outbound tests.federation_api.test_wiring tests.media_api.test_between_servers tests.test_bad_input tests.test_routes
 
@@ -79,7 +81,7 @@ test-postgresql-versions: $(VENV)/.test
 
 test-polylith: $(VENV)/.test
 	@.ci/install-test-tools
-	TEST_POLYLITH=1 $(VENV)/bin/trial -j$(JOBS) $(ON_POLYLITH)
+	TEST_POLYLITH=$(BROKER) $(VENV)/bin/trial -j$(JOBS) $(ON_POLYLITH)
 
 test-polylith-nats: $(VENV)/.test
 	@.ci/install-test-tools

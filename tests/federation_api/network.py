@@ -97,6 +97,8 @@ class Network:
         self.names = Names()
         self.listeners: dict[tuple[str, int], Any] = {}
         self.connections: list[tuple[str, int]] = []
+        self.settle: Callable[[], None] = lambda: None
+        """Lets what is outside of this network, such as a broker, come to rest."""
         self._pumps: list[IOPump] = []
         self._leads: dict[IOPump, tuple[str, int]] = {}
 
@@ -157,6 +159,7 @@ class Network:
         self.flush()
         for _ in range(4):
             if not begun.called:
+                self.settle()
                 self.advance(CONNECTION_REFUSED_SECONDS)
         return begun
 

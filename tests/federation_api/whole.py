@@ -65,6 +65,8 @@ class WholeServerTestCase(ServerTestCase):
     def start(self, seed: int = 0) -> Any:
         server = super().start(seed)
         self.network.names.known["test"] = [WHOLE_ADDRESS]
+        if POLYLITH:
+            self.network.settle = self.pump
         self.network.listen(WHOLE_ADDRESS, 8448, server.factory(self.clock), certificate_for="test")
         return server
 
